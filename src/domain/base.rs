@@ -1,0 +1,17 @@
+//! A base: a read-only root filesystem that sparks start from.
+
+use super::spark::{Id, Time};
+
+/// `bases/B/base.json`.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct BaseRecord {
+    /// [`super::FORMAT`].
+    pub version: u32,
+    pub id: Id,
+    pub created: Time,
+    /// How it was made, in words: `bootstrap bookworm`, `import rootfs.tar.zst`.
+    pub origin: String,
+    /// Fields of a later version of this program, kept as they are.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, serde_json::Value>,
+}

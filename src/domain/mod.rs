@@ -1,0 +1,12 @@
+//! Plain types and their rules. Nothing here reads, writes or asks the system anything.
+
+pub mod base;
+pub mod limits;
+pub mod name;
+pub mod options;
+pub mod place;
+pub mod project;
+pub mod spark;
+
+/// Newest version of every record on disk. A newer one is refused rather than guessed at.
+pub const FORMAT: u32 = 1;

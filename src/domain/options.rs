@@ -1,0 +1,208 @@
+//! What a user may choose about a spark when making it. Stored in its record.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::limits::Limits;
+use super::spark::Labels;
+
+/// The options of `spark create`.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct SparkOptions {
+    /// Environment of every command, over the bundle's own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Directories of the host.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<BindMount>,
+    pub network: Network,
+    pub limits: Limits,
+    /// `name`, `uid`, `name:group` or `uid:gid`; root if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The user's home if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<PathBuf>,
+    /// The spark's name if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// The bundle template; `default` if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
+    pub shared: Shared,
+}
+
+/// What a spark sees of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// The host's own.
+    #[default]
+    Host,
+    /// Only a loopback device.
+    None,
+}
+
+impl FromStr for Network {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "host" => Ok(Network::Host),
+            "none" => Ok(Network::None),
+            "project" => Err("project networks do not exist yet: use `host` or `none`".into()),
+            _ => Err(format!("`{s}` is not a network: use `host` or `none`")),
+        }
+    }
+}
+
+/// How `/spark/bin`, `/spark/all` and `/spark/proj` are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shared {
+    #[default]
+    Rw,
+    Ro,
+    None,
+}
+
+impl FromStr for Shared {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "rw" => Ok(Shared::Rw),
+            "ro" => Ok(Shared::Ro),
+            "none" => Ok(Shared::None),
+            _ => Err(format!("`{s}` is not one of rw, ro, none")),
+        }
+    }
+}
+
+/// A directory or file of the host, mounted into a spark: `type=bind,src=/a,dst=/b[,ro]`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct BindMount {
+    pub src: PathBuf,
+    pub dst: PathBuf,
+    #[serde(default)]
+    pub ro: bool,
+}
+
+impl FromStr for BindMount {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (mut src, mut dst, mut ro) = (None, None, false);
+        for part in s.split(',') {
+            match part.split_once('=').unwrap_or((part, "")) {
+                ("type", "bind") => {}
+                ("type", other) => return Err(format!("mount type `{other}` is not known: only `bind` is")),
+                ("src" | "source", path) => src = Some(PathBuf::from(path)),
+                ("dst" | "destination" | "target", path) => dst = Some(PathBuf::from(path)),
+                ("ro" | "readonly", "" | "true") => ro = true,
+                ("rw", "") => ro = false,
+                _ => return Err(format!("`{part}` is not understood: write type=bind,src=DIR,dst=DIR[,ro]")),
+            }
+        }
+        let (Some(src), Some(dst)) = (src, dst) else {
+            return Err("src and dst are both needed: type=bind,src=DIR,dst=DIR[,ro]".into());
+        };
+        if !dst.is_absolute() || dst.components().any(|c| matches!(c, std::path::Component::ParentDir)) {
+            return Err(format!("dst `{}` has to be an absolute path without `..`", dst.display()));
+        }
+        if dst == std::path::Path::new("/") {
+            return Err("dst cannot be `/`".into());
+        }
+        Ok(BindMount { src, dst, ro })
+    }
+}
+
+/// Parses `K=V`; a bare `K` is refused with a way out.
+pub fn parse_env(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if valid_key(key) => {
+            if value.contains('\0') {
+                return Err(format!("the value of `{key}` holds a NUL"));
+            }
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        Some((key, _)) => Err(format!("`{}` is not a variable's name", key.escape_default())),
+        None => Err(format!("`{}` has no value: write KEY=VALUE", text.escape_default())),
+    }
+}
+
+fn valid_key(key: &str) -> bool {
+    !key.is_empty()
+        && !key.as_bytes()[0].is_ascii_digit()
+        && key.bytes().all(|b| b.is_ascii_graphic() && b != b'=')
+}
+
+/// Parses an environment file: `KEY=VALUE` lines, blank lines and `#` comments. Errors carry the line.
+pub fn parse_env_file(text: &str) -> Result<Vec<(String, String)>, String> {
+    let mut out = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        out.push(parse_env(line).map_err(|e| format!("line {}: {e}", number + 1))?);
+    }
+    Ok(out)
+}
+
+/// Checks a host name: RFC 1123 labels, 64 bytes at most, as `sethostname(2)` takes it.
+pub fn parse_hostname(text: &str) -> Result<String, String> {
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.len() <= 63
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    if text.len() <= 64 && text.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("`{}` is not a host name", text.escape_default()))
+    }
+}
+
+/// Checks an absolute path inside a spark.
+pub fn parse_inside(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with('/') && !text.contains('\0') {
+        Ok(text.into())
+    } else {
+        Err(format!("`{}` has to be an absolute path", text.escape_default()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_needs_both_ends_and_stays_inside() {
+        let m: BindMount = "type=bind,src=/a,dst=/b,ro".parse().unwrap();
+        assert_eq!(m, BindMount { src: "/a".into(), dst: "/b".into(), ro: true });
+        for bad in ["src=/a", "dst=/b", "type=tmpfs,dst=/a", "src=/a,dst=b", "src=/a,dst=/x/../..", "src=/a,dst=/", "what"]
+        {
+            assert!(bad.parse::<BindMount>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_environment_file_names_the_bad_line() {
+        let ok = parse_env_file("# c\n\nA=1\nexport B=x=y\n").unwrap();
+        assert_eq!(ok, [("A".into(), "1".into()), ("B".into(), "x=y".into())]);
+        assert!(parse_env_file("A=1\nnope\n").unwrap_err().starts_with("line 2:"));
+        assert!(parse_env("1A=x").is_err() && parse_env("=x").is_err() && parse_env("A=x\0").is_err());
+    }
+
+    #[test]
+    fn host_names_follow_rfc_1123() {
+        assert!(parse_hostname("web-1.shop").is_ok());
+        assert!(parse_hostname("-web").is_err() && parse_hostname("a b").is_err() && parse_hostname("").is_err());
+    }
+}

@@ -1,0 +1,121 @@
+//! Where everything is: the paths below `SPARK_ROOT` and `SPARK_RUN`.
+
+use std::path::{Path, PathBuf};
+
+use super::name::Name;
+use super::spark::Id;
+
+/// Default of `SPARK_ROOT`.
+pub const ROOT: &str = "/var/lib/spark";
+/// Default of `SPARK_RUN`.
+pub const RUN: &str = "/run/spark";
+
+/// The two directories that everything of one installation is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// What persists.
+    pub root: PathBuf,
+    /// What a reboot ends.
+    pub run: PathBuf,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Place { root: ROOT.into(), run: RUN.into() }
+    }
+}
+
+impl Place {
+    /// The sparse file that holds the pool where `root` is not on btrfs.
+    pub fn loop_image(&self) -> PathBuf {
+        self.root.join("pool.btrfs")
+    }
+
+    /// The btrfs.
+    pub fn pool(&self) -> PathBuf {
+        self.root.join("pool")
+    }
+
+    /// The index from container ids to sparks.
+    pub fn index(&self) -> PathBuf {
+        self.root.join("state/oci")
+    }
+
+    /// The index of sparks that end with the command that made them.
+    pub fn ephemeral(&self) -> PathBuf {
+        self.root.join("state/ephemeral")
+    }
+
+    /// libcontainer's own root: `youki --root` of this lists the sparks.
+    pub fn oci(&self) -> PathBuf {
+        self.run.join("oci")
+    }
+
+    /// The OCI bundle of a running spark.
+    pub fn bundle(&self, id: &Id) -> PathBuf {
+        self.run.join("bundles").join(id.as_str())
+    }
+}
+
+/// Paths inside the pool.
+#[derive(Debug, Clone)]
+pub struct PoolPaths {
+    /// The pool's top.
+    pub top: PathBuf,
+}
+
+impl PoolPaths {
+    pub fn layout(&self) -> PathBuf {
+        self.top.join("layout.json")
+    }
+    pub fn projects(&self) -> PathBuf {
+        self.top.join("projects")
+    }
+    pub fn project(&self, project: &Name) -> PathBuf {
+        self.projects().join(project)
+    }
+    pub fn sparks(&self, project: &Name) -> PathBuf {
+        self.project(project).join("sparks")
+    }
+    pub fn spark(&self, project: &Name, spark: &Name) -> PathBuf {
+        self.sparks(project).join(spark)
+    }
+    pub fn shared(&self, project: &Name) -> PathBuf {
+        self.project(project).join("shared")
+    }
+    pub fn bases(&self) -> PathBuf {
+        self.top.join("bases")
+    }
+    pub fn base(&self, base: &Name) -> PathBuf {
+        self.bases().join(base)
+    }
+    pub fn system(&self) -> PathBuf {
+        self.top.join("system")
+    }
+    pub fn staging(&self) -> PathBuf {
+        self.top.join("staging")
+    }
+    pub fn trash(&self) -> PathBuf {
+        self.top.join("trash")
+    }
+}
+
+/// Files of one spark's directory.
+#[derive(Debug, Clone, Copy)]
+pub struct SparkPaths<'a>(pub &'a Path);
+
+impl SparkPaths<'_> {
+    pub fn record(&self) -> PathBuf {
+        self.0.join("spark.json")
+    }
+    pub fn root(&self) -> PathBuf {
+        self.0.join("root")
+    }
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+    /// Where a deleted spark came from; beside the record, and only of meaning in the trash.
+    pub fn origin(&self) -> PathBuf {
+        self.0.join("trash.json")
+    }
+}

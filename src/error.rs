@@ -1,0 +1,267 @@
+//! The one error type: what was attempted, on what, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::domain::name::InvalidName;
+
+/// The result of every fallible function of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. [`Error::code`] is the stable word for programs, [`Error::hint`] the advice for people.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The command was used wrongly.
+    #[error("{message}")]
+    Usage { message: String, hint: Option<String> },
+
+    /// A named thing is not there. `near` holds existing names that look alike.
+    #[error("{kind} `{name}` does not exist{}", place(in_project))]
+    NotFound { kind: &'static str, name: String, in_project: Option<String>, near: Vec<String> },
+
+    /// A name is taken.
+    #[error("{kind} `{name}` exists already{}", place(in_project))]
+    Exists { kind: &'static str, name: String, in_project: Option<String> },
+
+    /// The thing is there, but not in a state that allows it.
+    #[error("cannot {action} {kind} `{name}`: it is {state}")]
+    WrongState { action: &'static str, kind: &'static str, name: String, state: String, hint: String },
+
+    /// Somebody else is using it.
+    #[error("{what} is busy: {why}")]
+    Busy { what: String, why: String },
+
+    /// A name breaks the rules for names.
+    #[error("{0}")]
+    InvalidName(#[from] InvalidName),
+
+    /// This host, pool or root filesystem cannot do it.
+    #[error("{what}")]
+    NotSupported { what: String, hint: Option<String> },
+
+    /// The host lacks something.
+    #[error("{what}")]
+    Host { what: String, hint: String, source: Option<io::Error> },
+
+    /// The caller may not do this.
+    #[error("{what}")]
+    Denied { what: String, hint: String },
+
+    /// A file of ours does not hold what it should.
+    #[error("{} is damaged: {why}", path.display())]
+    Corrupt { path: PathBuf, why: String, hint: Option<String> },
+
+    /// An image or archive is refused.
+    #[error("cannot import {what}: {why}")]
+    Image { what: String, why: String },
+
+    /// A system call on a path failed.
+    #[error("cannot {action} {}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+
+    /// A system call that has no path failed.
+    #[error("cannot {action}")]
+    Sys { action: &'static str, source: io::Error },
+
+    /// libcontainer refused. `detail` is its own words.
+    #[error("cannot {action} container {id}: {detail}")]
+    Runtime { action: &'static str, id: String, detail: String },
+
+    /// A program that we ran failed.
+    #[error("{program} failed{}", detail_of(detail))]
+    Program { program: String, detail: String },
+
+    /// The command to execute could not be started inside.
+    #[error("cannot run `{command}` in spark `{spark}`: {source}")]
+    Exec { command: String, spark: String, source: io::Error },
+
+    /// Undoing a failed operation failed too. Both are kept.
+    #[error("{first}; and undoing it failed: {undo}")]
+    Undo { first: Box<Error>, undo: Box<Error> },
+
+    /// A test asked for it.
+    #[error("fault point {name}")]
+    Fault { name: &'static str },
+}
+
+fn place(project: &Option<String>) -> String {
+    project.as_ref().map(|p| format!(" in project `{p}`")).unwrap_or_default()
+}
+
+fn detail_of(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(": {detail}") }
+}
+
+/// The stable words of the command line's contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    Usage,
+    NotFound,
+    Exists,
+    WrongState,
+    Busy,
+    InvalidName,
+    NoSpace,
+    NotSupported,
+    Host,
+    Denied,
+    Corrupt,
+    Image,
+    Internal,
+}
+
+impl Code {
+    /// The word as it stands in `--json` output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Code::Usage => "usage",
+            Code::NotFound => "not_found",
+            Code::Exists => "exists",
+            Code::WrongState => "wrong_state",
+            Code::Busy => "busy",
+            Code::InvalidName => "invalid_name",
+            Code::NoSpace => "no_space",
+            Code::NotSupported => "not_supported",
+            Code::Host => "host",
+            Code::Denied => "denied",
+            Code::Corrupt => "corrupt",
+            Code::Image => "image",
+            Code::Internal => "internal",
+        }
+    }
+}
+
+impl Error {
+    /// An I/O error on `path`, for `map_err`.
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { action, path, source }
+    }
+
+    /// An I/O error without a path, for `map_err`.
+    pub fn sys(action: &'static str) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Sys { action, source }
+    }
+
+    /// A damaged file of ours.
+    pub fn corrupt(path: &Path, why: impl ToString) -> Error {
+        Error::Corrupt { path: path.to_owned(), why: why.to_string(), hint: None }
+    }
+
+    /// Wrong use, without advice.
+    pub fn usage(message: impl Into<String>) -> Error {
+        Error::Usage { message: message.into(), hint: None }
+    }
+
+    /// The stable word for this error.
+    pub fn code(&self) -> Code {
+        match self {
+            Error::Usage { .. } => Code::Usage,
+            Error::NotFound { .. } => Code::NotFound,
+            Error::Exists { .. } => Code::Exists,
+            Error::WrongState { .. } => Code::WrongState,
+            Error::Busy { .. } => Code::Busy,
+            Error::InvalidName(_) => Code::InvalidName,
+            Error::NotSupported { .. } => Code::NotSupported,
+            Error::Host { source, .. } => match source {
+                Some(e) if is_full(e) => Code::NoSpace,
+                _ => Code::Host,
+            },
+            Error::Denied { .. } => Code::Denied,
+            Error::Corrupt { .. } => Code::Corrupt,
+            Error::Image { .. } => Code::Image,
+            Error::Io { source, .. } | Error::Sys { source, .. } => code_of(source),
+            Error::Runtime { .. } | Error::Program { .. } | Error::Fault { .. } => Code::Internal,
+            Error::Exec { source, .. } => code_of(source),
+            Error::Undo { first, .. } => first.code(),
+        }
+    }
+
+    /// What the user can do about it, if there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Usage { hint, .. } | Error::NotSupported { hint, .. } | Error::Corrupt { hint, .. } => {
+                hint.clone()
+            }
+            Error::NotFound { near, kind, .. } => Some(match near.first() {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => list_hint(kind),
+            }),
+            Error::Exists { kind: "spark", name, .. } => {
+                Some(format!("choose another name, or remove it with `spark delete {name}`"))
+            }
+            Error::Exists { .. } => Some("choose another name, or delete it first".into()),
+            Error::WrongState { hint, .. } | Error::Host { hint, .. } | Error::Denied { hint, .. } => {
+                Some(hint.clone())
+            }
+            Error::InvalidName(e) => Some(e.hint()),
+            Error::Io { source, .. } | Error::Sys { source, .. } => io_hint(source),
+            Error::Runtime { .. } => Some("see what this host lacks with `spark doctor`".into()),
+            Error::Undo { first, .. } => first.hint().or_else(|| Some("collect what is left with `spark gc`".into())),
+            Error::Busy { .. } => Some("try again when the other command has ended".into()),
+            Error::Image { .. } | Error::Program { .. } | Error::Exec { .. } | Error::Fault { .. } => None,
+        }
+    }
+}
+
+fn list_hint(kind: &str) -> String {
+    match kind {
+        "base" => "list the bases with `spark base list`".into(),
+        "project" => "list the projects with `spark project list`".into(),
+        "deleted spark" => "list what can be brought back with `spark list --deleted`".into(),
+        _ => "list this project's sparks with `spark list`".into(),
+    }
+}
+
+fn is_full(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOSPC) | Some(libc::EDQUOT))
+}
+
+fn code_of(e: &io::Error) -> Code {
+    match e.raw_os_error() {
+        Some(libc::ENOSPC) | Some(libc::EDQUOT) => Code::NoSpace,
+        Some(libc::EACCES) | Some(libc::EPERM) => Code::Denied,
+        Some(libc::EROFS) | Some(libc::EMFILE) | Some(libc::ENFILE) | Some(libc::ENOMEM) => Code::Host,
+        Some(libc::EOPNOTSUPP) | Some(libc::ENOSYS) => Code::NotSupported,
+        Some(libc::EUCLEAN) => Code::Corrupt,
+        Some(libc::ENOENT) => Code::NotFound,
+        _ => Code::Internal,
+    }
+}
+
+fn io_hint(e: &io::Error) -> Option<String> {
+    match e.raw_os_error()? {
+        libc::ENOSPC | libc::EDQUOT => {
+            Some("free space with `spark gc` or `spark delete --now`, or grow it with `spark pool grow`".into())
+        }
+        libc::EROFS => Some("the pool is read-only: look at `dmesg` for btrfs errors, or remount it writable".into()),
+        libc::EACCES | libc::EPERM => Some("run it as root: `sudo spark …`".into()),
+        libc::EMFILE | libc::ENFILE => Some("too many open files: raise `ulimit -n`".into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_space_and_says_how_to_free_some() {
+        let e = Error::io("write", "/x")(io::Error::from_raw_os_error(libc::ENOSPC));
+        assert_eq!(e.code(), Code::NoSpace);
+        assert!(e.hint().unwrap().contains("spark gc"));
+    }
+
+    #[test]
+    fn a_missing_spark_suggests_a_near_name() {
+        let e = Error::NotFound {
+            kind: "spark",
+            name: "wbe".into(),
+            in_project: Some("shop".into()),
+            near: vec!["web".into()],
+        };
+        assert_eq!(e.to_string(), "spark `wbe` does not exist in project `shop`");
+        assert_eq!(e.hint().unwrap(), "did you mean `web`?");
+    }
+}

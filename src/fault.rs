@@ -1,0 +1,31 @@
+//! Named places where a test makes an operation fail or die.
+//!
+//! `SPARK_FAULT=NAME=fail` makes the place return an error, `NAME=die` kills the process there as a crash
+//! would. Without the feature `faults` a point is nothing at all.
+
+use crate::error::Result;
+
+/// Passes, unless a test asked for this place to fail or to die.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub fn point(_name: &'static str) -> Result<()> {
+    Ok(())
+}
+
+/// Passes, unless a test asked for this place to fail or to die.
+#[cfg(feature = "faults")]
+pub fn point(name: &'static str) -> Result<()> {
+    let Ok(wanted) = std::env::var("SPARK_FAULT") else { return Ok(()) };
+    let Some((place, what)) = wanted.split_once('=') else { return Ok(()) };
+    if place != name {
+        return Ok(());
+    }
+    match what {
+        "die" => {
+            // As abrupt as a crash: no destructor runs, no buffer is flushed.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            Ok(())
+        }
+        _ => Err(crate::error::Error::Fault { name }),
+    }
+}

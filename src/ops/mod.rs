@@ -1,0 +1,111 @@
+//! The operations: one file per verb. Everything that `spark` does, a program can do through [`Sparks`].
+
+use std::path::PathBuf;
+
+use crate::domain::name::{Name, SparkRef};
+use crate::domain::place::Place;
+use crate::error::{Error, Result};
+use crate::pool::Pool;
+
+pub mod base;
+pub mod create;
+pub mod delete;
+pub mod doctor;
+pub mod exec;
+pub mod gc;
+pub mod info;
+pub mod list;
+pub mod logs;
+pub mod pause;
+pub mod pool;
+pub mod project;
+pub mod rename;
+pub mod start;
+pub mod stop;
+pub mod undelete;
+
+/// Where a command is run, and what it was told about that.
+#[derive(Debug, Clone)]
+pub struct Context {
+    pub place: Place,
+    /// `--project` or `SPARK_PROJECT`.
+    pub project: Option<Name>,
+    /// Where the repository is looked for.
+    pub cwd: PathBuf,
+    /// `SPARK_BASE`.
+    pub base: Option<Name>,
+    /// Where the host's own bundle templates are: `/etc/spark/bundles`.
+    pub templates: PathBuf,
+}
+
+/// Hears of long work: a face may show it.
+pub trait Observer {
+    /// A step begins. `total` is what `advance` counts up to: bytes, entries or percent.
+    fn step(&self, what: &str, total: Option<u64>);
+    /// How far the step is.
+    fn advance(&self, done: u64);
+    /// Something that the user should know, step or not.
+    fn notice(&self, text: &str);
+}
+
+/// Hears nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn step(&self, _: &str, _: Option<u64>) {}
+    fn advance(&self, _: u64) {}
+    fn notice(&self, _: &str) {}
+}
+
+/// The sparks of one installation, seen from one project.
+#[derive(Debug)]
+pub struct Sparks {
+    pub(crate) pool: Pool,
+    pub(crate) context: Context,
+}
+
+impl Sparks {
+    /// Opens what is there. `None` if there is no pool yet.
+    pub fn open(context: Context) -> Result<Option<Sparks>> {
+        Ok(Pool::open(&context.place)?.map(|pool| Sparks { pool, context }))
+    }
+
+    /// Opens what is there, making the pool if there is none.
+    pub fn open_or_init(context: Context, observer: &dyn Observer) -> Result<Sparks> {
+        if let Some(pool) = Pool::open(&context.place)? {
+            return Ok(Sparks { pool, context });
+        }
+        let (pool, new) = Pool::init(&context.place, &Default::default())?;
+        if new {
+            observer.notice(&format!("made a pool in {}", context.place.root.display()));
+        }
+        Ok(Sparks { pool, context })
+    }
+
+    /// The project of a reference: the one it names, else the one of the context.
+    pub fn project_of(&self, spark: &SparkRef) -> Result<Name> {
+        match &spark.project {
+            Some(project) => Ok(project.clone()),
+            None => self.project(),
+        }
+    }
+
+    /// A spark that is not there, with names that look alike.
+    pub(crate) fn no_such_spark(&self, project: &Name, name: &Name) -> Error {
+        let names = crate::pool::names_in(&self.pool.paths.sparks(project)).unwrap_or_default();
+        Error::NotFound {
+            kind: "spark",
+            name: name.to_string(),
+            in_project: Some(project.to_string()),
+            near: near(name.as_str(), names.iter().map(Name::as_str)),
+        }
+    }
+}
+
+/// Of `names`, those that look like `name`, best first.
+pub(crate) fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut scored: Vec<(f64, &str)> = names.map(|n| (strsim::jaro_winkler(name, n), n)).filter(|s| s.0 > 0.8).collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.into_iter().map(|(_, n)| n.to_owned()).take(3).collect()
+}

@@ -1,0 +1,68 @@
+//! Subvolumes: the only user of btrfsutil.
+//!
+//! btrfsutil panics on a NUL in a path and drops the errno of what failed, so paths are checked before and the
+//! errno is read at once.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use btrfsutil::subvolume::{DeleteFlags, SnapshotFlags, Subvolume};
+
+use crate::error::{Error, Result};
+
+/// What btrfs knows of a subvolume.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Info {
+    pub id: u64,
+    pub uuid: String,
+    pub read_only: bool,
+}
+
+fn checked<T>(
+    action: &'static str,
+    path: &Path,
+    call: impl FnOnce() -> btrfsutil::Result<T>,
+) -> Result<T> {
+    if path.as_os_str().as_bytes().contains(&0) {
+        return Err(Error::io(action, path)(io::ErrorKind::InvalidInput.into()));
+    }
+    call().map_err(|_| Error::io(action, path)(io::Error::last_os_error()))
+}
+
+/// Makes an empty subvolume.
+pub fn create(path: &Path) -> Result<()> {
+    checked("create subvolume", path, || Subvolume::create(path, None)).map(drop)
+}
+
+/// Makes a writable snapshot of `source` at `target`, which must not exist.
+pub fn snapshot(source: &Path, target: &Path) -> Result<()> {
+    checked("snapshot to", target, || Subvolume::get(source)?.snapshot(target, SnapshotFlags::empty(), None)).map(drop)
+}
+
+/// Makes a subvolume read-only, in its final place: a read-only one cannot be moved to another parent.
+pub fn set_read_only(path: &Path) -> Result<()> {
+    checked("make read-only", path, || Subvolume::get(path)?.set_ro(true))
+}
+
+/// Deletes a subvolume and those inside it. The space is freed later, by the kernel.
+pub fn delete(path: &Path) -> Result<()> {
+    checked("delete subvolume", path, || Subvolume::get(path)?.delete(DeleteFlags::RECURSIVE))
+}
+
+/// Whether a path is a subvolume's top.
+pub fn is_subvolume(path: &Path) -> bool {
+    // The top of every subvolume has inode 256; nothing else on btrfs does.
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.is_dir() && m.ino() == 256)
+        && crate::sys::file::is_btrfs(path).unwrap_or(false)
+}
+
+/// Identifies a subvolume.
+pub fn info(path: &Path) -> Result<Info> {
+    checked("inspect subvolume", path, || {
+        let subvolume = Subvolume::get(path)?;
+        let info = subvolume.info()?;
+        Ok(Info { id: info.id, uuid: info.uuid.to_string(), read_only: subvolume.is_ro()? })
+    })
+}

@@ -1,0 +1,46 @@
+//! The pool: the btrfs that everything persistent lives on, and the rules by which its files change.
+//!
+//! The filesystem is the database. A thing is made aside in `staging/` and appears by one rename; it disappears
+//! by one rename into `trash/`. Nothing here knows what a container is.
+
+use std::path::Path;
+
+use crate::domain::name::Name;
+use crate::domain::place::{Place, PoolPaths};
+use crate::error::{Error, Result};
+
+pub mod btrfs;
+pub mod image;
+pub mod index;
+pub mod layout;
+pub mod lock;
+pub mod record;
+pub mod stage;
+pub mod trash;
+
+/// An open pool: it is there, mounted, and of a layout that this program knows.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    /// The directories of this installation.
+    pub place: Place,
+    /// Paths inside.
+    pub paths: PoolPaths,
+}
+
+/// The names of the directories in `dir`, sorted. Anything that is not a valid name is passed over.
+pub fn names_in(dir: &Path) -> Result<Vec<Name>> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("list", dir)(e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        if let Some(name) = entry.file_name().to_str().and_then(|n| n.parse().ok()) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,85 @@
+//! Things half-made: in `staging/ID`, locked by their maker, and gone again unless published.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{Pool, btrfs, record};
+use crate::domain::spark::Id;
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// A directory in which one thing is made. Dropping it removes it, unless it was published.
+#[derive(Debug)]
+pub struct Stage {
+    path: PathBuf,
+    lock: Option<OwnedFd>,
+}
+
+impl Pool {
+    /// Begins to make something. The directory is locked, so that `gc` tells it from what a crash left.
+    pub fn stage(&self) -> Result<Stage> {
+        let path = self.paths.staging().join(Id::generate().as_str());
+        std::fs::create_dir(&path).map_err(Error::io("create", &path))?;
+        let lock = sys::flock::lock_dir(&path, sys::flock::Mode::Exclusive).map_err(Error::io("lock", &path))?;
+        Ok(Stage { path, lock: Some(lock) })
+    }
+}
+
+impl Stage {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a record into it, durable together with its publication.
+    pub fn write<T: Serialize>(&self, name: &str, record: &T) -> Result<()> {
+        let path = self.path.join(name);
+        sys::file::create_synced(&path, &record::bytes(record)?).map_err(Error::io("write", path))
+    }
+
+    /// The one rename that makes it exist. Returns the lock, which goes along with the directory.
+    ///
+    /// The name is durable only after [`sys::file::sync_dir`] of the parent, which the caller does, so that it
+    /// can do other work meanwhile.
+    ///
+    /// # Errors
+    /// `EEXIST` in the source if `to` exists.
+    pub fn publish(mut self, to: &Path) -> Result<OwnedFd> {
+        sys::file::rename_new(&self.path, to).map_err(Error::io("create", to))?;
+        // Nothing is left at the old path; the lock is the caller's from here.
+        self.lock.take().ok_or(Error::Sys {
+            action: "publish what is staged",
+            source: std::io::ErrorKind::InvalidInput.into(),
+        })
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            let _ = destroy(&self.path);
+        }
+    }
+}
+
+/// Removes a directory of ours with all subvolumes in it. Never follows a link, and enters no subvolume.
+pub fn destroy(path: &Path) -> Result<()> {
+    let io = |e| Error::io("remove", path)(e);
+    let meta = match std::fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(io(e)),
+    };
+    if !meta.is_dir() {
+        return std::fs::remove_file(path).map_err(io);
+    }
+    if btrfs::is_subvolume(path) {
+        return btrfs::delete(path);
+    }
+    for entry in std::fs::read_dir(path).map_err(io)? {
+        destroy(&entry.map_err(io)?.path())?;
+    }
+    std::fs::remove_dir(path).map_err(io)
+}

@@ -1,0 +1,116 @@
+//! What the process that enters a spark does to itself, in the order that `runtime::enter` gives.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+fn check(r: libc::c_long) -> io::Result<()> {
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes this process unreadable to others through `/proc` and `ptrace(2)`.
+pub fn set_undumpable() -> io::Result<()> {
+    // SAFETY: PR_SET_DUMPABLE takes plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into())
+}
+
+/// Forbids gaining privileges by executing, for good.
+pub fn set_no_new_privs() -> io::Result<()> {
+    // SAFETY: PR_SET_NO_NEW_PRIVS takes plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into())
+}
+
+/// Keeps permitted capabilities over the coming change of user.
+pub fn keep_capabilities(keep: bool) -> io::Result<()> {
+    // SAFETY: PR_SET_KEEPCAPS takes plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(keep), 0, 0, 0) }.into())
+}
+
+/// Joins a user namespace.
+pub fn enter_user_namespace(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: setns(2) takes plain numbers.
+    check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), libc::CLONE_NEWUSER) }.into())
+}
+
+/// Becomes a user, for good: supplementary groups, then group, then user. This thread only, so it has to be
+/// the only one.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    // SAFETY: `groups` is an array of its length; the raw calls change this thread alone, as intended.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
+        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))
+    }
+}
+
+/// Marks every descriptor from 3 on close-on-exec.
+pub fn close_others_on_exec() -> io::Result<()> {
+    // SAFETY: close_range(2) with CLOEXEC closes nothing now.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+}
+
+/// Installs a seccomp filter made of ready instructions.
+pub fn load_filter(filter: &[u8]) -> io::Result<()> {
+    const SIZE: usize = size_of::<libc::sock_filter>();
+    let count = u16::try_from(filter.len() / SIZE).map_err(|_| io::ErrorKind::InvalidData)?;
+    if count == 0 || filter.len() % SIZE != 0 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let instructions: Vec<libc::sock_filter> = filter
+        .chunks_exact(SIZE)
+        .map(|c| libc::sock_filter {
+            code: u16::from_ne_bytes([c[0], c[1]]),
+            jt: c[2],
+            jf: c[3],
+            k: u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
+        })
+        .collect();
+    let program = libc::sock_fprog { len: count, filter: instructions.as_ptr().cast_mut() };
+    // SAFETY: `program` points to `count` instructions that outlive the call; the kernel checks and copies them.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) })
+}
+
+/// Gives a descriptor's inode to a user, if it is a pipe, a socket or a terminal of a spark's own.
+pub fn give_to(fd: BorrowedFd<'_>, uid: u32, gid: Option<u32>) -> io::Result<()> {
+    let gid = gid.map_or(u32::MAX, |g| g);
+    // SAFETY: fchown(2) takes plain numbers.
+    check(unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) }.into())
+}
+
+/// Replaces this process. Returns only if that failed.
+pub fn execve(path: &CStr, argv: &[CString], envp: &[CString]) -> io::Error {
+    let list = |items: &[CString]| -> Vec<*const libc::c_char> {
+        items.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (list(argv), list(envp));
+    // SAFETY: both lists are NULL-terminated and point to strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Puts the default action and an empty mask back, as a fresh program expects them. Rust ignores `SIGPIPE`.
+pub fn reset_signals() -> io::Result<()> {
+    // SAFETY: an all-zero sigaction is SIG_DFL without flags, and the sets are initialised by sigemptyset(3).
+    unsafe {
+        for signal in [libc::SIGPIPE, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut empty: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut empty);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &empty, std::ptr::null_mut()).into())
+    }
+}
+
+/// Borrows one of the standard streams.
+pub fn standard_stream(fd: RawFd) -> BorrowedFd<'static> {
+    debug_assert!((0..3).contains(&fd));
+    // SAFETY: Rust's runtime makes sure that 0, 1 and 2 are open, and nothing here closes them.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// Reports through `fd` why the program was not executed, as an errno and a step. Plain write(2): this runs
+/// between fork and exec.
+pub fn report(fd: RawFd, content: &[u8]) {
+    // SAFETY: `content` is valid for its length. A failed write has nobody to be told to.
+    unsafe { libc::write(fd, content.as_ptr().cast(), content.len()) };
+}

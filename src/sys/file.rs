@@ -1,0 +1,86 @@
+//! Files that survive a crash, and renames that never replace by accident.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
+
+/// Opens a directory, close-on-exec.
+pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::fsync(open_dir(path)?)?)
+}
+
+/// Renames, failing with `EEXIST` where `to` exists.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+}
+
+/// Writes a file whole: temporary file, fsync, rename, fsync of the directory. Mode 0600.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    sync_dir(dir)
+}
+
+/// Writes a new file whole and durable, where the directory's own name is made durable by somebody else.
+pub fn create_synced(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Writes a file whole, without fsync: for what a reboot ends anyway. Readers see the old or the new.
+pub fn replace_volatile(path: &Path, content: &[u8]) -> io::Result<()> {
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
+    file.write_all(content)?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// Reads a regular file of at most `max` bytes. Never blocks on a fifo.
+pub fn read_bounded(file: File, max: u64) -> io::Result<Vec<u8>> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+    }
+    let mut content = Vec::new();
+    file.take(max + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > max {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than it may be"));
+    }
+    Ok(content)
+}
+
+/// Whether a path is on btrfs.
+pub fn is_btrfs(path: &Path) -> io::Result<bool> {
+    const BTRFS_SUPER_MAGIC: i64 = 0x9123_683e;
+    Ok(rustix::fs::statfs(path)?.f_type as i64 == BTRFS_SUPER_MAGIC)
+}
+
+/// Whether a directory is the top of a mount.
+pub fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let flags = rustix::fs::StatxFlags::BASIC_STATS;
+    let stat = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, flags)?;
+    Ok(stat.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT))
+}
+
+/// Whether two descriptors or paths are one file: device and inode.
+pub fn same_file(fd: impl AsFd, path: &Path) -> io::Result<bool> {
+    let a = rustix::fs::fstat(fd)?;
+    match rustix::fs::stat(path) {
+        Ok(b) => Ok(a.st_dev == b.st_dev && a.st_ino == b.st_ino),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}

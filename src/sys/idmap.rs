@@ -1,0 +1,50 @@
+//! User namespaces that exist only to describe a mapping of ids for a mount.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+
+use rustix::thread::UnshareFlags;
+
+/// A run of ids: `inside` as on disk, `host` as the mount shows them to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    pub inside: u32,
+    pub host: u32,
+    pub count: u32,
+}
+
+/// Makes a user namespace with this mapping and returns it open. Nothing runs in it.
+///
+/// # Errors
+/// `ENOSPC` where user namespaces are limited to none, `EPERM` where they are forbidden.
+pub fn namespace(map: &[Extent]) -> io::Result<OwnedFd> {
+    let text: String = map.iter().map(|e| format!("{} {} {}\n", e.inside, e.host, e.count)).collect();
+    let (ready, ready_tx) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (hold, hold_tx) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let mut hold_tx = Some(hold_tx);
+    let child = super::process::fork(|| {
+        drop(hold_tx.take());
+        // SAFETY: the child has one thread and shares nothing that another one relies upon.
+        let done = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER) };
+        let errno = done.err().map_or(0, |e| e.raw_os_error() as u8);
+        let _ = rustix::io::write(&ready_tx, &[errno]);
+        // Stays until the parent has opened the namespace or is gone.
+        let _ = File::from(hold).read(&mut [0]);
+        0
+    })?;
+    drop(ready_tx);
+    let opened = (|| {
+        let mut errno = [0];
+        File::from(ready).read_exact(&mut errno)?;
+        if errno[0] != 0 {
+            return Err(io::Error::from_raw_os_error(errno[0].into()));
+        }
+        fs::write(format!("/proc/{child}/uid_map"), &text)?;
+        fs::write(format!("/proc/{child}/gid_map"), &text)?;
+        Ok(File::open(format!("/proc/{child}/ns/user"))?.into())
+    })();
+    drop(hold_tx);
+    super::process::reap(child, true)?;
+    opened
+}

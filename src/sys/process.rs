@@ -1,0 +1,210 @@
+//! Processes that are certainly the ones meant: a pid with its start time, and pidfds.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+pub use rustix::process::Pid;
+use rustix::process::{PidfdFlags, Signal};
+
+/// A process, told apart from a later one with the same number.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ProcessId {
+    pub pid: i32,
+    /// Field 22 of `/proc/PID/stat`: clock ticks after boot.
+    pub start_time: u64,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+}
+
+impl ProcessId {
+    /// Identifies a process that is running now.
+    pub fn of(pid: i32) -> io::Result<ProcessId> {
+        Ok(ProcessId { pid, start_time: start_time(pid)?, boot_id: boot_id()? })
+    }
+
+    /// Whether it is alive. A zombie is not.
+    pub fn alive(&self) -> bool {
+        matches!(stat(self.pid), Ok((start, state)) if start == self.start_time && !matches!(state, b'Z' | b'X'))
+            && boot_id().is_ok_and(|b| b == self.boot_id)
+    }
+
+    /// Opens a pidfd, if the process is still the one meant. Signals and waits through it cannot reach another.
+    pub fn open(&self) -> io::Result<OwnedFd> {
+        let fd = pidfd_open(self.pid)?;
+        if self.alive() { Ok(fd) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    }
+}
+
+/// Opens a pidfd of a process.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+fn start_time(pid: i32) -> io::Result<u64> {
+    stat(pid).map(|(start, _)| start)
+}
+
+fn stat(pid: i32) -> io::Result<(u64, u8)> {
+    let text = std::fs::read(format!("/proc/{pid}/stat"))?;
+    // The command's name may hold anything, parentheses and spaces included: the fields begin after its last.
+    let rest = text.iter().rposition(|b| *b == b')').map(|i| &text[i + 1..]).unwrap_or_default();
+    let mut fields = rest.split(|b| *b == b' ').filter(|f| !f.is_empty());
+    let state = fields.next().and_then(|f| f.first().copied());
+    let start = fields.nth(18).and_then(|f| std::str::from_utf8(f).ok()).and_then(|f| f.parse().ok());
+    state.zip(start).map(|(state, start)| (start, state)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn boot_id() -> io::Result<String> {
+    static BOOT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    if let Some(id) = BOOT.get() {
+        return Ok(id.clone());
+    }
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    Ok(BOOT.get_or_init(|| id).clone())
+}
+
+/// Whether this process has one thread, as whoever forks without executing has to be sure of.
+pub fn single_threaded() -> bool {
+    std::fs::read_dir("/proc/self/task").map(|tasks| tasks.count() == 1).unwrap_or(false)
+}
+
+/// Waits until the process of a pidfd has ended. False if the time is up first.
+pub fn wait_end(pidfd: impl AsFd, timeout: Option<Duration>) -> io::Result<bool> {
+    let deadline = timeout.map(|t| Instant::now() + t);
+    loop {
+        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let left = left.map(|l| Timespec { tv_sec: l.as_secs() as i64, tv_nsec: l.subsec_nanos().into() });
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, left.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Signals the process of a pidfd.
+pub fn signal(pidfd: impl AsFd, signal: Signal) -> io::Result<()> {
+    Ok(rustix::process::pidfd_send_signal(pidfd, signal)?)
+}
+
+/// Signals the process of a pidfd with a value, as `sigqueue(3)` does.
+pub fn signal_with_value(pidfd: impl AsFd, signal: i32, value: i32) -> io::Result<()> {
+    // SAFETY: a siginfo_t is plain data for which all zeros are valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    info.si_signo = signal;
+    info.si_code = libc::SI_QUEUE;
+    // Of the union after si_code, `_rt` is pid, uid and value: two 32-bit words and the value.
+    let union = [std::process::id() as i32, 0, value];
+    // SAFETY: the kernel's siginfo_t is 128 bytes, `_rt` starts at byte 16 on 64-bit Linux, and 12 bytes fit.
+    unsafe {
+        let at = std::ptr::from_mut(&mut info).cast::<u8>().add(16).cast::<[i32; 3]>();
+        at.write_unaligned(union);
+    }
+    // SAFETY: `info` is a valid siginfo_t that outlives the call; the kernel only reads it.
+    let r = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, &info, 0)
+    };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Signals a child that has not been reaped, and everything in its process group.
+pub fn signal_group(leader: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: kill(2) takes plain numbers.
+    let r = unsafe { libc::kill(-leader, signal) };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Exited(i32),
+    Signaled(i32),
+}
+
+impl Ended {
+    /// As a shell would have it: the status, or 128 + the signal.
+    pub fn status(self) -> i32 {
+        match self {
+            Ended::Exited(n) => n,
+            Ended::Signaled(n) => 128 + n,
+        }
+    }
+}
+
+/// Reaps a child. `None` if it is running still and `block` is false.
+pub fn reap(pid: i32, block: bool) -> io::Result<Option<Ended>> {
+    let mut status = 0;
+    let flags = if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: `status` is a valid place for an int.
+        let r = unsafe { libc::waitpid(pid, &mut status, flags) };
+        if r == 0 {
+            return Ok(None);
+        }
+        if r < 0 {
+            let e = io::Error::last_os_error();
+            if e.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return Err(e);
+        }
+        if libc::WIFSIGNALED(status) {
+            return Ok(Some(Ended::Signaled(libc::WTERMSIG(status))));
+        }
+        if libc::WIFEXITED(status) {
+            return Ok(Some(Ended::Exited(libc::WEXITSTATUS(status))));
+        }
+    }
+}
+
+/// Runs `work` in a forked child and returns its pid. The child ends with what `work` returns and never
+/// returns here.
+///
+/// # Errors
+/// Refused in a process with more than one thread: the child would inherit locks that nobody releases.
+pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
+    if !single_threaded() {
+        return Err(io::Error::other("cannot fork a process with several threads"));
+    }
+    // SAFETY: there is one thread, so the child is a complete process that may do anything.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101);
+            // SAFETY: _exit(2) takes a plain number. Destructors and buffers belong to the parent.
+            unsafe { libc::_exit(status) }
+        }
+        pid => Ok(pid),
+    }
+}
+
+/// The caller's own user behind `sudo`, if there is one.
+pub fn sudo_user() -> Option<u32> {
+    std::env::var("SUDO_UID").ok()?.parse().ok()
+}
+
+/// Whether this is the host's root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_alive_and_an_earlier_one_with_its_number_is_not() {
+        let me = ProcessId::of(std::process::id() as i32).unwrap();
+        assert!(me.alive());
+        let earlier = ProcessId { start_time: me.start_time - 1, ..me.clone() };
+        assert!(!earlier.alive());
+        assert!(earlier.open().is_err());
+        let before_reboot = ProcessId { boot_id: "x".into(), ..me };
+        assert!(!before_reboot.alive());
+    }
+}
