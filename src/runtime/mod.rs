@@ -1,1 +1,16 @@
-//! todo
+//! Running sparks: the only user of libcontainer.
+//!
+//! libcontainer is called only in processes with one thread: it clones and runs ordinary Rust in the child. What
+//! changes its caller for good (mount namespace, dumpable flag) happens in a forked helper.
+
+#![allow(unsafe_code)]
+
+pub mod confine;
+pub mod console;
+pub mod enter;
+pub mod ids;
+pub mod init;
+pub mod launch;
+pub mod live;
+pub mod users;
+pub mod youki;

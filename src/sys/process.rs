@@ -43,17 +43,31 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
+/// Whether a process has a controlling terminal.
+pub fn has_terminal(pid: i32) -> bool {
+    field(pid, 7).is_some_and(|tty| tty != 0)
+}
+
 fn start_time(pid: i32) -> io::Result<u64> {
     stat(pid).map(|(start, _)| start)
 }
 
-fn stat(pid: i32) -> io::Result<(u64, u8)> {
+/// The fields of `/proc/PID/stat` after the command's name, from number 3 on.
+fn fields(pid: i32) -> io::Result<Vec<String>> {
     let text = std::fs::read(format!("/proc/{pid}/stat"))?;
-    // The command's name may hold anything, parentheses and spaces included: the fields begin after its last.
+    // The name may hold anything, parentheses and spaces included: the rest begins after its last.
     let rest = text.iter().rposition(|b| *b == b')').map(|i| &text[i + 1..]).unwrap_or_default();
-    let mut fields = rest.split(|b| *b == b' ').filter(|f| !f.is_empty());
-    let state = fields.next().and_then(|f| f.first().copied());
-    let start = fields.nth(18).and_then(|f| std::str::from_utf8(f).ok()).and_then(|f| f.parse().ok());
+    Ok(String::from_utf8_lossy(rest).split_ascii_whitespace().map(str::to_owned).collect())
+}
+
+fn field(pid: i32, number: usize) -> Option<i64> {
+    fields(pid).ok()?.get(number - 3)?.parse().ok()
+}
+
+fn stat(pid: i32) -> io::Result<(u64, u8)> {
+    let fields = fields(pid)?;
+    let state = fields.first().and_then(|f| f.bytes().next());
+    let start = fields.get(19).and_then(|f| f.parse().ok());
     state.zip(start).map(|(state, start)| (start, state)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 

@@ -1,0 +1,24 @@
+//! The files of `/etc` that belong to the running spark and not to its root: made anew at every start.
+
+use crate::domain::options::Network;
+use crate::domain::spark::Id;
+
+/// The files and where they are mounted.
+pub const FILES: [&str; 4] = ["hosts", "hostname", "resolv.conf", "machine-id"];
+
+/// What one of [`FILES`] holds.
+pub fn content(file: &str, hostname: &str, id: &Id, network: Network, host_resolv: &str) -> String {
+    match file {
+        "hosts" => format!(
+            "127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+        ),
+        "hostname" => format!("{hostname}\n"),
+        "resolv.conf" => match network {
+            Network::Host => host_resolv.to_owned(),
+            Network::None => "# this spark has no network\n".to_owned(),
+        },
+        // The id itself, so that it is the spark's own for life, and a fork's is another.
+        _ => format!("{}\n", id.machine_id()),
+    }
+}

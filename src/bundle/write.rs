@@ -1,0 +1,105 @@
+//! Writing a bundle to `/run`: the configuration, mount points, `/etc` files and the compiled filter.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::path::Path;
+
+use oci_spec::runtime::Spec;
+
+use super::spec::{Bundle, Input, hostname};
+use super::{etc, seccomp};
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// The compiled filter, in the bundle's directory.
+pub const FILTER: &str = "seccomp.bpf";
+/// What the runtime library is given, below the bundle's directory.
+pub const INNER: &str = "libcontainer";
+
+/// Writes a bundle. `inner` is the configuration for the runtime library, whose root is absolute.
+///
+/// Directories are searchable by all: the spark's root is nobody on the host and has to get to its mount points.
+pub fn write(bundle: &Bundle, inner: &mut Spec, input: &Input<'_>) -> Result<Vec<u8>> {
+    let dir = input.dir;
+    make(dir, 0o711)?;
+    for sub in ["root", "etc", "shared", "mounts"] {
+        make(&dir.join(sub), 0o755)?;
+    }
+    make(&dir.join(INNER), 0o700)?;
+    for mount in &bundle.mounts {
+        if mount.is_dir {
+            make(&mount.target, 0o755)?;
+        } else {
+            put(&mount.target, b"", 0o644)?;
+        }
+    }
+    let resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let host = hostname(input.options, input.name);
+    for file in etc::FILES {
+        let path = dir.join("etc").join(file);
+        put(&path, etc::content(file, &host, input.id, input.options.network, &resolv).as_bytes(), 0o644)?;
+        chown(&path, Some(input.first_id), Some(input.first_id)).map_err(Error::io("change the owner of", &path))?;
+    }
+    if let Some(root) = inner.root_mut() {
+        root.set_path(dir.join("root"));
+    }
+    put(&dir.join("config.json"), &json(&bundle.spec)?, 0o600)?;
+    put(&dir.join(INNER).join("config.json"), &json(inner)?, 0o600)?;
+    let filter = filter_of(&bundle.spec, dir)?;
+    put(&dir.join(FILTER), &filter, 0o600)?;
+    Ok(filter)
+}
+
+/// Reads a written bundle's configuration and filter.
+pub fn read(dir: &Path) -> Result<(Spec, Vec<u8>)> {
+    let path = dir.join("config.json");
+    let text = fs::read(&path).map_err(Error::io("read", &path))?;
+    let spec = serde_json::from_slice(&text).map_err(|e| Error::Corrupt {
+        path: path.clone(),
+        why: e.to_string(),
+        hint: Some("it is made anew when the spark is stopped and resumed".into()),
+    })?;
+    let path = dir.join(FILTER);
+    let filter = fs::read(&path).map_err(Error::io("read", &path))?;
+    Ok((spec, filter))
+}
+
+fn make(dir: &Path, mode: u32) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(Error::io("create", dir))
+}
+
+fn put(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    use std::io::Write;
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .and_then(|mut f| f.write_all(content))
+        .map_err(Error::io("write", path))
+}
+
+fn json(spec: &Spec) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(spec).map_err(|e| Error::Sys { action: "write config.json", source: e.into() })
+}
+
+/// Compiling takes milliseconds, and sparks of one template share the filter: kept below `SPARK_RUN`.
+fn filter_of(spec: &Spec, dir: &Path) -> Result<Vec<u8>> {
+    let Some(profile) = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()) else {
+        return Err(Error::NotSupported { what: "the bundle has no system call filter".into(), hint: None });
+    };
+    let text = serde_json::to_vec(profile)
+        .map_err(|e| Error::Sys { action: "describe the filter", source: e.into() })?;
+    let mut hasher = DefaultHasher::new();
+    (env!("CARGO_PKG_VERSION"), &text).hash(&mut hasher);
+    let cache = dir.ancestors().nth(2).unwrap_or(dir).join("filters");
+    let path = cache.join(format!("{:016x}", hasher.finish()));
+    if let Ok(found) = fs::read(&path) {
+        return Ok(found);
+    }
+    let filter = seccomp::compile(profile)?;
+    make(&cache, 0o700)?;
+    sys::file::replace_volatile(&path, &filter).map_err(Error::io("write", &path))?;
+    Ok(filter)
+}

@@ -1,0 +1,171 @@
+//! `create`: a new spark, from a base.
+
+use super::spark::SparkId;
+use super::{Observer, Sparks};
+use crate::bundle::spec;
+use crate::domain::FORMAT;
+use crate::domain::name::{Name, SparkRef};
+use crate::domain::options::SparkOptions;
+use crate::domain::place::SparkPaths;
+use crate::domain::spark::{Id, Origin, SparkRecord};
+use crate::error::{Error, Result};
+use crate::pool::index::{Ephemeral, Identity};
+use crate::pool::btrfs;
+use crate::sys::flock::Mode;
+use crate::sys::process::ProcessId;
+use crate::{fault, sys};
+
+/// What to make.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// None for an ephemeral spark, which ends with this process.
+    pub name: Option<SparkRef>,
+    pub base: Option<Name>,
+    pub options: SparkOptions,
+    /// Whether to start it too.
+    pub start: bool,
+}
+
+/// What would be made.
+#[derive(Debug, serde::Serialize)]
+pub struct Plan {
+    pub project: Name,
+    pub name: Option<Name>,
+    pub base: Name,
+    pub options: SparkOptions,
+    /// The OCI configuration. Ids of users are claimed only at the start: these are an example.
+    pub config: serde_json::Value,
+}
+
+impl Sparks {
+    /// Makes a spark and starts it. Until this returns `Ok` there is all of it or nothing.
+    pub fn create(&self, request: Request, observer: &dyn Observer) -> Result<SparkId> {
+        let id = Id::generate();
+        let spark = self.name_new(&request, &id)?;
+        let dir = self.dir(&spark);
+        if request.name.is_some() && dir.exists() {
+            return Err(taken(&spark));
+        }
+        check(&request.options)?;
+        let (base, base_record, base_root) = self.base_for(&request, observer)?;
+        self.ensure_project(&spark.project)?;
+        let record = SparkRecord {
+            version: FORMAT,
+            oci_id: id.to_string(),
+            id,
+            created: chrono::Utc::now(),
+            origin: Origin::Base { name: base, id: base_record.id },
+            options: request.options,
+            ephemeral: request.name.is_none(),
+            rest: Default::default(),
+        };
+        let identity =
+            Identity { project: spark.project.clone(), name: spark.name.clone(), id: record.id.clone() };
+        if record.ephemeral {
+            // Before it exists: whatever happens from here on, somebody knows that it has to go.
+            let owner = ProcessId::of(std::process::id() as i32).map_err(Error::sys("identify this process"))?;
+            self.pool.index_ephemeral(&Ephemeral { spark: identity.clone(), owner })?;
+        }
+
+        let stage = self.pool.stage()?;
+        fault::point("create.staged")?;
+        stage.write("spark.json", &record)?;
+        fault::point("create.after-record")?;
+        btrfs::snapshot(&base_root, &SparkPaths(stage.path()).root())?;
+        fault::point("create.after-snapshot")?;
+        // Shared, so that the project cannot be deleted from under it.
+        let project = self.pool.paths.project(&spark.project);
+        let Some(_project) = self.pool.lock(&project, Mode::Shared)? else {
+            return Err(Error::Busy { what: format!("project `{}`", spark.project), why: "it is being deleted".into() });
+        };
+        let lock = stage.publish(&dir).map_err(|e| match &e {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(&spark),
+            _ => e,
+        })?;
+        fault::point("create.after-publish")?;
+        self.pool.index_spark(&record.oci_id, &identity)?;
+
+        // The name becomes durable while the container starts.
+        let starting = request.start.then(|| self.launch(&spark, &record)).transpose();
+        let sparks = self.pool.paths.sparks(&spark.project);
+        let synced = sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks));
+        let started = starting.and_then(|s| s.map(|s| s.wait()).transpose());
+        let done = started.and_then(|_| synced);
+        drop(lock);
+        match done {
+            Ok(()) => Ok(spark),
+            Err(first) => match self.remove_now(&spark) {
+                Ok(()) => Err(first),
+                Err(undo) => Err(Error::Undo { first: first.into(), undo: undo.into() }),
+            },
+        }
+    }
+
+    /// What [`create`](Sparks::create) would make.
+    pub fn plan(&self, request: &Request, observer: &dyn Observer) -> Result<Plan> {
+        let id = Id::generate();
+        let spark = self.name_new(request, &id)?;
+        if request.name.is_some() && self.dir(&spark).exists() {
+            return Err(taken(&spark));
+        }
+        check(&request.options)?;
+        let (base, _, _) = self.base_for(request, observer)?;
+        let dir = self.pool.place.bundle(&id);
+        let root = SparkPaths(&self.dir(&spark)).root();
+        let input = spec::Input {
+            id: &id,
+            project: &spark.project,
+            name: &spark.name,
+            options: &request.options,
+            first_id: 0x7000_0000,
+            dir: &dir,
+            templates: &self.context.templates,
+            root: &root,
+            shared: self.shared_dirs(&spark.project),
+        };
+        let config = serde_json::to_value(spec::compose(&input)?.spec)
+            .map_err(|e| Error::Sys { action: "show config.json", source: e.into() })?;
+        let name = request.name.as_ref().map(|_| spark.name.clone());
+        Ok(Plan { project: spark.project, name, base, options: request.options.clone(), config })
+    }
+
+    fn name_new(&self, request: &Request, id: &Id) -> Result<SparkId> {
+        Ok(match &request.name {
+            Some(spark) => SparkId { project: self.project_of(spark)?, name: spark.name.clone() },
+            None => {
+                // The random half of the id: two at one instant differ.
+                let name = format!("tmp-{}", id.as_str()[16..].to_ascii_lowercase());
+                SparkId { project: self.project()?, name: name.parse()? }
+            }
+        })
+    }
+
+    fn base_for(
+        &self,
+        request: &Request,
+        observer: &dyn Observer,
+    ) -> Result<(Name, crate::domain::base::BaseRecord, std::path::PathBuf)> {
+        if request.base.is_none() && self.context.base.is_none() {
+            self.ensure_default_base(observer)?;
+        }
+        self.find_base(request.base.as_ref())
+    }
+}
+
+fn taken(spark: &SparkId) -> Error {
+    Error::Exists {
+        kind: "spark",
+        name: spark.name.to_string(),
+        in_project: Some(spark.project.to_string()),
+    }
+}
+
+/// What can be known to be wrong before anything is made.
+fn check(options: &SparkOptions) -> Result<()> {
+    for mount in &options.mounts {
+        if let Err(e) = std::fs::metadata(&mount.src) {
+            return Err(Error::io("mount", &mount.src)(e));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! `pool`: where the files live.
+
+use std::path::PathBuf;
+
+use super::Context;
+use crate::domain::name::Name;
+use crate::error::{Error, Result};
+use crate::pool::{Pool, image};
+
+pub use crate::pool::image::Kind;
+pub use crate::pool::layout::InitOptions;
+
+/// The pool, measured.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Info {
+    pub path: PathBuf,
+    #[serde(flatten)]
+    pub usage: image::Usage,
+    pub default_base: Option<Name>,
+}
+
+/// Makes the pool. The flag says whether it is new.
+pub fn init(context: &Context, options: &InitOptions) -> Result<(Info, bool)> {
+    let (pool, new) = Pool::init(&context.place, options)?;
+    Ok((measure(&pool)?, new))
+}
+
+/// Measures the pool. `None` if there is none.
+pub fn info(context: &Context) -> Result<Option<Info>> {
+    Pool::open(&context.place)?.map(|pool| measure(&pool)).transpose()
+}
+
+/// Grows the pool.
+pub fn grow(context: &Context, size: Option<u64>) -> Result<Info> {
+    let Some(pool) = Pool::open(&context.place)? else {
+        return Err(Error::NotFound {
+            kind: "pool",
+            name: context.place.pool().display().to_string(),
+            in_project: None,
+            near: Vec::new(),
+        });
+    };
+    image::grow(&context.place, size)?;
+    measure(&pool)
+}
+
+fn measure(pool: &Pool) -> Result<Info> {
+    Ok(Info {
+        path: pool.paths.top.clone(),
+        usage: image::usage(&pool.place)?,
+        default_base: pool.layout()?.default_base,
+    })
+}

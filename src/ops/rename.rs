@@ -1,0 +1,31 @@
+//! `rename`: one rename. A running spark goes on; its host name changes at its next start.
+
+use super::Sparks;
+use super::spark::SparkId;
+use crate::domain::name::{Name, SparkRef};
+use crate::error::{Error, Result};
+use crate::pool::index::Identity;
+use crate::sys;
+use crate::sys::flock::Mode;
+
+impl Sparks {
+    /// Gives a spark another name in its project.
+    pub fn rename(&self, spark: &SparkRef, to: &Name) -> Result<()> {
+        let old = self.resolve(spark)?;
+        let opened = self.open_spark(&old, Mode::Exclusive)?;
+        let new = SparkId { project: old.project.clone(), name: to.clone() };
+        let dir = self.dir(&new);
+        sys::file::rename_new(&opened.dir, &dir).map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => Error::Exists {
+                kind: "spark",
+                name: to.to_string(),
+                in_project: Some(new.project.to_string()),
+            },
+            _ => Error::io("rename", &opened.dir)(e),
+        })?;
+        let sparks = self.pool.paths.sparks(&new.project);
+        sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks))?;
+        let identity = Identity { project: new.project, name: new.name, id: opened.record.id.clone() };
+        self.pool.index_spark(&opened.record.oci_id, &identity)
+    }
+}

@@ -1,0 +1,96 @@
+//! A spark, found and locked: what every operation on one begins with.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use super::Sparks;
+use crate::bundle::spec::cgroup;
+use crate::domain::name::{Name, SparkRef};
+use crate::domain::place::SparkPaths;
+use crate::domain::spark::{SparkRecord, State};
+use crate::error::{Error, Result};
+use crate::pool::record;
+use crate::runtime::live::{self, Live};
+use crate::runtime::youki::Handle;
+use crate::sys::flock::Mode;
+
+/// A spark, by project and name.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct SparkId {
+    pub project: Name,
+    pub name: Name,
+}
+
+impl fmt::Display for SparkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.fmt(f)
+    }
+}
+
+/// A locked spark and its record.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub id: SparkId,
+    pub dir: PathBuf,
+    pub record: SparkRecord,
+    /// Held as long as this is.
+    pub _lock: OwnedFd,
+}
+
+impl Sparks {
+    /// The spark that a reference means.
+    ///
+    /// # Errors
+    /// `not_found`, with names that look alike.
+    pub fn resolve(&self, spark: &SparkRef) -> Result<SparkId> {
+        let id = SparkId { project: self.project_of(spark)?, name: spark.name.clone() };
+        if self.dir(&id).is_dir() { Ok(id) } else { Err(self.no_such_spark(&id.project, &id.name)) }
+    }
+
+    pub(crate) fn dir(&self, spark: &SparkId) -> PathBuf {
+        self.pool.paths.spark(&spark.project, &spark.name)
+    }
+
+    /// Reads a record, without a lock: what it says may be old, but is whole.
+    pub(crate) fn record(&self, spark: &SparkId) -> Result<SparkRecord> {
+        let dir = self.dir(spark);
+        let path = SparkPaths(&dir).record();
+        match record::read(&path)? {
+            Some(record) => Ok(record),
+            None if dir.is_dir() => Err(Error::corrupt(&path, "it is missing")),
+            None => Err(self.no_such_spark(&spark.project, &spark.name)),
+        }
+    }
+
+    /// Locks a spark and reads its record.
+    pub(crate) fn open_spark(&self, spark: &SparkId, mode: Mode) -> Result<Opened> {
+        let dir = self.dir(spark);
+        let Some(lock) = self.pool.lock(&dir, mode)? else {
+            return Err(self.no_such_spark(&spark.project, &spark.name));
+        };
+        let record = self.record(spark)?;
+        Ok(Opened { id: spark.clone(), dir, record, _lock: lock })
+    }
+
+    pub(crate) fn handle(&self, record: &SparkRecord) -> Handle {
+        Handle { id: record.oci_id.clone(), oci: self.pool.place.oci(), cgroup: cgroup(&record.id) }
+    }
+
+    pub(crate) fn bundle(&self, record: &SparkRecord) -> PathBuf {
+        self.pool.place.bundle(&record.id)
+    }
+
+    pub(crate) fn live(&self, record: &SparkRecord) -> Option<Live> {
+        live::read(&self.bundle(record))
+    }
+
+    /// What a spark is doing.
+    pub(crate) fn state(&self, record: &SparkRecord) -> State {
+        match self.live(record) {
+            None => State::Stopped,
+            Some(_) if live::is_frozen(&cgroup(&record.id)) => State::Paused,
+            Some(_) => State::Running,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! `resume`, and the start of a container that it shares with `create`.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::spark::{Opened, SparkId};
+use super::{Observer, Sparks};
+use crate::bundle::{spec, write};
+use crate::domain::name::{Name, SparkRef};
+use crate::domain::place::SparkPaths;
+use crate::domain::spark::{SparkRecord, State};
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::pool::index::Identity;
+use crate::runtime::confine::{self, Confinement};
+use crate::runtime::ids;
+use crate::runtime::launch::{Launch, Mapped, Starting};
+use crate::runtime::live::Live;
+use crate::sys::flock::Mode;
+
+/// A start under way. Wait for it.
+#[derive(Debug)]
+pub(crate) struct Begun<'a> {
+    sparks: &'a Sparks,
+    starting: Starting,
+    bundle: PathBuf,
+    first_id: u32,
+}
+
+impl Begun<'_> {
+    /// Waits until it runs. A start that failed leaves nothing in `/run`.
+    pub(crate) fn wait(self) -> Result<Live> {
+        self.starting.wait().inspect_err(|_| self.sparks.clear_bundle(&self.bundle, Some(self.first_id)))
+    }
+}
+
+impl Sparks {
+    /// Starts a stopped spark, thaws a paused one, and leaves a running one as it is.
+    pub fn resume(&self, spark: &SparkRef, observer: &dyn Observer) -> Result<()> {
+        let spark = self.resolve(spark)?;
+        self.ensure_running(&spark, observer)
+    }
+
+    pub(crate) fn ensure_running(&self, spark: &SparkId, observer: &dyn Observer) -> Result<()> {
+        let opened = self.open_spark(spark, Mode::Exclusive)?;
+        match self.state(&opened.record) {
+            State::Running => Ok(()),
+            State::Paused => self.handle(&opened.record).thaw(),
+            State::Stopped | State::Broken => {
+                tracing::debug!(%spark, "starting");
+                let _ = observer;
+                self.start(&opened).map(drop)
+            }
+        }
+    }
+
+    fn start(&self, opened: &Opened) -> Result<Live> {
+        let identity = Identity {
+            project: opened.id.project.clone(),
+            name: opened.id.name.clone(),
+            id: opened.record.id.clone(),
+        };
+        self.pool.index_spark(&opened.record.oci_id, &identity)?;
+        self.launch(&opened.id, &opened.record)?.wait()
+    }
+
+    /// Begins to start a spark. The caller holds its exclusive lock.
+    pub(crate) fn launch(&self, spark: &SparkId, record: &SparkRecord) -> Result<Begun<'_>> {
+        let root = SparkPaths(&self.dir(spark)).root();
+        if !root.is_dir() {
+            return Err(Error::Corrupt {
+                path: root,
+                why: "the root filesystem is missing".into(),
+                hint: Some(format!("remove what is left with `spark delete {}`", spark.name)),
+            });
+        }
+        let bundle = self.bundle(record);
+        let container = self.handle(record);
+        // What a crash, an idle stop or a kill of PID 1 left.
+        container.remove()?;
+        self.clear_bundle(&bundle, None);
+        for (dir, mode) in [(&self.pool.place.run, 0o711), (&self.pool.place.run.join("bundles"), 0o711), (&container.oci, 0o700)] {
+            std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(Error::io("create", dir))?;
+        }
+        // The bundle's directory makes the claim valid: it is there before, and gone before the claim.
+        std::fs::DirBuilder::new().mode(0o711).create(&bundle).map_err(Error::io("create", &bundle))?;
+        let first_id = ids::claim(&bundle)?;
+        let begun = self.prepare(spark, record, first_id).and_then(|launch| {
+            fault::point("start.prepared")?;
+            launch.spawn()
+        });
+        match begun {
+            Ok(starting) => Ok(Begun { sparks: self, starting, bundle, first_id }),
+            Err(e) => {
+                self.clear_bundle(&bundle, Some(first_id));
+                Err(e)
+            }
+        }
+    }
+
+    fn prepare(&self, spark: &SparkId, record: &SparkRecord, first_id: u32) -> Result<Launch> {
+        let dir = self.bundle(record);
+        let root = SparkPaths(&self.dir(spark)).root();
+        let input = spec::Input {
+            id: &record.id,
+            project: &spark.project,
+            name: &spark.name,
+            options: &record.options,
+            first_id,
+            dir: &dir,
+            templates: &self.context.templates,
+            root: &root,
+            shared: self.shared_dirs(&spark.project),
+        };
+        let bundle = spec::compose(&input)?;
+        let mut inner = confine::without(&bundle.spec);
+        let filter = write::write(&bundle, &mut inner, &input)?;
+        let mounts = bundle.mounts.into_iter();
+        Ok(Launch {
+            container: self.handle(record),
+            confinement: Confinement::of(&bundle.spec, filter)?,
+            bundle: dir,
+            mounts: mounts.map(|m| Mapped { source: m.source, target: m.target, ids: m.ids }).collect(),
+            first_id,
+            idle_stop: 0,
+        })
+    }
+
+    /// Removes a bundle and gives its ids back.
+    pub(crate) fn clear_bundle(&self, bundle: &Path, first_id: Option<u32>) {
+        if let Err(e) = std::fs::remove_dir_all(bundle)
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove {}: {e}", bundle.display());
+        }
+        if let Some(first) = first_id {
+            ids::release(first, bundle);
+        }
+    }
+
+    /// `/spark/bin`, `/spark/all` and `/spark/proj` of a project.
+    pub(crate) fn shared_dirs(&self, project: &Name) -> [PathBuf; 3] {
+        let system = self.pool.paths.system();
+        [system.join("bin"), system.join("all"), self.pool.paths.shared(project)]
+    }
+}

@@ -1,0 +1,73 @@
+//! `stop`: SIGTERM to everything, SIGKILL to what stays.
+
+use std::time::Duration;
+
+use super::Sparks;
+use crate::bundle::spec::cgroup;
+use crate::domain::name::SparkRef;
+use crate::domain::spark::SparkRecord;
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::runtime::live::{self, Live};
+use crate::sys;
+use crate::sys::flock::Mode;
+
+/// How long processes have to end by themselves, unless told otherwise.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+impl Sparks {
+    /// Stops a spark. Its files stay. A stopped one is left as it is.
+    pub fn stop(&self, spark: &SparkRef, grace: Duration) -> Result<()> {
+        let spark = self.resolve(spark)?;
+        let opened = self.open_spark(&spark, Mode::Exclusive)?;
+        self.end(&opened.record, grace)
+    }
+
+    /// Ends what runs of a spark. The caller holds its exclusive lock.
+    pub(crate) fn end(&self, record: &SparkRecord, grace: Duration) -> Result<()> {
+        let bundle = self.bundle(record);
+        let live = live::read(&bundle);
+        if let Some(live) = &live {
+            self.terminate(record, live, grace)?;
+        }
+        fault::point("stop.ended")?;
+        self.handle(record).remove()?;
+        fault::point("stop.removed")?;
+        self.clear_bundle(&bundle, live.map(|l| l.first_id).or_else(|| crate::runtime::ids::claimed_by(&bundle)));
+        Ok(())
+    }
+
+    fn terminate(&self, record: &SparkRecord, live: &Live, grace: Duration) -> Result<()> {
+        // Between looking and opening it may end by itself, which is as well.
+        let Ok(pidfd) = live.pidfd() else { return Ok(()) };
+        let cgroup = cgroup(&record.id);
+        if live::is_frozen(&cgroup) {
+            self.handle(record).thaw()?;
+        }
+        let millis = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
+        if millis > 0 {
+            let _ = sys::process::signal_with_value(&pidfd, libc::SIGTERM, millis);
+            hang_up(&cgroup);
+            let wait = grace + Duration::from_millis(500);
+            if sys::process::wait_end(&pidfd, Some(wait)).map_err(Error::sys("wait for PID 1"))? {
+                return Ok(());
+            }
+        }
+        let _ = sys::process::signal(&pidfd, rustix::process::Signal::KILL);
+        if sys::process::wait_end(&pidfd, Some(GRACE)).map_err(Error::sys("wait for PID 1"))? {
+            Ok(())
+        } else {
+            Err(Error::Busy { what: format!("spark {}", record.id), why: "a process in it does not end".into() })
+        }
+    }
+}
+
+/// Interactive shells ignore SIGTERM and end on SIGHUP, as when their terminal goes away: those with one get it.
+fn hang_up(cgroup: &std::path::Path) {
+    for pid in live::processes(cgroup) {
+        let Ok(fd) = sys::process::pidfd_open(pid) else { continue };
+        if sys::process::has_terminal(pid) {
+            let _ = sys::process::signal(&fd, rustix::process::Signal::HUP);
+        }
+    }
+}

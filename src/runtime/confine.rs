@@ -1,0 +1,79 @@
+//! What every process of ours does to itself before it runs anything of a spark's: PID 1 and exec alike.
+
+use std::rc::Rc;
+
+use libcontainer::syscall::syscall::create_syscall;
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, Spec};
+
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// The limits of a spark's processes: capabilities, system call filter, no-new-privileges.
+///
+/// libcontainer would install these itself for PID 1, but not for exec, and its filter is wrong (see
+/// `bundle::seccomp`). So it is given a spec without them, and both ways go through here.
+#[derive(Debug, Clone)]
+pub struct Confinement {
+    capabilities: LinuxCapabilities,
+    no_new_privs: bool,
+    filter: Rc<[u8]>,
+}
+
+impl Confinement {
+    /// Reads the limits from a spark's bundle.
+    pub fn of(spec: &Spec, filter: Vec<u8>) -> Result<Confinement> {
+        let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
+        let mut capabilities = process.capabilities().clone().ok_or_else(|| missing("process.capabilities"))?;
+        // Where oci-spec finds no list it fills in a default of its own; none is what no list means to us.
+        capabilities.set_inheritable(Some(Capabilities::new()));
+        capabilities.set_ambient(Some(Capabilities::new()));
+        Ok(Confinement {
+            capabilities,
+            no_new_privs: process.no_new_privileges().unwrap_or(false),
+            filter: filter.into(),
+        })
+    }
+
+    /// Installs the filter where that needs a privilege which `drop` gives up. Call it right after entering the
+    /// user namespace.
+    pub fn before_drop(&self) -> std::io::Result<()> {
+        if self.no_new_privs { Ok(()) } else { sys::exec::load_filter(&self.filter) }
+    }
+
+    /// Gives up every capability that the spec does not list, and for another user than root all of them.
+    pub fn drop_capabilities(&self, uid: u32) -> std::io::Result<()> {
+        if self.no_new_privs {
+            sys::exec::set_no_new_privs()?;
+        }
+        let mut wanted = self.capabilities.clone();
+        if uid != 0 {
+            wanted.set_effective(Some(Capabilities::new()));
+            wanted.set_permitted(Some(Capabilities::new()));
+        }
+        let syscall = create_syscall();
+        libcontainer::capabilities::reset_effective(syscall.as_ref()).map_err(std::io::Error::other)?;
+        libcontainer::capabilities::drop_privileges(&wanted, syscall.as_ref()).map_err(std::io::Error::other)
+    }
+
+    /// Installs the filter where that needs no privilege: as late as possible.
+    pub fn after_drop(&self) -> std::io::Result<()> {
+        if self.no_new_privs { sys::exec::load_filter(&self.filter) } else { Ok(()) }
+    }
+}
+
+/// The spec for libcontainer: without what our executors do themselves.
+pub fn without(spec: &Spec) -> Spec {
+    let mut spec = spec.clone();
+    if let Some(process) = spec.process_mut() {
+        process.set_capabilities(None);
+        process.set_no_new_privileges(None);
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_seccomp(None);
+    }
+    spec
+}
+
+fn missing(what: &str) -> Error {
+    Error::NotSupported { what: format!("the bundle has no `{what}`"), hint: None }
+}

@@ -1,0 +1,191 @@
+//! Starting a spark: mounts in a namespace of the helper's own, libcontainer, PID 1, `init.json`.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use oci_spec::runtime::Spec;
+
+use super::confine::Confinement;
+use super::live::{self, Live};
+use super::youki::Handle;
+use super::init;
+use crate::error::{Error, Result};
+use crate::sys;
+use crate::sys::idmap::Extent;
+use crate::sys::process::ProcessId;
+
+/// A mount to make before the container.
+#[derive(Debug)]
+pub struct Mapped {
+    pub source: PathBuf,
+    pub target: PathBuf,
+    pub ids: Vec<Extent>,
+}
+
+/// What is needed to start a spark whose bundle is written.
+#[derive(Debug)]
+pub struct Launch {
+    pub container: Handle,
+    /// The bundle: `init.json` goes there, and what libcontainer gets is in `libcontainer/` below.
+    pub bundle: PathBuf,
+    pub mounts: Vec<Mapped>,
+    pub confinement: Confinement,
+    pub first_id: u32,
+    /// Seconds without a process after which PID 1 leaves. 0 is never.
+    pub idle_stop: u32,
+}
+
+/// A helper at work.
+#[derive(Debug)]
+pub struct Starting {
+    helper: i32,
+    report: OwnedFd,
+    container: Handle,
+    bundle: PathBuf,
+}
+
+impl Starting {
+    /// Waits until PID 1 runs.
+    ///
+    /// # Errors
+    /// `internal` with libcontainer's words. Nothing of the container is left then, unless this process dies.
+    pub fn wait(self) -> Result<Live> {
+        let mut detail = String::new();
+        let _ = File::from(self.report).take(16 << 10).read_to_string(&mut detail);
+        let ended = sys::process::reap(self.helper, true).map_err(Error::sys("wait for the helper"))?;
+        let failed = |detail| Error::Runtime { action: "start", id: self.container.id.clone(), detail };
+        match ended.map(|e| e.status()) {
+            Some(0) => live::read(&self.bundle).ok_or_else(|| failed("it ended at once".into())),
+            status => {
+                self.container.remove()?;
+                Err(failed(if detail.is_empty() { format!("the helper ended with {status:?}") } else { detail }))
+            }
+        }
+    }
+}
+
+impl Launch {
+    /// Starts it, in a forked helper, so that the caller can do other work until [`Starting::wait`].
+    pub fn spawn(self) -> Result<Starting> {
+        let (report, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|e| Error::sys("make a pipe")(e.into()))?;
+        let container = self.container.clone();
+        let bundle = self.bundle.clone();
+        let helper = sys::process::fork(|| {
+            let Err(e) = self.start() else { return 0 };
+            let text = super::youki::chain(&e);
+            let _ = rustix::io::write(&to, text.as_bytes());
+            1
+        })
+        .map_err(Error::sys("start a helper"))?;
+        Ok(Starting { helper, report, container, bundle })
+    }
+
+    /// In the helper: everything that changes this process for good.
+    fn start(&self) -> Result<()> {
+        sys::mount::unshare().map_err(Error::sys("make a mount namespace"))?;
+        self.mount()?;
+        // libcontainer binds sockets relative to directories and comes back here.
+        std::env::set_current_dir("/").map_err(Error::sys("change to /"))?;
+        let image = init::sealed().map_err(Error::sys("prepare PID 1"))?;
+        let executor = Init {
+            image: Rc::new(image),
+            confinement: self.confinement.clone(),
+            idle_stop: std::ffi::CString::new(self.idle_stop.to_string()).unwrap_or_default(),
+        };
+        let failed = |e| self.container.failed("create", e);
+        let mut container = ContainerBuilder::new(self.container.id.clone(), SyscallType::default())
+            .with_root_path(&self.container.oci)
+            .map_err(failed)?
+            .with_executor(executor)
+            .with_stdin(null()?)
+            .with_stdout(null()?)
+            .with_stderr(null()?)
+            .validate_id()
+            .map_err(failed)?
+            .as_init(self.bundle.join("libcontainer"))
+            .with_systemd(false)
+            .with_detach(true)
+            .build()
+            .map_err(failed)?;
+        crate::fault::point("start.created")?;
+        container.start().map_err(|e| self.container.failed("start", e))?;
+        crate::fault::point("start.started")?;
+        let pid = container.pid().map(|p| p.as_raw()).unwrap_or_default();
+        let init = ProcessId::of(pid).map_err(Error::sys("identify PID 1"))?;
+        live::write(&self.bundle, &Live { init, first_id: self.first_id })
+    }
+
+    fn mount(&self) -> Result<()> {
+        let mut known: Vec<(&[Extent], OwnedFd)> = Vec::new();
+        for mount in &self.mounts {
+            if !known.iter().any(|(ids, _)| *ids == mount.ids) {
+                let ns = sys::idmap::namespace(&mount.ids).map_err(|source| Error::Host {
+                    what: "cannot make a user namespace".into(),
+                    hint: "see `spark doctor`".into(),
+                    source: Some(source),
+                })?;
+                known.push((&mount.ids, ns));
+            }
+            let ns = known.iter().find(|(ids, _)| *ids == mount.ids).map(|(_, ns)| ns);
+            let ns = ns.ok_or(Error::Sys { action: "map ids", source: std::io::ErrorKind::NotFound.into() })?;
+            let tree = sys::mount::clone_tree(&mount.source).map_err(Error::io("mount", &mount.source))?;
+            sys::mount::set_idmap(&tree, ns).map_err(|e| no_idmap(&mount.source, e))?;
+            sys::mount::attach(&tree, &mount.target).map_err(Error::io("mount", &mount.target))?;
+        }
+        Ok(())
+    }
+}
+
+fn no_idmap(path: &Path, e: std::io::Error) -> Error {
+    match e.raw_os_error() {
+        Some(libc::EINVAL) => Error::NotSupported {
+            what: format!("the filesystem of {} cannot map user ids", path.display()),
+            hint: Some("use a directory on ext4, xfs, btrfs or tmpfs".into()),
+        },
+        _ => Error::io("map the ids of", path)(e),
+    }
+}
+
+fn null() -> Result<OwnedFd> {
+    let file = File::options().read(true).write(true).open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
+    Ok(file.into())
+}
+
+/// Becomes PID 1.
+#[derive(Clone)]
+struct Init {
+    image: Rc<OwnedFd>,
+    confinement: Confinement,
+    idle_stop: std::ffi::CString,
+}
+
+impl Executor for Init {
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        let confined = self
+            .confinement
+            .before_drop()
+            .and_then(|()| self.confinement.drop_capabilities(0))
+            .and_then(|()| self.confinement.after_drop());
+        let e = match confined {
+            Ok(()) => init::exec(self.image.as_fd(), &[c"spark-init", &self.idle_stop]),
+            Err(e) => e,
+        };
+        Err(ExecutorError::Other(e.to_string()))
+    }
+
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    fn setup_envs(&self, _: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        // PID 1 is given an empty environment when it is executed.
+        Ok(())
+    }
+}

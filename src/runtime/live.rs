@@ -1,0 +1,76 @@
+//! What runs: never read from a record, always checked against `/proc`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::sys;
+use crate::sys::process::ProcessId;
+
+/// `init.json` in the bundle: written when the spark has started, and so the sign that it has.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Live {
+    /// PID 1 of the spark, as the host numbers it.
+    pub init: ProcessId,
+    /// First host id of its range.
+    pub first_id: u32,
+}
+
+fn path(bundle: &Path) -> PathBuf {
+    bundle.join("init.json")
+}
+
+/// Says that a spark has started.
+pub fn write(bundle: &Path, live: &Live) -> Result<()> {
+    let path = path(bundle);
+    let content = serde_json::to_vec(live).map_err(|e| Error::corrupt(&path, e))?;
+    sys::file::replace_volatile(&path, &content).map_err(Error::io("write", path))
+}
+
+/// The running spark of a bundle. `None` if it does not run, or what is left of it belongs to an earlier boot.
+pub fn read(bundle: &Path) -> Option<Live> {
+    let file = File::open(path(bundle)).ok()?;
+    let content = sys::file::read_bounded(file, 4096).ok()?;
+    let live: Live = serde_json::from_slice(&content).ok()?;
+    live.init.alive().then_some(live)
+}
+
+impl Live {
+    /// A pidfd of PID 1.
+    pub fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.init.open()
+    }
+}
+
+/// The freezer's file of a cgroup: the file, what it holds when frozen, and what to write to freeze and thaw.
+fn freezer(cgroup: &Path) -> Option<(PathBuf, &'static str)> {
+    let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
+    let fs = Path::new("/sys/fs/cgroup");
+    let v1 = fs.join("freezer").join(below).join("freezer.state");
+    if v1.exists() {
+        return Some((v1, "FROZEN"));
+    }
+    let v2 = fs.join(below).join("cgroup.freeze");
+    v2.exists().then_some((v2, "1"))
+}
+
+/// Whether a cgroup is frozen.
+pub fn is_frozen(cgroup: &Path) -> bool {
+    freezer(cgroup).is_some_and(|(file, frozen)| {
+        std::fs::read_to_string(file).is_ok_and(|text| text.trim() == frozen)
+    })
+}
+
+/// The processes of a cgroup, as the host numbers them.
+pub fn processes(cgroup: &Path) -> Vec<i32> {
+    let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
+    let fs = Path::new("/sys/fs/cgroup");
+    for top in [fs.join("pids"), fs.to_owned(), fs.join("unified")] {
+        if let Ok(text) = std::fs::read_to_string(top.join(below).join("cgroup.procs")) {
+            return text.lines().filter_map(|l| l.parse().ok()).collect();
+        }
+    }
+    Vec::new()
+}
