@@ -1,0 +1,215 @@
+//! Which git repository a directory is in.
+//!
+//! Only looks: nothing of the repository is executed, no `git` is run, its configuration is not read, and
+//! `GIT_DIR` and its like do not count. Recognising a repository is gix-discover's; the way upwards is walked
+//! here, because gix opens whatever it finds (a fifo named `commondir` hangs it) and passes over a `.git` file
+//! that points to nothing, where `git` stops. As `git` does, the walk ends at a mount point, and a repository
+//! of somebody else's is refused.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// Largest `.git`, `HEAD` or `commondir` file: a path and a line end are far smaller. gix has the same limit.
+const MAX: u64 = 64 << 10;
+
+/// A git repository, whichever of its worktrees or subfolders it was found from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Repository {
+    /// The canonical common git directory: its identity.
+    pub(crate) common: PathBuf,
+}
+
+impl Repository {
+    /// What people call it: the folder that holds `.git` (or another hidden one, such as `.bare`), or the git
+    /// directory's own name without `.git`. Taken from the common directory, so that all worktrees agree.
+    pub(crate) fn folder_name(&self) -> Option<String> {
+        let own = self.common.file_name()?.as_bytes();
+        let name = if own.starts_with(b".") {
+            self.common.parent()?.file_name()?.as_bytes()
+        } else {
+            own.strip_suffix(b".git").unwrap_or(own)
+        };
+        Some(String::from_utf8_lossy(name).into_owned())
+    }
+}
+
+/// Whose repositories are believed, as in git's `safe.directory`: the caller's, root's, and under `sudo` those
+/// of the user behind it.
+#[derive(Debug, Clone)]
+pub(crate) struct Owners(Vec<u32>);
+
+impl Owners {
+    /// Those of this process.
+    pub(crate) fn of_caller() -> Owners {
+        Owners::new(rustix::process::geteuid().as_raw(), sys::process::sudo_user())
+    }
+
+    /// Those of a user. `sudo` counts for root alone: anybody can set a variable.
+    pub(crate) fn new(user: u32, sudo: Option<u32>) -> Owners {
+        Owners([0, user].into_iter().chain(sudo.filter(|_| user == 0)).collect())
+    }
+
+    /// Checks a path, and what it leads to if it is a link.
+    fn check(&self, path: &Path) -> Result<()> {
+        let metas = [fs::symlink_metadata(path), fs::metadata(path)];
+        for meta in metas {
+            let owner = meta.map_err(Error::io("inspect", path))?.uid();
+            if !self.0.contains(&owner) {
+                return Err(Error::Denied {
+                    what: format!(
+                        "the git repository at {} belongs to somebody else (user {owner})",
+                        path.display()
+                    ),
+                    hint: "if you trust it, name a project with `-P NAME`".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Finds the repository around a directory. `None` if there is none.
+///
+/// # Errors
+/// `denied` if it is somebody else's, `corrupt` if a `.git` file leads nowhere.
+pub(crate) fn around(dir: &Path, owners: &Owners) -> Result<Option<Repository>> {
+    let find = |e| Error::io("find the git repository around", dir)(e);
+    let start = dir.canonicalize().map_err(find)?;
+    let device = fs::metadata(&start).map_err(find)?.dev();
+    for dir in start.ancestors() {
+        // What is above a mount point says nothing about what is mounted: `git` stops here too.
+        if fs::metadata(dir).map_err(find)?.dev() != device {
+            break;
+        }
+        if let Some(found) = work_tree(dir, owners)? {
+            return Ok(Some(found));
+        }
+        if looks_like_git_dir(dir)? {
+            owners.check(dir)?;
+            // In a directory that everybody can write, such as /tmp, anybody can make one out of its owner's.
+            owners.check(&dir.join("HEAD"))?;
+            if gix_discover::is_git(dir).is_ok() {
+                return common_dir(dir, owners).map(Some);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// A directory with `.git` in it.
+fn work_tree(dir: &Path, owners: &Owners) -> Result<Option<Repository>> {
+    let dot_git = dir.join(".git");
+    let Ok(meta) = fs::metadata(&dot_git) else {
+        return Ok(None);
+    };
+    if meta.is_dir() {
+        if !looks_like_git_dir(&dot_git)? {
+            return Ok(None);
+        }
+        owners.check(&dot_git)?;
+        owners.check(dir)?;
+        if gix_discover::is_git(&dot_git).is_err() {
+            return Ok(None);
+        }
+        return common_dir(&dot_git, owners).map(Some);
+    }
+    if !meta.is_file() {
+        return Ok(None);
+    }
+    // A file: a linked worktree, a submodule, or `git init --separate-git-dir`.
+    owners.check(&dot_git)?;
+    owners.check(dir)?;
+    let content = read_small(&dot_git).map_err(|e| broken(&dot_git, e.to_string()))?;
+    let target =
+        gix_discover::parse::gitdir(&content).map_err(|_| broken(&dot_git, "it names no git directory"))?;
+    let git_dir = dir.join(target);
+    let nowhere = || {
+        broken(
+            &dot_git,
+            format!(
+                "it points to {}, which is not a git repository",
+                git_dir.display()
+            ),
+        )
+    };
+    if !looks_like_git_dir(&git_dir)? {
+        return Err(nowhere());
+    }
+    owners.check(&git_dir)?;
+    let found = common_dir(&git_dir, owners)?;
+    if gix_discover::is_git(&dot_git).is_err() {
+        return Err(nowhere());
+    }
+    Ok(Some(found))
+}
+
+/// Whether a directory may be a git directory, by looking at its names only. Whatever gix would read has to be
+/// a small regular file, so that a fifo or an endless file cannot hold it up.
+fn looks_like_git_dir(dir: &Path) -> Result<bool> {
+    let readable = |name| fs::metadata(dir.join(name)).is_ok_and(|m| m.is_file() && m.len() <= MAX);
+    if !readable("HEAD") {
+        return Ok(false);
+    }
+    let commondir = dir.join("commondir");
+    let linked = fs::symlink_metadata(&commondir).is_ok();
+    if !linked {
+        return Ok(dir.join("objects").is_dir() && dir.join("refs").is_dir());
+    }
+    for name in ["commondir", "gitdir"] {
+        let path = dir.join(name);
+        if fs::symlink_metadata(&path).is_ok() && !readable(name) {
+            return Err(broken(&path, "it is not a small regular file"));
+        }
+    }
+    Ok(true)
+}
+
+/// The repository of a git directory: the one that `commondir` leads to, or itself.
+fn common_dir(git_dir: &Path, owners: &Owners) -> Result<Repository> {
+    let pointer = git_dir.join("commondir");
+    let common = match read_small(&pointer) {
+        Ok(content) => git_dir.join(OsStr::from_bytes(content.trim_ascii_end())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => git_dir.to_owned(),
+        Err(e) => return Err(broken(&pointer, e.to_string())),
+    };
+    let nowhere = || {
+        broken(
+            &pointer,
+            format!("it points to {}, which is not there", common.display()),
+        )
+    };
+    let canonical = common.canonicalize().map_err(|_| nowhere())?;
+    if !canonical.is_dir() {
+        return Err(nowhere());
+    }
+    owners.check(&canonical)?;
+    Ok(Repository { common: canonical })
+}
+
+/// Reads a file that names a path. Never waits for a fifo.
+fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    sys::file::read_bounded(OpenOptions::new().read(true).custom_flags(flags).open(path)?, MAX)
+}
+
+fn broken(path: &Path, why: impl Into<String>) -> Error {
+    Error::Corrupt {
+        path: path.to_owned(),
+        why: why.into(),
+        hint: Some(
+            "name a project with `-P NAME`, or repair it (`git worktree repair` mends moved worktrees)"
+                .into(),
+        ),
+    }
+}
+
+#[cfg(test)]
+#[path = "detect_tests.rs"]
+mod tests;
