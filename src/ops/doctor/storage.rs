@@ -1,0 +1,204 @@
+//! Where the pool is: loop devices, room, its kind, and whether its mounts can be idmapped.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::fix::Fix;
+use super::{Check, Probe};
+use crate::pool::image::{self, Kind};
+use crate::sys;
+use crate::sys::idmap::Extent;
+
+/// What a new pool needs: see `pool::image`.
+const LEAST: u64 = 350 << 20;
+/// Below this a base and a few sparks do not fit.
+const COMFORT: u64 = 2 << 30;
+
+pub(super) fn checks(probe: &Probe) -> Vec<Check> {
+    let kind = image::source(&probe.place)
+        .ok()
+        .flatten()
+        .map(|source| source.kind);
+    let ancestor = existing(&probe.place.root);
+    let on_btrfs = sys::file::is_btrfs(&ancestor).unwrap_or(false);
+    let mut checks = vec![pool(probe, kind.as_ref(), on_btrfs)];
+    if kind == Some(Kind::Loop) || (kind.is_none() && !on_btrfs) {
+        checks.push(loop_devices(probe));
+    }
+    checks.push(room(kind.is_some(), free(&ancestor), free(&probe.place.pool())));
+    checks.extend(idmap(try_idmap(probe)));
+    checks
+}
+
+/// The directory itself, or the nearest above it that is there.
+fn existing(path: &Path) -> PathBuf {
+    path.ancestors()
+        .find(|p| p.exists())
+        .unwrap_or(Path::new("/"))
+        .to_owned()
+}
+
+fn free(path: &Path) -> Option<u64> {
+    rustix::fs::statvfs(path).ok().map(|fs| fs.f_bavail * fs.f_frsize)
+}
+
+/// A loop image costs a third more on small synchronous writes and half the speed on large ones. That is only
+/// worth a word where the host has a btrfs to use instead.
+fn pool(probe: &Probe, kind: Option<&Kind>, on_btrfs: bool) -> Check {
+    let root = probe.place.root.display();
+    let found = match kind {
+        Some(Kind::Directory) => format!("a directory of the btrfs at {root}"),
+        Some(Kind::Device { uuid }) => format!("the btrfs {uuid}"),
+        Some(Kind::Loop) => {
+            format!("a loop image in {root}: large writes take about twice as long as on a btrfs")
+        }
+        None if on_btrfs => format!("none yet: it will be a directory of the btrfs at {root}"),
+        None => format!("none yet: it will be a loop image in {root}, slower than a btrfs"),
+    };
+    let by_image = kind == Some(&Kind::Loop) || (kind.is_none() && !on_btrfs);
+    let better = by_image.then(|| other_btrfs(probe)).flatten();
+    Check::recommended("pool", better.is_none(), found).or(better
+        .map(|at| {
+            format!(
+                "SPARK_ROOT={}/spark spark pool init  # a new pool, on the host's btrfs",
+                at.trim_end_matches('/')
+            )
+        })
+        .unwrap_or_default())
+}
+
+/// A writable btrfs of the host's that is not the pool itself.
+fn other_btrfs(probe: &Probe) -> Option<String> {
+    let pool = probe.place.pool();
+    let text = probe.text(probe.proc.join("self/mountinfo"))?;
+    text.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(4);
+        let (at, options) = (mount.next()?, mount.next()?);
+        let writable = options.split(',').any(|o| o == "rw");
+        // Pools of other installations are loop devices too.
+        let mut filesystem = filesystem.split(' ');
+        let fits = filesystem.next() == Some("btrfs") && !filesystem.next()?.starts_with("/dev/loop");
+        (fits && writable && Path::new(at) != pool).then(|| at.to_owned())
+    })
+}
+
+fn loop_devices(probe: &Probe) -> Check {
+    let there = probe.dev.join("loop-control").exists();
+    let loadable = probe.has_module("loop");
+    let found = match (there, loadable) {
+        (true, _) => "/dev/loop-control is there",
+        (false, true) => "a module that is not loaded",
+        (false, false) => "no /dev/loop-control, and no module for it",
+    };
+    Check::required("loop devices", there, found)
+        .or("modprobe loop  # or put the pool on a device: `spark pool init --device /dev/…`")
+        .fixed_by(Fix::Module("loop"))
+}
+
+/// `below` is free where the pool's image is, `inside` in the pool.
+fn room(made: bool, below: Option<u64>, inside: Option<u64>) -> Check {
+    const NAME: &str = "room";
+    let free = if made {
+        below.into_iter().chain(inside).min()
+    } else {
+        below
+    };
+    let Some(free) = free else {
+        return Check::required(NAME, false, "cannot be told").or("df -h /var/lib");
+    };
+    let found = format!("{} MiB free", free >> 20);
+    let (remedy, name) = if made {
+        ("spark gc && spark pool info", NAME)
+    } else {
+        ("SPARK_ROOT=/other/disk spark pool init", NAME)
+    };
+    if !made && free < LEAST {
+        return Check::required(name, false, found).or(remedy);
+    }
+    Check::recommended(name, free >= COMFORT, found).or(remedy)
+}
+
+/// Tries what every start of a spark does: an idmapped copy of a mount, which nobody sees and which is gone at
+/// once. None if there is no pool to try it on.
+fn try_idmap(probe: &Probe) -> Option<io::Result<()>> {
+    // The namespace comes from a forked child, which a process with several threads cannot have.
+    if probe.user != 0 || !probe.place.pool().join("layout.json").exists() || !sys::process::single_threaded()
+    {
+        return None;
+    }
+    Some((|| {
+        let namespace = sys::idmap::namespace(&[Extent {
+            inside: 0,
+            host: 1 << 20,
+            count: 1 << 16,
+        }])?;
+        let tree = sys::mount::clone_tree(&probe.place.pool())?;
+        sys::mount::set_idmap(&tree, &namespace)
+    })())
+}
+
+fn idmap(tried: Option<io::Result<()>>) -> Option<Check> {
+    let (ok, found) = match tried? {
+        Ok(()) => (true, "the pool can be idmapped".to_owned()),
+        Err(e) => (false, format!("the pool cannot be idmapped: {e}")),
+    };
+    Some(
+        Check::required("idmapped mounts", ok, found)
+            .or("uname -r  # has to be 5.15 or newer, and spark has to run on the host itself"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::super::tests::Bare;
+    use super::*;
+
+    #[test]
+    fn a_loop_image_is_worth_a_word_only_where_there_is_a_btrfs_to_use() {
+        let bare = Bare::new();
+        bare.write("proc/self/mountinfo", "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n");
+        assert!(pool(&bare.probe, Some(&Kind::Loop), false).ok);
+        let own = bare.probe.place.pool();
+        let own = format!("2 1 0:5 / {} rw - btrfs /dev/sdb rw\n", own.display());
+        let others = "3 1 0:6 / /p rw - btrfs /dev/loop1 rw\n4 1 0:7 / /ro ro - btrfs /dev/sdc rw\n";
+        bare.write("proc/self/mountinfo", &(own + others));
+        assert!(pool(&bare.probe, Some(&Kind::Loop), false).ok);
+        bare.write(
+            "proc/self/mountinfo",
+            "5 1 0:8 / /data rw,noatime shared:1 - btrfs /dev/sdd rw\n",
+        );
+        let check = pool(&bare.probe, Some(&Kind::Loop), false);
+        assert!(!check.ok && check.remedy.unwrap().contains("SPARK_ROOT=/data/spark"));
+        assert!(pool(&bare.probe, Some(&Kind::Directory), true).ok);
+        assert!(pool(&bare.probe, None, true).ok);
+    }
+
+    #[test]
+    fn loop_devices_may_be_missing() {
+        let bare = Bare::new();
+        assert!(!loop_devices(&bare.probe).ok);
+        bare.write("dev/loop-control", "");
+        assert!(loop_devices(&bare.probe).ok);
+    }
+
+    #[test]
+    fn too_little_room_is_bad_before_there_is_a_pool_and_a_warning_after() {
+        let none = room(false, Some(100 << 20), None);
+        assert!(!none.ok && none.severity == Severity::Required);
+        assert!(room(false, Some(1 << 40), None).ok);
+        let little = room(true, Some(1 << 40), Some(1 << 20));
+        assert!(!little.ok && little.severity == Severity::Recommended && little.found == "1 MiB free");
+        assert!(!room(true, Some(1 << 20), Some(1 << 40)).ok);
+        assert!(!room(false, None, None).ok);
+    }
+
+    #[test]
+    fn idmapping_that_fails_says_why() {
+        assert!(idmap(None).is_none());
+        assert!(idmap(Some(Ok(()))).unwrap().ok);
+        let check = idmap(Some(Err(io::Error::from_raw_os_error(libc::EINVAL)))).unwrap();
+        assert!(!check.ok && check.found.contains("Invalid argument"));
+    }
+}
