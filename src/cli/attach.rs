@@ -1,0 +1,254 @@
+//! Stands by a command that runs in a spark: passes signals on, relays its terminal, and learns how it ended.
+//!
+//! Everything happens on one thread: the operations before and after need a process that has no other.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::{Interest, Ready};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::relay::{Relay, watch};
+use super::report::Status;
+use crate::error::{Error, Result};
+use crate::ops::exec::{RawMode, Running};
+
+/// What a command returns that was ended by its `--timeout`, as timeout(1) has it.
+const TIMED_OUT: Status = 124;
+/// From SIGTERM to SIGKILL after a timeout.
+const GRACE: Duration = Duration::from_secs(2);
+/// What is left in a terminal comes within this time after the command's end, or belongs to a process that stayed.
+const QUIET: Duration = Duration::from_millis(50);
+/// And it is no more than this.
+const LEFT: u64 = 1 << 20;
+
+/// Catches signals from the time it is made, so that none is lost while the command is being started.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    signals: Signals,
+    runtime: Runtime,
+}
+
+impl Supervisor {
+    /// Starts to catch signals.
+    pub(crate) fn prepare() -> Result<Supervisor> {
+        let prepared = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let inside = runtime.enter();
+            let signals = Signals::catch(&read_proc("/proc/self/status"))?;
+            drop(inside);
+            Ok(Supervisor { signals, runtime })
+        };
+        prepared().map_err(Error::sys("catch signals"))
+    }
+
+    /// Stands by until the command has ended, and returns its status.
+    pub(crate) fn attach(mut self, running: &Running, limit: Option<Duration>) -> Result<Status> {
+        let signals = &mut self.signals;
+        let result = self.runtime.block_on(async {
+            match (&running.master, Relay::new(running)) {
+                (Some(_), Ok(Some(relay))) => with_terminal(running, &relay, signals, limit).await,
+                (_, Err(e)) => Err(e),
+                _ => stand_by(running, signals, limit, std::future::pending::<()>()).await,
+            }
+        });
+        result.map_err(|e| {
+            // Nobody is left to stand by it.
+            let _ = running.signal(libc::SIGKILL);
+            Error::sys("wait for the command")(e)
+        })
+    }
+}
+
+/// What a proc file says; nothing if it cannot be read.
+fn read_proc(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Stands by a command while relaying its terminal, then passes on what is left in that.
+async fn with_terminal(
+    running: &Running,
+    relay: &Relay<'_>,
+    signals: &mut Signals,
+    limit: Option<Duration>,
+) -> io::Result<Status> {
+    let _ = running.copy_window_size();
+    // Dropped on every way out of here, a panic included. A standard input that is no terminal needs none.
+    let _raw = RawMode::enter().ok();
+    let mut output = pin!(relay.output());
+    let status = {
+        let both = async {
+            let mut input = pin!(relay.input());
+            let mut open = true;
+            std::future::poll_fn(|cx| {
+                open = open && input.as_mut().poll(cx).is_pending();
+                // Ends only when the command has; what it returns then does not matter.
+                let _ = output.as_mut().poll(cx);
+                Poll::<()>::Pending
+            })
+            .await;
+        };
+        stand_by(running, signals, limit, both).await?
+    };
+    relay.ended();
+    let begun = relay.moved();
+    loop {
+        let before = relay.moved();
+        tokio::select! {
+            () = &mut output => break,
+            () = sleep(QUIET) => {
+                if !relay.writing() && (relay.moved() == before || before - begun > LEFT) {
+                    break;
+                }
+            }
+            number = signals.next() => {
+                if number != libc::SIGWINCH {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(status)
+}
+
+/// Passes signals on and watches the clock until the command has ended. `meanwhile` is done besides.
+async fn stand_by(
+    running: &Running,
+    signals: &mut Signals,
+    limit: Option<Duration>,
+    meanwhile: impl Future<Output = ()>,
+) -> io::Result<Status> {
+    let child = watch(running.pidfd.as_fd(), Interest::READABLE)?;
+    let mut meanwhile = pin!(meanwhile);
+    let mut clock = Clock {
+        next: limit.and_then(|limit| Instant::now().checked_add(limit)),
+        expired: 0,
+    };
+    loop {
+        tokio::select! {
+            ready = child.readable() => {
+                let mut ready = ready?;
+                if let Some(ended) = running.try_reap()? {
+                    return Ok(match clock.expired {
+                        0 => Status::try_from(ended.status()).unwrap_or(Status::MAX),
+                        _ => TIMED_OUT,
+                    });
+                }
+                ready.clear_ready_matching(Ready::READABLE);
+            }
+            number = signals.next() => {
+                // It may have ended in this very moment.
+                let _ = match number {
+                    libc::SIGWINCH => running.copy_window_size(),
+                    number => running.signal(number),
+                };
+            }
+            () = clock.wait() => { let _ = running.signal(clock.expire()); }
+            () = &mut meanwhile => {}
+        }
+    }
+}
+
+/// The time limit: SIGTERM when it is up, SIGKILL after a while.
+struct Clock {
+    next: Option<Instant>,
+    expired: u32,
+}
+
+impl Clock {
+    async fn wait(&self) {
+        match self.next {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn expire(&mut self) -> i32 {
+        self.expired += 1;
+        self.next = (self.expired == 1).then(|| Instant::now() + GRACE);
+        if self.expired == 1 {
+            libc::SIGTERM
+        } else {
+            libc::SIGKILL
+        }
+    }
+}
+
+/// The signals that are passed on, and the one that says that the window has another size.
+#[derive(Debug)]
+struct Signals(Vec<(i32, Signal)>);
+
+impl Signals {
+    /// Catches them, but for those that this process was told to ignore, as nohup(1) and shells do.
+    fn catch(status: &str) -> io::Result<Signals> {
+        let ignored = ignored(status);
+        let all = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+            SignalKind::quit(),
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+            SignalKind::window_change(),
+        ];
+        let caught = all.into_iter().map(|kind| (kind.as_raw_value(), kind));
+        let caught = caught.filter(|(number, _)| ignored & (1 << (number - 1)) == 0);
+        caught
+            .map(|(number, kind)| Ok((number, signal(kind)?)))
+            .collect::<io::Result<_>>()
+            .map(Signals)
+    }
+
+    /// The number of the next signal that arrives.
+    async fn next(&mut self) -> i32 {
+        std::future::poll_fn(|cx| {
+            for (number, signal) in &mut self.0 {
+                if signal.poll_recv(cx).is_ready() {
+                    return Poll::Ready(*number);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// The mask of ignored signals in `/proc/PID/status`.
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignored_signal_stays_ignored() {
+        assert_eq!(ignored("Name:\tx\nSigIgn:\t0000000000001001\n"), 0x1001);
+        assert_eq!(ignored(""), 0);
+        // The bit of SIGHUP is the first.
+        assert_eq!(ignored("SigIgn:\t1") & (1 << (libc::SIGHUP - 1)), 1);
+    }
+
+    #[test]
+    fn a_clock_says_sigterm_once_then_sigkill_and_then_nothing() {
+        let mut clock = Clock {
+            next: None,
+            expired: 0,
+        };
+        assert_eq!(clock.expire(), libc::SIGTERM);
+        assert!(clock.next.is_some());
+        assert_eq!(clock.expire(), libc::SIGKILL);
+        assert!(clock.next.is_none());
+    }
+}

@@ -1,0 +1,148 @@
+//! Wrong usage: what clap found, in the words of this program.
+
+use std::error::Error as _;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use super::{output, report};
+use crate::domain::name::InvalidName;
+use crate::error::Error;
+
+/// Prints help where it was asked for; else tells what is wrong.
+pub(crate) fn explain(error: &clap::Error) -> report::Status {
+    let json = wants_json(std::env::args_os().skip(1));
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match output::print(error.render().to_string())
+        {
+            Ok(()) => 0,
+            Err(e) => {
+                report::error(&e, json);
+                report::status(&e)
+            }
+        },
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand if !json => {
+            output::eprint(error.render().to_string().trim_end());
+            report::USAGE
+        }
+        _ => {
+            report::error(&translate(error), json);
+            report::USAGE
+        }
+    }
+}
+
+/// Whether `--json` is among the options of a command line that could not be parsed.
+fn wants_json(args: impl Iterator<Item = std::ffi::OsString>) -> bool {
+    args.take_while(|a| a != "--").any(|a| a == "--json")
+}
+
+fn translate(error: &clap::Error) -> Error {
+    if let Some(invalid) = error.source().and_then(|s| s.downcast_ref::<InvalidName>()) {
+        return Error::InvalidName(invalid.clone());
+    }
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        // The likeliest is the last.
+        Some(ContextValue::Strings(texts)) => texts.last().cloned(),
+        _ => None,
+    };
+    let near = |kind| context(kind).map(|near| format!("did you mean `{near}`?"));
+    let (message, hint) = match (error.kind(), context(ContextKind::InvalidSubcommand)) {
+        (ErrorKind::InvalidSubcommand, Some(verb)) => (
+            format!("there is no command `{verb}`"),
+            near(ContextKind::SuggestedSubcommand),
+        ),
+        (ErrorKind::UnknownArgument, _) => match context(ContextKind::InvalidArg) {
+            Some(arg) if arg.starts_with('-') => (
+                format!("there is no option `{arg}`"),
+                near(ContextKind::SuggestedArg),
+            ),
+            Some(arg) => (format!("`{arg}` is one argument too many"), None),
+            None => (first_paragraph(error), None),
+        },
+        (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, _) => ("a command is missing".into(), None),
+        _ => (first_paragraph(error), None),
+    };
+    let hint = hint.or_else(|| usage(error)).or_else(|| match error.kind() {
+        // The message says how to write it.
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => None,
+        _ => Some("list the commands with `spark help`".into()),
+    });
+    Error::Usage { message, hint }
+}
+
+/// What clap says, on one line and without its prefix.
+fn first_paragraph(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let line = paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+fn usage(error: &clap::Error) -> Option<String> {
+    let text = error.render().to_string();
+    let usage = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Usage: "))?;
+    Some(format!("it is used as `{}`", usage.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::Cli;
+    use super::*;
+    use crate::error::Code;
+    use clap::Parser;
+
+    fn wrong(line: &str) -> Error {
+        translate(&Cli::try_parse_from(line.split(' ')).unwrap_err())
+    }
+
+    #[test]
+    fn an_unknown_verb_suggests_a_near_one() {
+        let e = wrong("spark lsit");
+        assert_eq!(
+            (e.to_string().as_str(), e.code()),
+            ("there is no command `lsit`", Code::Usage)
+        );
+        assert_eq!(e.hint().unwrap(), "did you mean `list`?");
+        assert!(wrong("spark qqqqqq").hint().unwrap().contains("spark"));
+    }
+
+    #[test]
+    fn an_unknown_option_suggests_a_near_one() {
+        let e = wrong("spark create web --memroy 2G");
+        assert_eq!(e.to_string(), "there is no option `--memroy`");
+        assert_eq!(e.hint().unwrap(), "did you mean `--memory`?");
+    }
+
+    #[test]
+    fn an_invalid_name_has_its_own_code_and_advice() {
+        let e = wrong("spark create My_Web");
+        assert_eq!(e.code(), Code::InvalidName);
+        assert!(e.hint().unwrap().contains("try `my-web`"));
+        assert_eq!(wrong("spark list -P Shop").code(), Code::InvalidName);
+    }
+
+    #[test]
+    fn what_is_missing_comes_with_the_usage() {
+        let e = wrong("spark stop");
+        assert!(e.to_string().contains("<SPARK>"), "{e}");
+        assert!(e.hint().unwrap().contains("spark stop"), "{:?}", e.hint());
+        let e = wrong("spark create web --memory lots");
+        assert!(e.to_string().contains("write it like 512M"), "{e}");
+        assert!(!e.to_string().contains('\n') && !e.to_string().starts_with("error"));
+    }
+
+    #[test]
+    fn json_is_seen_only_among_our_own_options() {
+        let args = |line: &str| {
+            line.split(' ')
+                .map(Into::into)
+                .collect::<Vec<std::ffi::OsString>>()
+                .into_iter()
+        };
+        assert!(wants_json(args("lst --json")));
+        assert!(!wants_json(args("exec web -- x --json")));
+    }
+}
