@@ -1,1 +1,7 @@
-fn main(){}
+//! `spark`: the command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sparks::cli::main()
+}

@@ -1,0 +1,50 @@
+use clap::Args;
+
+use crate::cli::report::Status;
+use crate::cli::{Ctx, output};
+use crate::domain::name::SparkRef;
+use crate::error::Result;
+use crate::ops::delete::Options;
+
+/// Move sparks to the trash
+///
+/// A running spark is refused unless `--force` is given. Deleted sparks stay in the trash for a while, from where
+/// `spark undelete` brings them back.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Sparks to delete
+    #[arg(required = true, value_name = "SPARK")]
+    names: Vec<SparkRef>,
+    /// Stop a running spark first
+    #[arg(short, long)]
+    force: bool,
+    /// Free its files at once: this cannot be undone
+    #[arg(long)]
+    now: bool,
+}
+
+pub(crate) fn delete(ctx: &Ctx, args: DeleteArgs) -> Result<Status> {
+    let mut gone = Vec::new();
+    let status = ctx.each(&args.names, |name| {
+        let deleted = ctx.having_spark(name)?.delete(
+            name,
+            Options {
+                force: args.force,
+                now: args.now,
+            },
+        )?;
+        match deleted.until {
+            Some(until) => ctx.say(format_args!(
+                "deleted {name} (bring it back with `spark undelete {name}` until {})",
+                output::local(until)
+            )),
+            None => ctx.say(format_args!("deleted {name}")),
+        }
+        gone.push(serde_json::json!({ "name": name.to_string(), "until": deleted.until }));
+        Ok(())
+    });
+    if ctx.json {
+        output::print_json(&gone)?;
+    }
+    Ok(status)
+}

@@ -1,0 +1,53 @@
+//! One file per verb: its arguments, and what it prints.
+
+use super::Ctx;
+use super::args::Verb;
+use super::report::Status;
+use crate::error::Result;
+
+pub(crate) mod base;
+pub(crate) mod completion;
+pub(crate) mod console;
+pub(crate) mod create;
+pub(crate) mod delete;
+pub(crate) mod doctor;
+pub(crate) mod exec;
+pub(crate) mod gc;
+pub(crate) mod info;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod man;
+pub(crate) mod pause;
+pub(crate) mod pool;
+pub(crate) mod project;
+pub(crate) mod rename;
+pub(crate) mod resume;
+pub(crate) mod stop;
+pub(crate) mod undelete;
+pub(crate) mod version;
+
+/// Runs a verb.
+pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
+    match verb {
+        Verb::Create(args) => create::create(ctx, *args),
+        Verb::List(args) => list::list(ctx, args),
+        Verb::Info(args) => info::info(ctx, args),
+        Verb::Exec(args) => exec::exec(ctx, *args),
+        Verb::Console(args) => console::console(ctx, *args),
+        Verb::Stop(args) => stop::stop(ctx, args),
+        Verb::Resume(args) => resume::resume(ctx, args),
+        Verb::Pause(args) => pause::pause(ctx, args),
+        Verb::Delete(args) => delete::delete(ctx, args),
+        Verb::Undelete(args) => undelete::undelete(ctx, args),
+        Verb::Rename(args) => rename::rename(ctx, args),
+        Verb::Logs(args) => logs::logs(ctx, args),
+        Verb::Gc(args) => gc::gc(ctx, args),
+        Verb::Doctor(args) => doctor::doctor(ctx, args),
+        Verb::Base(args) => base::base(ctx, args),
+        Verb::Project(args) => project::project(ctx, args),
+        Verb::Pool(args) => pool::pool(ctx, args),
+        Verb::Completion(args) => completion::completion(args),
+        Verb::Man(args) => man::man(args),
+        Verb::Version(args) => version::version(ctx.json, args),
+    }
+}

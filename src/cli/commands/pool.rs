@@ -1,0 +1,62 @@
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::cli::report::Status;
+use crate::cli::{Ctx, output};
+use crate::domain::limits::parse_size;
+use crate::error::{Error, Result};
+use crate::ops::pool::{self as ops, InitOptions};
+
+/// The filesystem that everything is on
+#[derive(Debug, Args)]
+pub(crate) struct PoolArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make the pool: in place on btrfs, else on a loop image; the first `create` does this by itself
+    Init {
+        /// Size of the loop image, such as 50G; it takes space only as it fills [default: 3/4 of what is free]
+        #[arg(long, value_parser = parse_size)]
+        size: Option<u64>,
+        /// Format this block device and use it: all that is on it is lost
+        #[arg(long, value_name = "DEVICE", conflicts_with = "size")]
+        device: Option<PathBuf>,
+    },
+    /// Show where the pool is and how full
+    Info,
+    /// Make the pool larger
+    Grow {
+        /// Size to grow to, such as 100G [default: what the host can give]
+        #[arg(value_name = "SIZE", value_parser = parse_size)]
+        size: Option<u64>,
+    },
+}
+
+pub(crate) fn pool(ctx: &Ctx, args: PoolArgs) -> Result<Status> {
+    let info = match args.action {
+        Action::Init { size, device } => {
+            let (info, new) = ops::init(&ctx.context, &InitOptions { size, device })?;
+            if !new {
+                ctx.say("there is a pool already");
+            }
+            info
+        }
+        Action::Info => ops::info(&ctx.context)?.ok_or_else(none)?,
+        Action::Grow { size } => ops::grow(&ctx.context, size)?,
+    };
+    output::print_record(ctx.json, &info)?;
+    Ok(0)
+}
+
+/// There is nothing to look at yet.
+pub(super) fn none() -> Error {
+    Error::Host {
+        what: "there is no pool yet".into(),
+        hint: "make one with `spark pool init`, or let the first `spark create` do it".into(),
+        source: None,
+    }
+}
