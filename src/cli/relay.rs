@@ -192,10 +192,13 @@ impl Stream {
     }
 
     async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Stream::Waited { fd, .. } = self else {
-            let Stream::Ready(fd) = self else { unreachable!() };
-            tokio::task::yield_now().await;
-            return Ok(rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?);
+        let fd = match self {
+            Stream::Waited { fd, .. } => fd,
+            Stream::Ready(fd) => {
+                // A long file must not keep signals and output waiting.
+                tokio::task::yield_now().await;
+                return Ok(rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?);
+            }
         };
         loop {
             let mut ready = fd.readable().await?;

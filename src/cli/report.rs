@@ -50,6 +50,14 @@ fn is_closed_pipe(error: &Error) -> bool {
         if *action == output::WRITE && source.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// What to do about it. Advice on the pool does not help with a full disk behind standard output.
+fn hint(error: &Error) -> Option<String> {
+    match error {
+        Error::Sys { action, .. } if *action == output::WRITE => None,
+        other => other.hint(),
+    }
+}
+
 /// What an error was caused by, without what the line before says already.
 fn causes(error: &Error) -> Vec<String> {
     let mut said = error.to_string();
@@ -71,7 +79,7 @@ fn as_text(error: &Error) -> String {
     for cause in causes(error) {
         text += &format!("\ncaused by: {}", lines(&cause));
     }
-    if let Some(hint) = error.hint() {
+    if let Some(hint) = hint(error) {
         text += &format!("\nhint: {}", lines(&hint));
     }
     text
@@ -87,7 +95,7 @@ fn as_json(error: &Error) -> String {
         "code": error.code().as_str(),
         "message": error.to_string(),
         "causes": causes(error),
-        "hint": error.hint(),
+        "hint": hint(error),
     }});
     output::escape_json(&document.to_string())
 }

@@ -1,3 +1,5 @@
+//! `spark base`
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};

@@ -1,3 +1,5 @@
+//! `spark completion`
+
 use clap::{Args, CommandFactory};
 
 use crate::cli::args::Cli;

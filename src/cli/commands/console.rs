@@ -1,3 +1,5 @@
+//! `spark console`
+
 use std::ffi::OsString;
 
 use clap::Args;

@@ -1,3 +1,5 @@
+//! `spark create`
+
 use clap::Args;
 
 use crate::cli::args::{NewArgs, ProcessArgs};

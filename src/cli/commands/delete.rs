@@ -1,3 +1,5 @@
+//! `spark delete`
+
 use clap::Args;
 
 use crate::cli::report::Status;

@@ -1,3 +1,5 @@
+//! `spark doctor`
+
 use std::fmt::Write;
 
 use clap::Args;

@@ -1,3 +1,5 @@
+//! `spark exec`
+
 use std::ffi::OsString;
 use std::time::Duration;
 

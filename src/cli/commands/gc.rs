@@ -1,3 +1,5 @@
+//! `spark gc`
+
 use clap::Args;
 
 use crate::cli::output::column;

@@ -1,3 +1,5 @@
+//! `spark info`
+
 use clap::Args;
 
 use crate::cli::report::Status;

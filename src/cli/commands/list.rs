@@ -1,3 +1,5 @@
+//! `spark list`
+
 use clap::Args;
 
 use crate::cli::output::{Column, column, optional};

@@ -1,3 +1,5 @@
+//! `spark logs`
+
 use std::fs::File;
 use std::io::{IsTerminal, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -55,12 +57,13 @@ pub(crate) fn logs(ctx: &Ctx, args: LogsArgs) -> Result<Status> {
         rest: Vec::new(),
     };
     log.pass_on(&mut |chunk| printer.print(chunk))?;
-    while args.follow {
+    if !args.follow {
+        return printer.finish().map(|()| 0);
+    }
+    loop {
         std::thread::sleep(Duration::from_millis(200));
         log.pass_on(&mut |chunk| printer.print(chunk))?;
     }
-    printer.finish()?;
-    Ok(0)
 }
 
 /// A log file, read from where it was last left.

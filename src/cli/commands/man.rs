@@ -1,3 +1,5 @@
+//! `spark man`
+
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory};

@@ -1,3 +1,5 @@
+//! `spark pause`
+
 use clap::Args;
 
 use crate::cli::Ctx;

@@ -1,3 +1,5 @@
+//! `spark pool`
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};

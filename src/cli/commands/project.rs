@@ -1,3 +1,5 @@
+//! `spark project`
+
 use clap::{Args, Subcommand};
 
 use crate::cli::output::column;

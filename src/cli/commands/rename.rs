@@ -1,3 +1,5 @@
+//! `spark rename`
+
 use clap::Args;
 
 use crate::cli::Ctx;

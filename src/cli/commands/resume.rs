@@ -1,3 +1,5 @@
+//! `spark resume`
+
 use clap::Args;
 
 use crate::cli::Ctx;

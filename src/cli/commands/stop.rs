@@ -1,3 +1,5 @@
+//! `spark stop`
+
 use std::time::Duration;
 
 use clap::Args;

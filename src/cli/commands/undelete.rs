@@ -1,3 +1,5 @@
+//! `spark undelete`
+
 use clap::Args;
 
 use crate::cli::report::Status;

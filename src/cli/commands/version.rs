@@ -1,3 +1,5 @@
+//! `spark version`
+
 use clap::Args;
 
 use crate::cli::output;
