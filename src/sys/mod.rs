@@ -11,4 +11,5 @@ pub mod flock;
 pub mod idmap;
 pub mod mount;
 pub mod process;
+pub mod tree;
 pub mod tty;

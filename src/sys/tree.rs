@@ -1,0 +1,281 @@
+//! Trees that are made and read through descriptors. No symbolic link is followed anywhere.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
+use rustix::io::Errno;
+
+/// Seconds and nanoseconds since 1970.
+pub type Mtime = (i64, u32);
+
+/// Opens the directory `path` below `root`; `root` itself where it is empty.
+///
+/// # Errors
+/// `ELOOP` or `ENOTDIR` where a part of it is a link or no directory, `EXDEV` where it leads out.
+pub fn open_dir(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
+    open_resolved(root, path, ResolveFlags::empty())
+}
+
+/// The same, and `EXDEV` where another mount is entered on the way.
+pub fn open_dir_on_mount(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
+    open_resolved(root, path, ResolveFlags::NO_XDEV)
+}
+
+fn open_resolved(root: impl AsFd, path: &[u8], also: ResolveFlags) -> io::Result<OwnedFd> {
+    let path = OsStr::from_bytes(if path.is_empty() { b"." } else { path });
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | also;
+    loop {
+        match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Opens the directory `name` in `dir`.
+pub fn open_child(dir: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(
+        dir,
+        OsStr::from_bytes(name),
+        flags,
+        Mode::empty(),
+    )?)
+}
+
+/// Opens the regular file `name` in `dir` for reading. A fifo does not block it, and is refused.
+pub fn open_file(dir: impl AsFd, name: &[u8]) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(
+        dir,
+        OsStr::from_bytes(name),
+        flags,
+        Mode::empty(),
+    )?);
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// Makes a new file, mode 0600.
+pub fn create_file(dir: impl AsFd, name: &[u8]) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::from_raw_mode(0o600))?.into())
+}
+
+/// Makes a directory, mode 0700.
+pub fn make_dir(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::mkdirat(
+        dir,
+        OsStr::from_bytes(name),
+        Mode::from_raw_mode(0o700),
+    )?)
+}
+
+/// Makes a symbolic link.
+pub fn make_symlink(dir: impl AsFd, name: &[u8], target: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::symlinkat(
+        OsStr::from_bytes(target),
+        dir,
+        OsStr::from_bytes(name),
+    )?)
+}
+
+/// Makes a named pipe, mode 0600.
+pub fn make_fifo(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::mkfifoat(
+        &dir,
+        OsStr::from_bytes(name),
+        Mode::from_raw_mode(0o600),
+    )?)
+}
+
+/// Sets the mode of `name` in `dir`, which may be what cannot be opened. A link is refused: `EOPNOTSUPP`.
+pub fn set_mode_at(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<()> {
+    // chmod(2) of a name would follow a link; through a descriptor of the node itself it cannot.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?;
+    Ok(rustix::fs::chmod(
+        format!("/proc/self/fd/{}", node.as_raw_fd()),
+        Mode::from_raw_mode(mode & 0o7777),
+    )?)
+}
+
+/// Makes a hard link to `from_name`, which is not followed.
+pub fn link(from: impl AsFd, from_name: &[u8], dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::linkat(
+        from,
+        OsStr::from_bytes(from_name),
+        dir,
+        OsStr::from_bytes(name),
+        AtFlags::empty(),
+    )?)
+}
+
+/// Removes a file, or an empty directory. Says whether it was a directory; nothing there is a file removed.
+pub fn remove(dir: impl AsFd, name: &[u8]) -> io::Result<bool> {
+    let name = OsStr::from_bytes(name);
+    match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(false),
+        Err(Errno::ISDIR | Errno::PERM) => {
+            Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR).map(|()| true)?)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Inspects `name` in `dir`, a link itself.
+pub fn stat(dir: impl AsFd, name: &[u8]) -> io::Result<rustix::fs::Stat> {
+    Ok(rustix::fs::statat(
+        dir,
+        OsStr::from_bytes(name),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
+}
+
+/// Where a link points to.
+pub fn read_link(dir: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(dir, OsStr::from_bytes(name), Vec::new())?.into_bytes())
+}
+
+/// The names in a directory, without `.` and `..`.
+pub fn names(dir: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Sets the owner of `name` in `dir`, a link itself.
+pub fn set_owner(dir: impl AsFd, name: &[u8], uid: u32, gid: u32) -> io::Result<()> {
+    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+    Ok(rustix::fs::chownat(
+        dir,
+        OsStr::from_bytes(name),
+        Some(uid),
+        Some(gid),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
+}
+
+/// Sets owner and then mode of an open file: the other way round would clear set-id bits.
+pub fn set_owner_and_mode(fd: impl AsFd, (uid, gid): (u32, u32), mode: u32) -> io::Result<()> {
+    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+    rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
+    Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode & 0o7777))?)
+}
+
+/// Sets the time of the last change of an open file.
+pub fn set_mtime(fd: impl AsFd, mtime: Mtime) -> io::Result<()> {
+    Ok(rustix::fs::futimens(fd, &times(mtime))?)
+}
+
+/// Sets the time of the last change of `name` in `dir`, a link itself.
+pub fn set_mtime_at(dir: impl AsFd, name: &[u8], mtime: Mtime) -> io::Result<()> {
+    Ok(rustix::fs::utimensat(
+        dir,
+        OsStr::from_bytes(name),
+        &times(mtime),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
+}
+
+fn times((seconds, nanos): Mtime) -> Timestamps {
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT as _,
+        },
+        last_modification: Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanos.min(999_999_999).into(),
+        },
+    }
+}
+
+/// Sets one extended attribute.
+pub fn set_xattr(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::fsetxattr(
+        fd,
+        OsStr::from_bytes(name),
+        value,
+        XattrFlags::empty(),
+    )?)
+}
+
+/// The names of all extended attributes; none where the filesystem has none.
+pub fn xattr_names(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
+    // The kernel's limit for both: XATTR_LIST_MAX and XATTR_SIZE_MAX.
+    let mut list = vec![0; 64 << 10];
+    match rustix::fs::flistxattr(fd, &mut list[..]) {
+        Ok(n) => Ok(list[..n]
+            .split(|b| *b == 0)
+            .filter(|n| !n.is_empty())
+            .map(<[u8]>::to_vec)
+            .collect()),
+        Err(Errno::NOTSUP) => Ok(Vec::new()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The value of an extended attribute; `None` if it is gone.
+pub fn xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let mut value = vec![0; 64 << 10];
+    match rustix::fs::fgetxattr(fd, OsStr::from_bytes(name), &mut value[..]) {
+        Ok(n) => {
+            value.truncate(n);
+            Ok(Some(value))
+        }
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Copies the content of a file into an empty one: by sharing its extents where both are on one filesystem
+/// that can, else hole by hole. What is appended meanwhile is not copied. Returns the bytes that were data.
+pub fn copy_content(from: &File, to: &File) -> io::Result<u64> {
+    let size = from.metadata()?.len();
+    if size > 0 && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(size);
+    }
+    let (mut at, mut copied) = (0, 0);
+    while at < size {
+        let data = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => break,
+            // Not every filesystem knows holes.
+            Err(Errno::INVAL | Errno::NOTSUP) => at,
+            Err(e) => return Err(e.into()),
+        };
+        let hole = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(data))
+            .unwrap_or(size)
+            .min(size);
+        if data >= hole {
+            break;
+        }
+        let (mut reader, mut writer) = (from, to);
+        reader.seek(SeekFrom::Start(data))?;
+        writer.seek(SeekFrom::Start(data))?;
+        copied += io::copy(&mut reader.take(hole - data), &mut writer)?;
+        at = hole;
+    }
+    to.set_len(size)?;
+    Ok(copied)
+}
+
+/// Writes everything that is dirty on the filesystem to its disk.
+pub fn sync_filesystem(fd: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(fd)?)
+}
