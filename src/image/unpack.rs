@@ -1,0 +1,223 @@
+//! Unpacking a tar archive that is not trusted.
+//!
+//! What is refused fails the whole import: `..` in a name, a path through what is not a directory, a hard link
+//! to what is not in the archive, damage of any kind, and more than the limits allow. What is left out is
+//! counted: device nodes, and attributes that mean something to the host only. What is kept and harmless:
+//! set-id bits and file capabilities, which act inside a spark's own user namespace alone, since the pool is
+//! mode 0700 and the host executes nothing from it; and the targets of symbolic links, which nothing on the
+//! host follows.
+
+use std::cell::Cell;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use super::archive::{Archive, Entry, Kind};
+use super::compression;
+use super::files::{self, Limits, Made, Meta, Problem, Root, Summary, io};
+use crate::error::{Error, Result};
+use crate::sys::tree::{self, Mtime};
+
+/// Most bytes of names of directories, which are kept until their times can be set.
+const NAMES: usize = 256 << 20;
+
+/// How to unpack.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// What the archive is called in errors.
+    pub what: &'a str,
+    pub limits: Limits,
+    /// Hears how many bytes of the archive were read.
+    pub progress: &'a dyn Fn(u64),
+}
+
+impl std::fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("what", &self.what)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Unpacks an archive, plain or compressed with gzip, xz or zstd, into an empty directory. The archive is read
+/// to its end.
+///
+/// # Errors
+/// `image` for an archive that is refused: what was unpacked until then stays, for the caller to remove.
+/// `internal`, `no_space` and others for what the system refused.
+pub fn unpack(archive: impl Read, target: &Path, options: &Options<'_>) -> Result<Summary> {
+    let damaged = |e: io::Error| Error::Image {
+        what: options.what.to_owned(),
+        why: e.to_string(),
+    };
+    let counted = Counted {
+        inner: archive,
+        read: Cell::new(0),
+        progress: options.progress,
+    };
+    let mut archive = Archive::new(compression::open(counted).map_err(damaged)?);
+    let root = Root::open(target).map_err(Error::io("open", target))?;
+    let mut unpacker = Unpacker {
+        root,
+        summary: Summary::default(),
+        limits: options.limits,
+        times: Vec::new(),
+        names: 0,
+    };
+    while let Some(entry) = archive.next().map_err(damaged)? {
+        unpacker.entry(&mut archive, &entry).map_err(|p| match p {
+            // The archive's fault, whichever entry it struck.
+            Problem::Io(READ, e) => damaged(e),
+            p => p.of(options.what, target, &entry.name),
+        })?;
+    }
+    unpacker.finish(target)
+}
+
+/// The action of a problem that is in the archive.
+const READ: &str = "read";
+
+struct Unpacker {
+    root: Root,
+    summary: Summary,
+    limits: Limits,
+    /// Directories' times, set when nothing is made in them any more.
+    times: Vec<(Vec<u8>, Mtime)>,
+    names: usize,
+}
+
+impl Unpacker {
+    fn entry<R: Read>(&mut self, archive: &mut Archive<R>, entry: &Entry) -> Made<()> {
+        if self.summary.entries >= self.limits.entries {
+            return Err(Problem::Refused(format!(
+                "is one more than the {} entries that it may have",
+                self.limits.entries
+            )));
+        }
+        self.summary.entries += 1;
+        let path = files::relative(&entry.name)?;
+        let meta = self.meta(entry);
+        match entry.kind {
+            Kind::File => self.file(archive, &path, entry, &meta),
+            Kind::Directory => {
+                self.names += path.len() + size_of::<(Vec<u8>, Mtime)>();
+                if self.names > NAMES {
+                    return Err(Problem::Refused("is one directory too many".into()));
+                }
+                self.root.directory(&path, &meta)?;
+                self.times.push((path, entry.mtime));
+                Ok(())
+            }
+            Kind::Symlink => self.root.symlink(&path, &entry.link, &meta),
+            Kind::HardLink => self.root.hard_link(&path, &files::relative(&entry.link)?),
+            Kind::Fifo => self.root.fifo(&path, &meta),
+            Kind::Device => {
+                self.summary.entries -= 1;
+                self.summary.left_out += 1;
+                Ok(())
+            }
+            Kind::Nothing => Ok(()),
+        }
+    }
+
+    fn meta(&mut self, entry: &Entry) -> Meta {
+        let (uid, gid) = (files::owner(entry.uid), files::owner(entry.gid));
+        if u64::from(uid) != entry.uid || u64::from(gid) != entry.gid {
+            self.summary.ids_mapped += 1;
+        }
+        let xattrs: Vec<_> = entry
+            .xattrs
+            .iter()
+            .filter(|(name, _)| files::keeps_xattr(name))
+            .cloned()
+            .collect();
+        self.summary.xattrs_dropped += (entry.xattrs.len() - xattrs.len()) as u64;
+        Meta {
+            mode: entry.mode,
+            uid,
+            gid,
+            mtime: Some(entry.mtime),
+            xattrs,
+        }
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        archive: &mut Archive<R>,
+        path: &[u8],
+        entry: &Entry,
+        meta: &Meta,
+    ) -> Made<()> {
+        self.summary.bytes = self.summary.bytes.saturating_add(entry.stored);
+        if self.summary.bytes > self.limits.bytes {
+            return Err(files::no_room());
+        }
+        let mut file = self.root.file(path)?;
+        let mut buffer = vec![0; 128 << 10];
+        let (mut at, mut end) = (0, 0);
+        // A piece of nothing says only where the file ends, which its size says too.
+        for (offset, length) in entry.pieces.iter().filter(|p| p.1 > 0) {
+            if at != *offset {
+                file.seek(SeekFrom::Start(*offset)).map_err(io("write"))?;
+                at = *offset;
+            }
+            while at < offset + length {
+                let want = (offset + length - at).min(buffer.len() as u64) as usize;
+                let n = archive.read(&mut buffer[..want]).map_err(io(READ))?;
+                if n == 0 {
+                    return Err(Problem::Io(
+                        READ,
+                        io::Error::new(io::ErrorKind::InvalidData, "it ends too early"),
+                    ));
+                }
+                file.write_all(&buffer[..n]).map_err(io("write"))?;
+                at += n as u64;
+            }
+            end = at;
+        }
+        if end != entry.size {
+            file.set_len(entry.size).map_err(io("size"))?;
+        }
+        self.root.finish(&file, meta)
+    }
+
+    fn finish(mut self, target: &Path) -> Result<Summary> {
+        for (path, mtime) in std::mem::take(&mut self.times) {
+            let set = match tree::open_dir(self.root.fd(), &path) {
+                Ok(fd) => tree::set_mtime(fd, mtime),
+                // A later entry took its place.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
+                    Ok(())
+                }
+                Err(e) => Err(e),
+            };
+            set.map_err(Error::io("set the time of", target.join(files::shown(&path))))?;
+        }
+        self.summary.xattrs_dropped += self.root.xattrs_dropped;
+        Ok(self.summary)
+    }
+}
+
+/// Counts what is read, and tells about every 256 KiB.
+struct Counted<'a, R> {
+    inner: R,
+    read: Cell<u64>,
+    progress: &'a dyn Fn(u64),
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        let before = self.read.get();
+        let now = before + n as u64;
+        self.read.set(now);
+        if n == 0 || before >> 18 != now >> 18 {
+            (self.progress)(now);
+        }
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+#[path = "unpack_tests/mod.rs"]
+mod tests;
