@@ -1,0 +1,146 @@
+//! `spark base import`: a base from an archive or a directory.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::super::{Observer, Sparks};
+use super::{BaseInfo, make};
+use crate::domain::name::Name;
+use crate::error::{Error, Result};
+use crate::image::{copy, unpack};
+
+/// What to import.
+pub enum ImportSource {
+    /// An archive, or a directory.
+    Path(PathBuf),
+    /// An archive that comes in as a stream.
+    Stdin(Box<dyn Read>),
+}
+
+impl std::fmt::Debug for ImportSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ImportSource::Path(path) => f.debug_tuple("Path").field(path).finish(),
+            ImportSource::Stdin(_) => f.write_str("Stdin"),
+        }
+    }
+}
+
+impl Sparks {
+    /// Makes a base of a tar archive, plain or compressed with gzip, xz or zstd, or of a directory. What is in it
+    /// is not trusted: see [`crate::image::unpack`].
+    ///
+    /// # Errors
+    /// `exists`, `not_found`, `image` for what is refused. Then nothing is left.
+    pub fn base_import(&self, source: ImportSource, name: Name, observer: &dyn Observer) -> Result<BaseInfo> {
+        match source {
+            ImportSource::Stdin(stream) => {
+                let what = "the archive on standard input";
+                self.make_base(&name, "import from standard input".into(), observer, |root| {
+                    observer.step("unpacking", None);
+                    self.unpack(stream, root, what, observer)
+                })
+            }
+            ImportSource::Path(path) => {
+                let meta = std::fs::metadata(&path).map_err(Error::io("open", &path))?;
+                let origin = format!("import {}", shown(&path));
+                self.make_base(&name, origin, observer, |root| {
+                    if meta.is_dir() {
+                        self.copy(&path, root, observer)
+                    } else {
+                        self.unpack_file(&path, root, observer)
+                    }
+                })
+            }
+        }
+    }
+
+    fn unpack_file(&self, path: &Path, root: &Path, observer: &dyn Observer) -> Result<()> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let size = file.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
+        observer.step("unpacking", size);
+        self.unpack(file, root, &shown(path), observer)
+    }
+
+    fn unpack(&self, archive: impl Read, root: &Path, what: &str, observer: &dyn Observer) -> Result<()> {
+        let progress = |bytes| observer.advance(bytes);
+        let options = unpack::Options {
+            what,
+            limits: self.import_limits()?,
+            progress: &progress,
+        };
+        let summary = unpack::unpack(archive, root, &options)?;
+        refuse_image_archive(root, what)?;
+        make::report(&summary, observer);
+        look(root, observer);
+        Ok(())
+    }
+
+    fn copy(&self, source: &Path, root: &Path, observer: &dyn Observer) -> Result<()> {
+        observer.step("copying", None);
+        let own = &self.pool.place.root;
+        let own = std::fs::metadata(own).map_err(Error::io("inspect", own))?;
+        let what = shown(source);
+        let progress = |entries| observer.advance(entries);
+        let options = copy::Options {
+            what: &what,
+            limits: self.import_limits()?,
+            except: Some((own.dev(), own.ino())),
+            progress: &progress,
+        };
+        let summary = copy::copy(source, root, &options)?;
+        make::report(&summary, observer);
+        look(root, observer);
+        Ok(())
+    }
+}
+
+/// The name of a file, fit to be kept in a record and printed.
+fn shown(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.as_encoded_bytes()
+        .iter()
+        .flat_map(|b| {
+            if b.is_ascii() {
+                b.escape_ascii().map(char::from).collect()
+            } else {
+                vec!['?']
+            }
+        })
+        .collect()
+}
+
+/// What `docker save` and `skopeo` write holds layers, and is no root filesystem.
+fn refuse_image_archive(root: &Path, what: &str) -> Result<()> {
+    let has = |name: &str| root.join(name).symlink_metadata().is_ok();
+    if (has("oci-layout") || has("manifest.json")) && !has("etc") && !has("usr") {
+        let why =
+            "it is an image with layers, not a root filesystem (`docker export` of a container writes one)";
+        return Err(Error::Image {
+            what: what.to_owned(),
+            why: why.into(),
+        });
+    }
+    Ok(())
+}
+
+/// Warns of what has no shell: it may be meant, and is more often an archive with one folder too many.
+fn look(root: &Path, observer: &dyn Observer) {
+    let shell = ["bin/sh", "usr/bin/sh"].iter().any(|p| {
+        crate::sys::file::open_dir(root)
+            .and_then(|fd| {
+                crate::sys::beneath::open_with(
+                    &fd,
+                    Path::new(p),
+                    rustix::fs::OFlags::PATH,
+                    rustix::fs::Mode::empty(),
+                )
+            })
+            .is_ok()
+    });
+    if !shell {
+        observer.notice("there is no /bin/sh in it: is it a whole root filesystem?");
+    }
+}

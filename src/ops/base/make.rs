@@ -1,0 +1,132 @@
+//! What every way to make a base has in common.
+
+use std::path::Path;
+
+use super::super::{Observer, Sparks};
+use super::BaseInfo;
+use crate::domain::FORMAT;
+use crate::domain::base::BaseRecord;
+use crate::domain::name::Name;
+use crate::domain::spark::Id;
+use crate::error::{Error, Result};
+use crate::image::{Limits, Summary};
+use crate::pool::btrfs;
+use crate::sys::flock::Mode;
+use crate::{fault, sys};
+
+impl Sparks {
+    /// Makes a base of what `fill` puts into an empty root. It appears by one rename, complete, read-only and
+    /// durable, or not at all. The first base becomes the default.
+    pub(super) fn make_base(
+        &self,
+        name: &Name,
+        origin: String,
+        observer: &dyn Observer,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<BaseInfo> {
+        self.refuse_taken(name)?;
+        let stage = self.pool.stage()?;
+        let root = stage.path().join("root");
+        btrfs::create(&root)?;
+        set_top(&root)?;
+        fill(&root)?;
+        fault::point("base-import.after-unpack")?;
+        let record = BaseRecord {
+            version: FORMAT,
+            id: Id::generate(),
+            created: chrono::Utc::now(),
+            origin,
+            rest: Default::default(),
+        };
+        stage.write("base.json", &record)?;
+        fault::point("base-import.staged")?;
+        observer.step("writing to disk", None);
+        make_durable(&root)?;
+        // Here, and not in its final place: its parent is what will be moved, and that a read-only one allows.
+        btrfs::set_read_only(&root)?;
+        fault::point("base-import.before-publish")?;
+        let _lock = stage.publish(&self.pool.paths.base(name)).map_err(|e| match e {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(name),
+            e => e,
+        })?;
+        let bases = self.pool.paths.bases();
+        sys::file::sync_dir(&bases).map_err(Error::io("sync", &bases))?;
+        self.default_if_first(name)?;
+        self.base_info(name)
+    }
+
+    /// Fails if the name is taken: asked before the long work, and by the rename again.
+    fn refuse_taken(&self, name: &Name) -> Result<()> {
+        if self.check_base_exists(name).is_ok() {
+            Err(taken(name))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn default_if_first(&self, name: &Name) -> Result<()> {
+        let _lock = self.pool.lock(&self.pool.paths.top, Mode::Exclusive)?;
+        match self.pool.layout()?.default_base {
+            // One that is gone, removed by hand, is none.
+            Some(default) if self.check_base_exists(&default).is_ok() => Ok(()),
+            _ => self.pool.set_default_base(name),
+        }
+    }
+
+    /// What an import may take: what is free, but for a sixteenth that the sparks which run need meanwhile.
+    pub(super) fn import_limits(&self) -> Result<Limits> {
+        let top = &self.pool.paths.top;
+        let fs = rustix::fs::statvfs(top).map_err(|e| Error::io("inspect", top)(e.into()))?;
+        let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+        Ok(Limits {
+            bytes: free - free / 16,
+            ..Limits::default()
+        })
+    }
+}
+
+fn taken(name: &Name) -> Error {
+    Error::Exists {
+        kind: "base",
+        name: name.to_string(),
+        in_project: None,
+    }
+}
+
+fn set_top(root: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(root, PermissionsExt::from_mode(0o755)).map_err(Error::io("set mode of", root))
+}
+
+/// Writes the root to disk. The one place that syncs the whole filesystem: a base has tens of thousands of
+/// files, making one is rare and takes long anyway, and an fsync of each would take longer.
+fn make_durable(root: &Path) -> Result<()> {
+    sys::file::open_dir(root)
+        .and_then(sys::tree::sync_filesystem)
+        .map_err(Error::io("sync", root))
+}
+
+/// Says what was left out.
+pub(super) fn report(summary: &Summary, observer: &dyn Observer) {
+    let say = |count: u64, what: &str| {
+        if count > 0 {
+            observer.notice(&format!("{count} {what}"));
+        }
+    };
+    say(
+        summary.left_out,
+        "device nodes or sockets were left out: a spark has its own /dev",
+    );
+    say(
+        summary.ids_mapped,
+        "files of users or groups beyond 65535 belong to 65534 now",
+    );
+    say(
+        summary.xattrs_dropped,
+        "extended attributes were dropped: ACLs, labels, or what the pool cannot hold",
+    );
+    say(
+        summary.mounts_skipped,
+        "directories with another filesystem mounted on them are empty",
+    );
+}
