@@ -1,0 +1,344 @@
+//! A machine of a test's own: a pool on a loop image and a run directory, gone again whatever happens.
+
+// Every test program includes this file, and none uses all of it.
+#![allow(dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used)]
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sparks::domain::place::Place;
+use sparks::ops::{Context, Sparks};
+use sparks::pool::Pool;
+use sparks::pool::layout::InitOptions;
+
+const POOL: u64 = 1 << 30;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One installation of sparks, apart from any other.
+#[derive(Debug)]
+pub struct Machine {
+    /// Holds `root`, `home` and `work`.
+    dir: tempfile::TempDir,
+    run: tempfile::TempDir,
+}
+
+impl Machine {
+    /// Makes one with an empty pool of 1 GiB.
+    pub fn new() -> Machine {
+        let machine = Machine::without_pool();
+        let options = InitOptions {
+            size: Some(POOL),
+            ..InitOptions::default()
+        };
+        Pool::init(&machine.place(), &options)
+            .unwrap_or_else(|e| panic!("cannot make a pool for the test: {e}: {:?}", e.hint()));
+        machine
+    }
+
+    /// Makes one that has never been used.
+    pub fn without_pool() -> Machine {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests make mounts and loop devices: run them as root"
+        );
+        for program in ["mkfs.btrfs", "losetup", "mount"] {
+            let there = Command::new(program)
+                .arg("--version")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            assert!(
+                there.is_ok(),
+                "these tests need {program}: `apt-get install btrfs-progs util-linux mount`"
+            );
+        }
+        let dir = tempfile::Builder::new().prefix("sparks-test-").tempdir().unwrap();
+        let run = tempfile::Builder::new()
+            .prefix("sparks-test-")
+            .tempdir_in("/run")
+            .unwrap();
+        std::fs::set_permissions(run.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        for name in ["root", "home", "work"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        std::fs::set_permissions(dir.path().join("root"), PermissionsExt::from_mode(0o700)).unwrap();
+        Machine { dir, run }
+    }
+
+    /// Where everything of it is.
+    pub fn place(&self) -> Place {
+        Place {
+            root: self.dir.path().join("root"),
+            run: self.run.path().to_owned(),
+        }
+    }
+
+    /// The pool's top.
+    pub fn pool(&self) -> PathBuf {
+        self.place().pool()
+    }
+
+    /// A directory for the test's own files, and the working directory of commands. No repository is around it.
+    pub fn work(&self) -> PathBuf {
+        self.dir.path().join("work")
+    }
+
+    /// The operations, for tests of the library. The project is `default`.
+    pub fn sparks(&self) -> Sparks {
+        self.sparks_in(&self.work())
+    }
+
+    /// The operations as seen from a directory.
+    pub fn sparks_in(&self, cwd: &Path) -> Sparks {
+        let context = Context {
+            place: self.place(),
+            project: None,
+            cwd: cwd.to_owned(),
+            base: None,
+            templates: self.dir.path().join("templates"),
+        };
+        Sparks::open(context).unwrap().expect("the machine has a pool")
+    }
+
+    /// Runs the `spark` of this build, and waits for it.
+    pub fn spark(&self, args: &[&str]) -> Output {
+        let output = self.command(args).output().unwrap();
+        Output {
+            command: args.join(" "),
+            output,
+        }
+    }
+
+    /// The `spark` of this build, not started yet: nothing of the caller's environment that it would read.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spark"));
+        for (key, _) in std::env::vars_os() {
+            if key.as_bytes().starts_with(b"SPARK_") || key.as_bytes().starts_with(b"XDG_") {
+                command.env_remove(key);
+            }
+        }
+        command
+            .args(args)
+            .env("SPARK_ROOT", self.place().root)
+            .env("SPARK_RUN", self.place().run)
+            .env("HOME", self.dir.path().join("home"))
+            .env("NO_COLOR", "1")
+            .env_remove("SUDO_UID")
+            .current_dir(self.work())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// What is half-made or left over by a crash.
+    pub fn staged(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.pool().join("staging")).unwrap();
+        entries.map(|e| e.unwrap().path()).collect()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let place = self.place();
+        end_processes(&place.run);
+        unmount_below(&place.run);
+        unmount_below(&place.root);
+        let image = place.loop_image();
+        let detached = !image.exists() || wait_for(|| loop_devices(&image).is_empty());
+        // A panic in a panic would end the whole program, and hide the first.
+        if !detached && !std::thread::panicking() {
+            panic!(
+                "a loop device of {} is still attached: {}",
+                image.display(),
+                loop_devices(&image)
+            );
+        }
+    }
+}
+
+/// Whether `condition` comes true in time.
+pub fn wait_for(condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+fn loop_devices(image: &Path) -> String {
+    let output = Command::new("losetup")
+        .args(["-n", "-O", "NAME", "-j"])
+        .arg(image)
+        .output();
+    output
+        .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// Kills what a bundle of this run directory names as its init, and nothing else.
+fn end_processes(run: &Path) {
+    let Ok(bundles) = std::fs::read_dir(run.join("bundles")) else {
+        return;
+    };
+    for bundle in bundles.flatten() {
+        let Ok(text) = std::fs::read(bundle.path().join("init.json")) else {
+            continue;
+        };
+        let Ok(init) = serde_json::from_slice::<sparks::sys::process::ProcessId>(&text) else {
+            continue;
+        };
+        if let Ok(pidfd) = init.open() {
+            let _ = sparks::sys::process::signal(&pidfd, rustix::process::Signal::KILL);
+            let _ = sparks::sys::process::wait_end(&pidfd, Some(PATIENCE));
+        }
+    }
+}
+
+fn unmount_below(dir: &Path) {
+    let mounts = || -> Vec<PathBuf> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = table
+            .lines()
+            .filter_map(|l| l.split(' ').nth(4))
+            .map(PathBuf::from);
+        points.filter(|p| p.starts_with(dir)).collect()
+    };
+    wait_for(|| {
+        // The newest first: a mount may be upon another.
+        for point in mounts().iter().rev() {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::NOFOLLOW);
+        }
+        mounts().is_empty()
+    });
+}
+
+/// What a command wrote, and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    command: String,
+    pub output: std::process::Output,
+}
+
+impl Output {
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    /// The exit status, 128 + the signal where there was one.
+    pub fn status(&self) -> i32 {
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.output.status;
+        status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+    }
+
+    /// Its standard output; it has to have succeeded.
+    #[track_caller]
+    pub fn ok(&self) -> String {
+        assert!(
+            self.output.status.success(),
+            "`spark {}` ended with {}:\n{}",
+            self.command,
+            self.status(),
+            self.stderr()
+        );
+        self.stdout()
+    }
+
+    /// The same as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.ok())
+            .unwrap_or_else(|e| panic!("`spark {}`: {e}: {}", self.command, self.stdout()))
+    }
+
+    /// It has to have failed with this code, which only `--json` shows. Returns the message.
+    #[track_caller]
+    pub fn fails_with(&self, code: &str) -> String {
+        assert!(
+            !self.output.status.success(),
+            "`spark {}` succeeded:\n{}",
+            self.command,
+            self.stdout()
+        );
+        let error = self.stderr();
+        let parsed = error
+            .lines()
+            .find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+        let parsed = parsed.or_else(|| serde_json::from_str(&error).ok());
+        let parsed =
+            parsed.unwrap_or_else(|| panic!("`spark {}` gave no JSON error:\n{error}", self.command));
+        assert_eq!(
+            parsed["error"]["code"], code,
+            "`spark {}`:\n{error}",
+            self.command
+        );
+        parsed["error"]["message"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// A tree as text, a line per entry, to compare two: kind, mode, owner, time, links, content and attributes.
+pub fn tree(top: &Path) -> String {
+    let mut lines = String::new();
+    let mut first_names = std::collections::HashMap::new();
+    describe(top, Path::new(""), &mut first_names, &mut lines);
+    lines
+}
+
+type FirstNames = std::collections::HashMap<u64, PathBuf>;
+
+fn describe(top: &Path, path: &Path, first: &mut FirstNames, out: &mut String) {
+    let full = top.join(path);
+    let meta = full.symlink_metadata().unwrap();
+    let _ = write!(out, "{:?} {:o} {}:{} ", path, meta.mode(), meta.uid(), meta.gid());
+    let _ = write!(out, "{}.{} ", meta.mtime(), meta.mtime_nsec());
+    let kind = meta.file_type();
+    if !kind.is_dir() && meta.nlink() > 1 {
+        let first = first.entry(meta.ino()).or_insert_with(|| path.to_owned());
+        let _ = write!(out, "same as {first:?} ");
+    }
+    if kind.is_symlink() {
+        let _ = write!(out, "-> {:?}", std::fs::read_link(&full).unwrap());
+    } else if kind.is_file() {
+        let content = std::fs::read(&full).unwrap();
+        let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+            (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
+        });
+        let _ = write!(out, "{} bytes {hash:x}", content.len());
+    } else if kind.is_fifo() {
+        out.push_str("fifo");
+    }
+    if kind.is_dir() || kind.is_file() {
+        let fd = std::fs::File::open(&full).unwrap();
+        let mut names = sparks::sys::tree::xattr_names(&fd).unwrap();
+        names.sort();
+        for name in names {
+            let value = sparks::sys::tree::xattr(&fd, &name).unwrap().unwrap_or_default();
+            let _ = write!(out, " {}={}", name.escape_ascii(), value.escape_ascii());
+        }
+    }
+    out.push('\n');
+    if kind.is_dir() {
+        let mut names: Vec<_> = std::fs::read_dir(&full)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        for name in names {
+            describe(top, &path.join::<&OsStr>(name.as_ref()), first, out);
+        }
+    }
+}
