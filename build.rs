@@ -3,10 +3,7 @@
 //! It is compiled by calling rustc directly, not as a crate of its own, because it links with
 //! nothing at all: no libc, no start files. Cargo's flags for the main program must not reach it.
 
-#![allow(
-    clippy::print_stdout,
-    reason = "standard output is how a build script talks to cargo"
-)]
+#![allow(clippy::print_stdout, reason = "standard output is how a build script talks to cargo")]
 
 use std::env;
 use std::ffi::OsString;
@@ -52,9 +49,7 @@ fn build() -> Result<(), String> {
     let image = Path::new(&variable("OUT_DIR")?).join("pid1");
 
     let mut rustc = Command::new(variable("RUSTC")?);
-    rustc
-        .args(["--edition", "2024", "--crate-type", "bin"])
-        .args(["--crate-name", "pid1"]);
+    rustc.args(["--edition", "2024", "--crate-type", "bin"]).args(["--crate-name", "pid1"]);
     for flag in FLAGS {
         rustc.args(["-C", flag]);
     }
@@ -70,9 +65,7 @@ fn build() -> Result<(), String> {
     }
     rustc.arg("-o").arg(image).arg(SOURCE);
 
-    let output = rustc
-        .output()
-        .map_err(|error| format!("{rustc:?}: {error}"))?;
+    let output = rustc.output().map_err(|error| format!("{rustc:?}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }

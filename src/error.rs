@@ -198,7 +198,9 @@ impl Error {
             Error::InvalidName(e) => Some(e.hint()),
             Error::Io { source, .. } | Error::Sys { source, .. } => io_hint(source),
             Error::Runtime { .. } => Some("see what this host lacks with `spark doctor`".into()),
-            Error::Undo { first, .. } => first.hint().or_else(|| Some("collect what is left with `spark gc`".into())),
+            Error::Undo { first, .. } => {
+                first.hint().or_else(|| Some("collect what is left with `spark gc`".into()))
+            }
             Error::Busy { .. } => Some("try again when the other command has ended".into()),
             Error::Image { .. } | Error::Program { .. } | Error::Exec { .. } | Error::Fault { .. } => None,
         }
@@ -232,10 +234,12 @@ fn code_of(e: &io::Error) -> Code {
 
 fn io_hint(e: &io::Error) -> Option<String> {
     match e.raw_os_error()? {
-        libc::ENOSPC | libc::EDQUOT => {
-            Some("free space with `spark gc` or `spark delete --now`, or grow it with `spark pool grow`".into())
+        libc::ENOSPC | libc::EDQUOT => Some(
+            "free space with `spark gc` or `spark delete --now`, or grow it with `spark pool grow`".into(),
+        ),
+        libc::EROFS => {
+            Some("the pool is read-only: look at `dmesg` for btrfs errors, or remount it writable".into())
         }
-        libc::EROFS => Some("the pool is read-only: look at `dmesg` for btrfs errors, or remount it writable".into()),
         libc::EACCES | libc::EPERM => Some("run it as root: `sudo spark …`".into()),
         libc::EMFILE | libc::ENFILE => Some("too many open files: raise `ulimit -n`".into()),
         _ => None,

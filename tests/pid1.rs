@@ -44,10 +44,8 @@ struct Spark {
 
 impl Spark {
     fn start(args: &[&str]) -> Spark {
-        let args: Vec<CString> = std::iter::once(&"spark-init")
-            .chain(args)
-            .map(|arg| CString::new(*arg).unwrap())
-            .collect();
+        let args: Vec<CString> =
+            std::iter::once(&"spark-init").chain(args).map(|arg| CString::new(*arg).unwrap()).collect();
         let args: Vec<_> = args.iter().map(CString::as_c_str).collect();
         let image = image().as_fd();
         let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
@@ -60,17 +58,12 @@ impl Spark {
             unsafe { libc::_exit(127) };
         }
         assert!(pid > 0, "clone: {}", std::io::Error::last_os_error());
-        let mut spark = Spark {
-            pid: pid.try_into().unwrap(),
-            status: None,
-            entered: Vec::new(),
-        };
+        let mut spark = Spark { pid: pid.try_into().unwrap(), status: None, entered: Vec::new() };
         let exe = format!("/proc/{pid}/exe");
         assert!(
             until(PATIENCE, || {
                 assert!(!spark.ended(), "ended with {:?}", spark.status);
-                fs::read_link(&exe)
-                    .is_ok_and(|path| path.starts_with("/memfd:spark-init (deleted)"))
+                fs::read_link(&exe).is_ok_and(|path| path.starts_with("/memfd:spark-init (deleted)"))
             }),
             "the program has not been executed"
         );
@@ -124,9 +117,7 @@ impl Spark {
         // The C union of a pointer and an int has the int in its first bytes.
         let mut bytes = [0; size_of::<usize>()];
         bytes[..4].copy_from_slice(&value.to_ne_bytes());
-        let value = libc::sigval {
-            sival_ptr: std::ptr::without_provenance_mut(usize::from_ne_bytes(bytes)),
-        };
+        let value = libc::sigval { sival_ptr: std::ptr::without_provenance_mut(usize::from_ne_bytes(bytes)) };
         // SAFETY: as for `signal`; the value is passed on, and nobody takes it for a pointer.
         assert_eq!(unsafe { libc::sigqueue(self.pid, signal, value) }, 0);
     }
@@ -208,12 +199,8 @@ fn field(pid: libc::pid_t, name: &str) -> Option<String> {
 fn orphans_are_reaped() {
     const ORPHANS: usize = 8;
     let mut spark = Spark::start(&[]);
-    spark.shell(&format!(
-        "for i in $(seq {ORPHANS}); do (sleep 60 >/dev/null &); done; echo ready"
-    ));
-    assert!(until(PATIENCE, || {
-        !spark.ended() && spark.children().len() == ORPHANS
-    }));
+    spark.shell(&format!("for i in $(seq {ORPHANS}); do (sleep 60 >/dev/null &); done; echo ready"));
+    assert!(until(PATIENCE, || { !spark.ended() && spark.children().len() == ORPHANS }));
     for orphan in spark.children() {
         // SAFETY: it is a sleep of this test's, a child of a PID 1 that only this test ends.
         assert_eq!(unsafe { libc::kill(orphan, libc::SIGKILL) }, 0);
@@ -224,13 +211,7 @@ fn orphans_are_reaped() {
 
 #[test]
 fn sigterm_ends_it_at_once_when_nothing_else_runs() {
-    for signal in [
-        libc::SIGTERM,
-        libc::SIGINT,
-        libc::SIGPWR,
-        libc::SIGRTMIN() + 3,
-        libc::SIGRTMIN() + 4,
-    ] {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGPWR, libc::SIGRTMIN() + 3, libc::SIGRTMIN() + 4] {
         let mut spark = Spark::start(&[]);
         spark.signal(signal);
         assert!(spark.ends_within(SOON), "signal {signal}");
@@ -241,8 +222,7 @@ fn sigterm_ends_it_at_once_when_nothing_else_runs() {
 #[test]
 fn sigterm_takes_as_long_as_a_process_that_was_entered_takes() {
     let mut spark = Spark::start(&[]);
-    let child =
-        spark.shell("trap 'sleep 0.3; exit 7' TERM; echo ready; while :; do sleep 0.02; done");
+    let child = spark.shell("trap 'sleep 0.3; exit 7' TERM; echo ready; while :; do sleep 0.02; done");
     let begin = Instant::now();
     spark.signal(libc::SIGTERM);
     assert!(spark.ends_within(SOON));
@@ -259,9 +239,7 @@ fn sigterm_takes_as_long_as_an_orphan_takes() {
         "(sh -c \"trap 'sleep 0.3; echo done; exit' TERM; echo ready; \
          while :; do sleep 0.02; done\" &)",
     );
-    assert!(until(PATIENCE, || {
-        !spark.ended() && spark.children().len() == 1
-    }));
+    assert!(until(PATIENCE, || { !spark.ended() && spark.children().len() == 1 }));
     let begin = Instant::now();
     spark.signal(libc::SIGTERM);
     assert!(spark.ends_within(SOON));
@@ -280,9 +258,7 @@ fn a_stopped_process_takes_notice_of_sigterm() {
     let pid = spark.entered[child].id().try_into().unwrap();
     // SAFETY: it is this test's own child and has not been waited for.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGSTOP) }, 0);
-    assert!(until(PATIENCE, || {
-        field(pid, "State").is_some_and(|state| state.starts_with('T'))
-    }));
+    assert!(until(PATIENCE, || { field(pid, "State").is_some_and(|state| state.starts_with('T')) }));
     spark.signal(libc::SIGTERM);
     assert!(spark.ends_within(SOON));
     assert_eq!(spark.status, Some(0));
@@ -379,17 +355,12 @@ fn idling_does_not_end_it_without_an_idle_time() {
 fn it_makes_no_wake_ups_when_idle() {
     let mut spark = Spark::start(&[]);
     spark.shell("(sleep 60 >/dev/null &); echo ready");
-    assert!(until(PATIENCE, || {
-        !spark.ended() && spark.children().len() == 1
-    }));
+    assert!(until(PATIENCE, || { !spark.ended() && spark.children().len() == 1 }));
     // It sleeps without a timeout, so that nothing but a signal can wake it.
     assert_eq!(spark.timeout_address(), 0);
     let switches = field(spark.pid, "voluntary_ctxt_switches").unwrap();
     assert!(!spark.ends_within(Duration::from_millis(200)));
-    assert_eq!(
-        field(spark.pid, "voluntary_ctxt_switches").unwrap(),
-        switches
-    );
+    assert_eq!(field(spark.pid, "voluntary_ctxt_switches").unwrap(), switches);
     assert_eq!(spark.timeout_address(), 0);
 }
 
@@ -449,16 +420,9 @@ fn it_runs_as_nothing_but_pid_1() {
         unsafe { libc::_exit(127) };
     }
     // It has no namespace, but nothing more is asked of it than to end.
-    let mut spark = Spark {
-        pid: pid.try_into().unwrap(),
-        status: None,
-        entered: Vec::new(),
-    };
+    let mut spark = Spark { pid: pid.try_into().unwrap(), status: None, entered: Vec::new() };
     assert!(spark.ends_within(SOON));
-    assert_eq!(
-        spark.status.map(|status| libc::WEXITSTATUS(status)),
-        Some(1)
-    );
+    assert_eq!(spark.status.map(|status| libc::WEXITSTATUS(status)), Some(1));
 }
 
 #[test]

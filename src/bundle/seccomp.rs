@@ -28,7 +28,10 @@ fn native() -> Result<Arch> {
     match std::env::consts::ARCH {
         "x86_64" => Ok(Arch::ScmpArchX86_64),
         "aarch64" => Ok(Arch::ScmpArchAarch64),
-        other => Err(Error::NotSupported { what: format!("there is no system call filter for {other}"), hint: None }),
+        other => Err(Error::NotSupported {
+            what: format!("there is no system call filter for {other}"),
+            hint: None,
+        }),
     }
 }
 

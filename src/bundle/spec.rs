@@ -106,7 +106,13 @@ fn bad(e: impl std::fmt::Display) -> Error {
 
 fn bind(source: &Path, target: &Path, flags: &[&str]) -> Result<Mount> {
     let options = ["rbind", "rprivate"].iter().chain(flags).map(|f| (*f).to_owned()).collect::<Vec<_>>();
-    MountBuilder::default().typ("bind").source(source).destination(target).options(options).build().map_err(bad)
+    MountBuilder::default()
+        .typ("bind")
+        .source(source)
+        .destination(target)
+        .options(options)
+        .build()
+        .map_err(bad)
 }
 
 /// A user namespace that does not own its network namespace cannot mount a sysfs of its own.
@@ -189,7 +195,8 @@ fn fill_linux(spec: &mut Spec, input: &Input<'_>) -> Result<()> {
     let Limits { memory, cpus_milli, pids } = &input.options.limits;
     if let Some(bytes) = memory {
         let bytes = *bytes as i64;
-        resources.set_memory(Some(LinuxMemoryBuilder::default().limit(bytes).swap(bytes).build().map_err(bad)?));
+        resources
+            .set_memory(Some(LinuxMemoryBuilder::default().limit(bytes).swap(bytes).build().map_err(bad)?));
     }
     if let Some(milli) = cpus_milli {
         const PERIOD: u64 = 100_000;

@@ -22,7 +22,8 @@ pub fn load(name: &str, dir: &Path) -> Result<Spec> {
     let path = dir.join(&name).join("config.json");
     let text = match File::open(&path) {
         Ok(file) => sys::file::read_bounded(file, 1 << 20).map_err(Error::io("read", &path))?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => match EMBEDDED.iter().find(|t| t.0 == name.as_str()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => match EMBEDDED.iter().find(|t| t.0 == name.as_str())
+        {
             Some((_, text)) => text.as_bytes().to_vec(),
             None => {
                 let near = EMBEDDED.iter().map(|t| t.0.to_owned());

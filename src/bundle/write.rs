@@ -39,7 +39,8 @@ pub fn write(bundle: &Bundle, inner: &mut Spec, input: &Input<'_>) -> Result<Vec
     for file in etc::FILES {
         let path = dir.join("etc").join(file);
         put(&path, etc::content(file, &host, input.id, input.options.network, &resolv).as_bytes(), 0o644)?;
-        chown(&path, Some(input.first_id), Some(input.first_id)).map_err(Error::io("change the owner of", &path))?;
+        chown(&path, Some(input.first_id), Some(input.first_id))
+            .map_err(Error::io("change the owner of", &path))?;
     }
     if let Some(root) = inner.root_mut() {
         root.set_path(dir.join("root"));

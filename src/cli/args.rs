@@ -136,14 +136,9 @@ const ENV_FILE_MAX: u64 = 1 << 20;
 fn read_env_file(path: &Path) -> Result<Vec<(String, String)>> {
     let file = std::fs::File::open(path).map_err(Error::io("open environment file", path))?;
     let mut text = Vec::new();
-    file.take(ENV_FILE_MAX + 1)
-        .read_to_end(&mut text)
-        .map_err(Error::io("read environment file", path))?;
+    file.take(ENV_FILE_MAX + 1).read_to_end(&mut text).map_err(Error::io("read environment file", path))?;
     if text.len() as u64 > ENV_FILE_MAX {
-        return Err(Error::usage(format!(
-            "environment file {} is larger than 1 MiB",
-            path.display()
-        )));
+        return Err(Error::usage(format!("environment file {} is larger than 1 MiB", path.display())));
     }
     String::from_utf8(text)
         .map_err(|_| "it is not UTF-8".to_owned())
@@ -228,20 +223,12 @@ impl NewArgs {
             env: process.environment()?.into_iter().collect(),
             mounts,
             network: self.network.unwrap_or_default(),
-            limits: Limits {
-                memory: self.memory,
-                cpus_milli: self.cpus,
-                pids: self.pids,
-            },
+            limits: Limits { memory: self.memory, cpus_milli: self.cpus, pids: self.pids },
             user: process.user.clone(),
             workdir: process.workdir.clone(),
             hostname: self.hostname.clone(),
             labels: self.label.iter().cloned().collect(),
-            bundle: if self.hardened {
-                Some("hardened".into())
-            } else {
-                self.bundle.clone()
-            },
+            bundle: if self.hardened { Some("hardened".into()) } else { self.bundle.clone() },
             shared: self.shared.unwrap_or_default(),
         })
     }
@@ -277,10 +264,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() && !text.chars().any(char::is_control) => {
             Ok((key.to_owned(), value.to_owned()))
         }
-        _ => Err(format!(
-            "`{}` is not a label: write KEY=VALUE",
-            text.escape_default()
-        )),
+        _ => Err(format!("`{}` is not a label: write KEY=VALUE", text.escape_default())),
     }
 }
 
@@ -299,16 +283,8 @@ mod tests {
         command.build();
         command.clone().debug_assert();
         for verb in command.get_subcommands() {
-            assert!(
-                HELP.contains(&format!("\n  {} ", verb.get_name())),
-                "{}",
-                verb.get_name()
-            );
-            assert!(
-                verb.get_about().is_some() || verb.get_name() == "help",
-                "{}",
-                verb.get_name()
-            );
+            assert!(HELP.contains(&format!("\n  {} ", verb.get_name())), "{}", verb.get_name());
+            assert!(verb.get_about().is_some() || verb.get_name() == "help", "{}", verb.get_name());
             for arg in verb.get_arguments() {
                 assert!(arg.get_help().is_some(), "{} {}", verb.get_name(), arg.get_id());
             }
@@ -399,9 +375,7 @@ mod tests {
         ] {
             let cli = parse(line).unwrap();
             assert!(!cli.global.json);
-            let Verb::Exec(args) = cli.verb else {
-                panic!("{line}")
-            };
+            let Verb::Exec(args) = cli.verb else { panic!("{line}") };
             assert_eq!(args.command, expected, "{line}");
         }
     }
@@ -410,13 +384,8 @@ mod tests {
     fn a_variable_given_later_wins_and_options_over_a_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "A=file\nB=file\n").unwrap();
-        let line = format!(
-            "spark create web -e A=1 -e A=2 --env-file {}",
-            file.path().display()
-        );
-        let Verb::Create(args) = parse(&line).unwrap().verb else {
-            panic!()
-        };
+        let line = format!("spark create web -e A=1 -e A=2 --env-file {}", file.path().display());
+        let Verb::Create(args) = parse(&line).unwrap().verb else { panic!() };
         let options = args.new.options(&args.process).unwrap();
         assert_eq!(options.env["A"], "2");
         assert_eq!(options.env["B"], "file");
@@ -426,26 +395,14 @@ mod tests {
     fn an_environment_file_is_bounded_and_its_errors_name_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), vec![b'#'; 2 << 20]).unwrap();
-        assert!(
-            read_env_file(file.path())
-                .unwrap_err()
-                .to_string()
-                .contains("larger than 1 MiB")
-        );
+        assert!(read_env_file(file.path()).unwrap_err().to_string().contains("larger than 1 MiB"));
         std::fs::write(file.path(), "A=1\nnope\n").unwrap();
-        assert!(
-            read_env_file(file.path())
-                .unwrap_err()
-                .to_string()
-                .contains("line 2:")
-        );
+        assert!(read_env_file(file.path()).unwrap_err().to_string().contains("line 2:"));
     }
 
     #[test]
     fn options_of_a_new_spark_are_refused_with_a_name() {
-        let Verb::Exec(args) = parse("spark exec web --pids 64 ls").unwrap().verb else {
-            panic!()
-        };
+        let Verb::Exec(args) = parse("spark exec web --pids 64 ls").unwrap().verb else { panic!() };
         let e = args.new.refuse_for(&"web".parse().unwrap()).unwrap_err();
         assert!(e.to_string().contains("`--pids`"), "{e}");
         assert!(NewArgs::default().given().is_none());
@@ -454,9 +411,7 @@ mod tests {
     #[test]
     fn of_t_and_no_t_the_last_one_counts() {
         let wanted = |line: &str| {
-            let Verb::Exec(args) = parse(line).unwrap().verb else {
-                panic!()
-            };
+            let Verb::Exec(args) = parse(line).unwrap().verb else { panic!() };
             args.terminal.wanted()
         };
         assert!(wanted("spark exec web -T -t ls"));

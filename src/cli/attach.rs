@@ -39,9 +39,7 @@ impl Supervisor {
     /// Starts to catch signals.
     pub(crate) fn prepare() -> Result<Supervisor> {
         let prepared = || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let inside = runtime.enter();
             let signals = Signals::catch(&read_proc("/proc/self/status"))?;
             drop(inside);
@@ -80,9 +78,9 @@ async fn with_terminal(
     signals: &mut Signals,
     limit: Option<Duration>,
 ) -> io::Result<Status> {
-    let _ = running.copy_window_size();
+    let _ = running.copy_window_size(std::io::stdin());
     // Dropped on every way out of here, a panic included. A standard input that is no terminal needs none.
-    let _raw = RawMode::enter().ok();
+    let _raw = RawMode::enter(std::io::stdin()).ok();
     let mut output = pin!(relay.output());
     let status = {
         let both = async {
@@ -128,10 +126,7 @@ async fn stand_by(
 ) -> io::Result<Status> {
     let child = watch(running.pidfd.as_fd(), Interest::READABLE)?;
     let mut meanwhile = pin!(meanwhile);
-    let mut clock = Clock {
-        next: limit.and_then(|limit| Instant::now().checked_add(limit)),
-        expired: 0,
-    };
+    let mut clock = Clock { next: limit.and_then(|limit| Instant::now().checked_add(limit)), expired: 0 };
     loop {
         tokio::select! {
             ready = child.readable() => {
@@ -147,7 +142,7 @@ async fn stand_by(
             number = signals.next() => {
                 // It may have ended in this very moment.
                 let _ = match number {
-                    libc::SIGWINCH => running.copy_window_size(),
+                    libc::SIGWINCH => running.copy_window_size(std::io::stdin()),
                     number => running.signal(number),
                 };
             }
@@ -174,11 +169,7 @@ impl Clock {
     fn expire(&mut self) -> i32 {
         self.expired += 1;
         self.next = (self.expired == 1).then(|| Instant::now() + GRACE);
-        if self.expired == 1 {
-            libc::SIGTERM
-        } else {
-            libc::SIGKILL
-        }
+        if self.expired == 1 { libc::SIGTERM } else { libc::SIGKILL }
     }
 }
 
@@ -201,10 +192,7 @@ impl Signals {
         ];
         let caught = all.into_iter().map(|kind| (kind.as_raw_value(), kind));
         let caught = caught.filter(|(number, _)| ignored & (1 << (number - 1)) == 0);
-        caught
-            .map(|(number, kind)| Ok((number, signal(kind)?)))
-            .collect::<io::Result<_>>()
-            .map(Signals)
+        caught.map(|(number, kind)| Ok((number, signal(kind)?))).collect::<io::Result<_>>().map(Signals)
     }
 
     /// The number of the next signal that arrives.
@@ -224,8 +212,7 @@ impl Signals {
 /// The mask of ignored signals in `/proc/PID/status`.
 fn ignored(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0)
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -242,10 +229,7 @@ mod tests {
 
     #[test]
     fn a_clock_says_sigterm_once_then_sigkill_and_then_nothing() {
-        let mut clock = Clock {
-            next: None,
-            expired: 0,
-        };
+        let mut clock = Clock { next: None, expired: 0 };
         assert_eq!(clock.expire(), libc::SIGTERM);
         assert!(clock.next.is_some());
         assert_eq!(clock.expire(), libc::SIGKILL);

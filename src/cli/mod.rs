@@ -41,11 +41,7 @@ pub fn main() -> ExitCode {
         Ok(status) => status,
         Err(e) => {
             report::error(&e, json);
-            if runs_a_command {
-                report::exec_status(&e)
-            } else {
-                report::status(&e)
-            }
+            if runs_a_command { report::exec_status(&e) } else { report::status(&e) }
         }
     };
     status.into()
@@ -75,10 +71,7 @@ fn log_to_stderr(verbose: u8) -> Result<()> {
         message: format!("SPARK_LOG: `{filter}` is not a filter: {e}"),
         hint: Some("write it like `debug` or `sparks=trace,warn`".into()),
     })?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .finish();
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).finish();
     // Only a second subscriber would be refused, and this is called once.
     let _ = tracing::subscriber::set_global_default(subscriber);
     Ok(())
@@ -86,10 +79,7 @@ fn log_to_stderr(verbose: u8) -> Result<()> {
 
 /// An environment variable; an empty one counts as not set.
 fn env(name: &str) -> Result<Option<String>> {
-    match std::env::var_os(name)
-        .filter(|v| !v.is_empty())
-        .map(OsString::into_string)
-    {
+    match std::env::var_os(name).filter(|v| !v.is_empty()).map(OsString::into_string) {
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text)),
         Some(Err(_)) => Err(Error::usage(format!("{name} is not UTF-8"))),
@@ -100,10 +90,7 @@ fn env_name(name: &str) -> Result<Option<Name>> {
     env(name)?
         .map(|text| text.parse::<Name>())
         .transpose()
-        .map_err(|e| Error::Usage {
-            message: format!("{name}: {e}"),
-            hint: Some(e.hint()),
-        })
+        .map_err(|e| Error::Usage { message: format!("{name}: {e}"), hint: Some(e.hint()) })
 }
 
 fn env_dir(name: &str, default: &str) -> Result<PathBuf> {
@@ -134,20 +121,13 @@ impl Ctx {
             Err(e) => return Err(Error::sys("find the working directory")(e)),
         };
         let context = Context {
-            place: Place {
-                root: env_dir("SPARK_ROOT", ROOT)?,
-                run: env_dir("SPARK_RUN", RUN)?,
-            },
+            place: Place { root: env_dir("SPARK_ROOT", ROOT)?, run: env_dir("SPARK_RUN", RUN)? },
             project,
             cwd,
             base: env_name("SPARK_BASE")?,
             templates: TEMPLATES.into(),
         };
-        Ok(Ctx {
-            context,
-            json: global.json,
-            verbose: global.verbose > 0,
-        })
+        Ok(Ctx { context, json: global.json, verbose: global.verbose > 0 })
     }
 
     /// Shows progress; if `quiet`, nothing.

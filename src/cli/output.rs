@@ -17,9 +17,7 @@ pub(crate) const WRITE: &str = "write to standard output";
 /// Writes data to standard output.
 pub(crate) fn print(data: impl AsRef<[u8]>) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(data.as_ref())
-        .and_then(|()| out.flush())
-        .map_err(Error::sys(WRITE))
+    out.write_all(data.as_ref()).and_then(|()| out.flush()).map_err(Error::sys(WRITE))
 }
 
 /// Writes one JSON document to standard output.
@@ -93,20 +91,12 @@ pub(crate) struct Column {
 
 /// A column.
 pub(crate) const fn column(title: &'static str, field: &'static str) -> Column {
-    Column {
-        title,
-        field,
-        optional: false,
-    }
+    Column { title, field, optional: false }
 }
 
 /// A column that is left out where it would be empty.
 pub(crate) const fn optional(title: &'static str, field: &'static str) -> Column {
-    Column {
-        title,
-        field,
-        optional: true,
-    }
+    Column { title, field, optional: true }
 }
 
 /// Writes a table of records, or as JSON the records themselves.
@@ -128,38 +118,20 @@ pub(crate) fn print_record(json: bool, record: &impl serde::Serialize) -> Result
 
 /// Writes names, one a line, or as a JSON array.
 pub(crate) fn print_names(json: bool, names: &[String]) -> Result<()> {
-    if json {
-        print_json(&names)
-    } else {
-        print(names.iter().map(|n| format!("{n}\n")).collect::<String>())
-    }
+    if json { print_json(&names) } else { print(names.iter().map(|n| format!("{n}\n")).collect::<String>()) }
 }
 
 /// Aligned columns under a line of titles, without borders.
 pub(crate) fn table(columns: &[Column], rows: &[Value]) -> String {
     let texts: Vec<(&str, Vec<String>)> = columns
         .iter()
-        .map(|c| {
-            (
-                c,
-                rows.iter()
-                    .map(|row| cell(c.field, &row[c.field]))
-                    .collect::<Vec<_>>(),
-            )
-        })
+        .map(|c| (c, rows.iter().map(|row| cell(c.field, &row[c.field])).collect::<Vec<_>>()))
         .filter(|(c, cells)| !c.optional || cells.iter().any(|text| !text.is_empty()))
         .map(|(c, cells)| (c.title, cells))
         .collect();
     let widths: Vec<usize> = texts
         .iter()
-        .map(|(t, cells)| {
-            cells
-                .iter()
-                .map(|c| width(c))
-                .chain([width(t)])
-                .max()
-                .unwrap_or(0)
-        })
+        .map(|(t, cells)| cells.iter().map(|c| width(c)).chain([width(t)]).max().unwrap_or(0))
         .collect();
     let mut out = String::new();
     let mut line = |cells: &mut dyn Iterator<Item = &str>| {
@@ -215,11 +187,9 @@ fn write_fields(out: &mut String, value: &Value, indent: usize) {
 
 fn inline(value: &Value) -> String {
     match value {
-        Value::Object(map) => map
-            .iter()
-            .map(|(k, v)| format!("{}={}", escape(k), cell(k, v)))
-            .collect::<Vec<_>>()
-            .join(" "),
+        Value::Object(map) => {
+            map.iter().map(|(k, v)| format!("{}={}", escape(k), cell(k, v))).collect::<Vec<_>>().join(" ")
+        }
         other => cell("", other),
     }
 }
@@ -239,19 +209,15 @@ fn cell(field: &str, value: &Value) -> String {
             Err(_) => escape(text).into_owned(),
         },
         Value::Array(items) => items.iter().map(|i| cell("", i)).collect::<Vec<_>>().join(", "),
-        Value::Object(map) => map
-            .iter()
-            .map(|(k, v)| format!("{}={}", escape(k), cell(k, v)))
-            .collect::<Vec<_>>()
-            .join(","),
+        Value::Object(map) => {
+            map.iter().map(|(k, v)| format!("{}={}", escape(k), cell(k, v))).collect::<Vec<_>>().join(",")
+        }
     }
 }
 
 fn is_size(field: &str) -> bool {
-    matches!(
-        field,
-        "size" | "free" | "used" | "total" | "available" | "memory" | "bytes"
-    ) || field.ends_with("_bytes")
+    matches!(field, "size" | "free" | "used" | "total" | "available" | "memory" | "bytes")
+        || field.ends_with("_bytes")
 }
 
 /// Bytes in powers of 1024.
@@ -263,18 +229,12 @@ pub(crate) fn size(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 {
-        format!("{bytes} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 /// A time as the user's clock shows it.
 pub(crate) fn local(time: Time) -> String {
-    time.with_timezone(&chrono::Local)
-        .format("%Y-%m-%d %H:%M")
-        .to_string()
+    time.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M").to_string()
 }
 
 #[cfg(test)]
@@ -284,24 +244,11 @@ mod tests {
 
     #[test]
     fn a_table_is_aligned_and_leaves_out_empty_optional_columns() {
-        let columns = [
-            column("NAME", "name"),
-            column("STATE", "state"),
-            optional("LABELS", "labels"),
-        ];
-        let rows = [
-            json!({"name": "web", "state": "running"}),
-            json!({"name": "database", "state": null}),
-        ];
-        assert_eq!(
-            table(&columns, &rows),
-            "NAME      STATE\nweb       running\ndatabase\n"
-        );
+        let columns = [column("NAME", "name"), column("STATE", "state"), optional("LABELS", "labels")];
+        let rows = [json!({"name": "web", "state": "running"}), json!({"name": "database", "state": null})];
+        assert_eq!(table(&columns, &rows), "NAME      STATE\nweb       running\ndatabase\n");
         let rows = [json!({"name": "web", "state": "stopped", "labels": {"a": "1", "b": "2"}})];
-        assert_eq!(
-            table(&columns, &rows),
-            "NAME  STATE    LABELS\nweb   stopped  a=1,b=2\n"
-        );
+        assert_eq!(table(&columns, &rows), "NAME  STATE    LABELS\nweb   stopped  a=1,b=2\n");
     }
 
     #[test]
@@ -311,24 +258,17 @@ mod tests {
         assert_eq!(text, "NAME\na\\u{1b}[31mb\\nc\\u{9b}d\\u{202e}\n");
         let text = json(&json!({"a": "x\u{9b}\x7f\x1b"})).unwrap();
         assert!(!text.chars().any(|c| c != '\n' && is_unsafe(c)), "{text:?}");
-        assert_eq!(
-            serde_json::from_str::<Value>(&text).unwrap()["a"],
-            "x\u{9b}\x7f\x1b"
-        );
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["a"], "x\u{9b}\x7f\x1b");
         assert_eq!(escape_but("a\tb\x07", &['\t']), "a\tb\\u{7}");
     }
 
     #[test]
     fn nested_fields_are_indented_and_empty_ones_left_out() {
-        let text = fields(
-            &json!({"name": "web", "pid": null, "oci": {"id": "x", "root": "/r"}, "tags": ["a", "b"],
-            "memory": 2147483648u64, "mounts": [{"src": "/a", "dst": "/b"}]}),
-        );
+        let text =
+            fields(&json!({"name": "web", "pid": null, "oci": {"id": "x", "root": "/r"}, "tags": ["a", "b"],
+            "memory": 2147483648u64, "mounts": [{"src": "/a", "dst": "/b"}]}));
         assert!(text.contains("oci:\n  id: x\n  root: /r\n"), "{text}");
-        assert!(
-            text.contains("tags: a, b\n") && text.contains("memory: 2.0 GiB\n"),
-            "{text}"
-        );
+        assert!(text.contains("tags: a, b\n") && text.contains("memory: 2.0 GiB\n"), "{text}");
         assert!(text.contains("mounts:\n  ") && text.contains("src=/a"), "{text}");
         assert!(!text.contains("pid"));
     }

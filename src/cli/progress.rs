@@ -24,12 +24,7 @@ impl Progress {
     pub(crate) fn new(verbose: bool, quiet: bool) -> Progress {
         let terminal =
             std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
-        Progress {
-            terminal,
-            verbose,
-            quiet,
-            bar: RefCell::new(None),
-        }
+        Progress { terminal, verbose, quiet, bar: RefCell::new(None) }
     }
 
     fn clear(&self) {
@@ -101,11 +96,9 @@ mod tests {
 
     #[test]
     fn every_style_is_a_valid_template() {
-        for template in [
-            "{msg} …",
-            "{msg} [{bar:30}] {percent}%",
-            "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes}",
-        ] {
+        for template in
+            ["{msg} …", "{msg} [{bar:30}] {percent}%", "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes}"]
+        {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
         for total in [None, Some(100), Some(7), Some(1 << 30)] {

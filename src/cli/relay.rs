@@ -224,11 +224,7 @@ impl Stream {
                         ready.clear_ready();
                         continue;
                     }
-                    let most = if *blocking {
-                        bytes.len().min(CHUNK)
-                    } else {
-                        bytes.len()
-                    };
+                    let most = if *blocking { bytes.len().min(CHUNK) } else { bytes.len() };
                     let written = rustix::io::write(fd.get_ref(), &bytes[..most]);
                     if written == Err(Errno::AGAIN) {
                         ready.clear_ready();
@@ -254,11 +250,7 @@ fn open_anew(fd: BorrowedFd<'_>, number: i32, interest: Interest) -> Option<Owne
     if kind != FileType::Fifo && !rustix::termios::isatty(fd) {
         return None;
     }
-    let access = if interest.is_readable() {
-        OFlags::RDONLY
-    } else {
-        OFlags::WRONLY
-    };
+    let access = if interest.is_readable() { OFlags::RDONLY } else { OFlags::WRONLY };
     let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     rustix::fs::open(format!("/proc/self/fd/{number}"), flags, Mode::empty()).ok()
 }
@@ -266,10 +258,7 @@ fn open_anew(fd: BorrowedFd<'_>, number: i32, interest: Interest) -> Option<Owne
 /// Whether a call would not block now. An error or a hangup does not block either.
 fn is_ready(fd: &OwnedFd, flags: PollFlags) -> bool {
     let mut fds = [PollFd::new(fd, flags)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(0) | Err(_))
 }
 
@@ -279,11 +268,7 @@ mod tests {
     use std::io::Write;
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(work)
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
     }
 
     #[test]

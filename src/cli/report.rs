@@ -106,12 +106,7 @@ mod tests {
     use serde_json::Value;
 
     fn missing() -> Error {
-        Error::NotFound {
-            kind: "spark",
-            name: "web".into(),
-            in_project: Some("shop".into()),
-            near: vec![],
-        }
+        Error::NotFound { kind: "spark", name: "web".into(), in_project: Some("shop".into()), near: vec![] }
     }
 
     #[test]
@@ -122,21 +117,14 @@ mod tests {
         );
         let e = Error::io("write", "/pool/x")(io::Error::from_raw_os_error(28));
         let text = as_text(&e);
-        assert!(
-            text.starts_with("error: cannot write /pool/x\ncaused by: No space left"),
-            "{text}"
-        );
+        assert!(text.starts_with("error: cannot write /pool/x\ncaused by: No space left"), "{text}");
         assert!(text.contains("\nhint: "), "{text}");
     }
 
     #[test]
     fn a_cause_that_the_message_holds_is_not_repeated() {
         let source = io::Error::from_raw_os_error(2);
-        let e = Error::Exec {
-            command: "nope".into(),
-            spark: "web".into(),
-            source,
-        };
+        let e = Error::Exec { command: "nope".into(), spark: "web".into(), source };
         assert!(!as_text(&e).contains("caused by"), "{}", as_text(&e));
     }
 
@@ -144,22 +132,13 @@ mod tests {
     fn as_json_an_error_has_a_stable_code() {
         let value: Value = serde_json::from_str(&as_json(&missing())).unwrap();
         assert_eq!(value["error"]["code"], "not_found");
-        assert_eq!(
-            value["error"]["message"],
-            "spark `web` does not exist in project `shop`"
-        );
-        assert_eq!(
-            value["error"]["hint"],
-            "list this project's sparks with `spark list`"
-        );
+        assert_eq!(value["error"]["message"], "spark `web` does not exist in project `shop`");
+        assert_eq!(value["error"]["hint"], "list this project's sparks with `spark list`");
     }
 
     #[test]
     fn what_a_program_wrote_is_indented_and_escaped() {
-        let e = Error::Program {
-            program: "tar".into(),
-            detail: "one\x1b[2J\ntwo\n".into(),
-        };
+        let e = Error::Program { program: "tar".into(), detail: "one\x1b[2J\ntwo\n".into() };
         assert_eq!(as_text(&e), "error: tar failed: one\\u{1b}[2J\n    two");
     }
 

@@ -48,15 +48,13 @@ fn translate(error: &clap::Error) -> Error {
     };
     let near = |kind| context(kind).map(|near| format!("did you mean `{near}`?"));
     let (message, hint) = match (error.kind(), context(ContextKind::InvalidSubcommand)) {
-        (ErrorKind::InvalidSubcommand, Some(verb)) => (
-            format!("there is no command `{verb}`"),
-            near(ContextKind::SuggestedSubcommand),
-        ),
+        (ErrorKind::InvalidSubcommand, Some(verb)) => {
+            (format!("there is no command `{verb}`"), near(ContextKind::SuggestedSubcommand))
+        }
         (ErrorKind::UnknownArgument, _) => match context(ContextKind::InvalidArg) {
-            Some(arg) if arg.starts_with('-') => (
-                format!("there is no option `{arg}`"),
-                near(ContextKind::SuggestedArg),
-            ),
+            Some(arg) if arg.starts_with('-') => {
+                (format!("there is no option `{arg}`"), near(ContextKind::SuggestedArg))
+            }
             Some(arg) => (format!("`{arg}` is one argument too many"), None),
             None => (first_paragraph(error), None),
         },
@@ -81,9 +79,7 @@ fn first_paragraph(error: &clap::Error) -> String {
 
 fn usage(error: &clap::Error) -> Option<String> {
     let text = error.render().to_string();
-    let usage = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Usage: "))?;
+    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: "))?;
     Some(format!("it is used as `{}`", usage.trim()))
 }
 
@@ -101,10 +97,7 @@ mod tests {
     #[test]
     fn an_unknown_verb_suggests_a_near_one() {
         let e = wrong("spark lsit");
-        assert_eq!(
-            (e.to_string().as_str(), e.code()),
-            ("there is no command `lsit`", Code::Usage)
-        );
+        assert_eq!((e.to_string().as_str(), e.code()), ("there is no command `lsit`", Code::Usage));
         assert_eq!(e.hint().unwrap(), "did you mean `list`?");
         assert!(wrong("spark qqqqqq").hint().unwrap().contains("spark"));
     }
@@ -136,12 +129,8 @@ mod tests {
 
     #[test]
     fn json_is_seen_only_among_our_own_options() {
-        let args = |line: &str| {
-            line.split(' ')
-                .map(Into::into)
-                .collect::<Vec<std::ffi::OsString>>()
-                .into_iter()
-        };
+        let args =
+            |line: &str| line.split(' ').map(Into::into).collect::<Vec<std::ffi::OsString>>().into_iter();
         assert!(wants_json(args("lst --json")));
         assert!(!wants_json(args("exec web -- x --json")));
     }

@@ -30,7 +30,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "t" => 40,
         _ => return Err(format!("`{text}` is not a size: write it like 512M or 2G")),
     };
-    let value: f64 = number.parse().map_err(|_| format!("`{text}` is not a size: write it like 512M or 2G"))?;
+    let value: f64 =
+        number.parse().map_err(|_| format!("`{text}` is not a size: write it like 512M or 2G"))?;
     let bytes = value * (1u64 << shift) as f64;
     // 2^63: what the kernel's files take as a signed number.
     if !(bytes.is_finite() && (1.0..9.2e18).contains(&bytes)) {
@@ -43,7 +44,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 pub fn parse_memory(text: &str) -> Result<u64, String> {
     const LEAST: u64 = 4 << 20;
     match parse_size(text)? {
-        bytes if bytes < LEAST => Err(format!("`{text}` is too little memory to start anything: at least 4M")),
+        bytes if bytes < LEAST => {
+            Err(format!("`{text}` is too little memory to start anything: at least 4M"))
+        }
         bytes => Ok(bytes),
     }
 }

@@ -24,7 +24,9 @@ impl InvalidName {
     /// Advice, with the nearest valid name where there is one.
     pub fn hint(&self) -> String {
         match &self.near {
-            Some(near) => format!("try `{near}`: names are lower-case letters, digits and `-`, at most {MAX}"),
+            Some(near) => {
+                format!("try `{near}`: names are lower-case letters, digits and `-`, at most {MAX}")
+            }
             None => format!("names are lower-case letters, digits and `-`, at most {MAX}"),
         }
     }

@@ -186,8 +186,15 @@ mod tests {
     fn a_mount_needs_both_ends_and_stays_inside() {
         let m: BindMount = "type=bind,src=/a,dst=/b,ro".parse().unwrap();
         assert_eq!(m, BindMount { src: "/a".into(), dst: "/b".into(), ro: true });
-        for bad in ["src=/a", "dst=/b", "type=tmpfs,dst=/a", "src=/a,dst=b", "src=/a,dst=/x/../..", "src=/a,dst=/", "what"]
-        {
+        for bad in [
+            "src=/a",
+            "dst=/b",
+            "type=tmpfs,dst=/a",
+            "src=/a,dst=b",
+            "src=/a,dst=/x/../..",
+            "src=/a,dst=/",
+            "what",
+        ] {
             assert!(bad.parse::<BindMount>().is_err(), "{bad}");
         }
     }
@@ -203,6 +210,8 @@ mod tests {
     #[test]
     fn host_names_follow_rfc_1123() {
         assert!(parse_hostname("web-1.shop").is_ok());
-        assert!(parse_hostname("-web").is_err() && parse_hostname("a b").is_err() && parse_hostname("").is_err());
+        assert!(
+            parse_hostname("-web").is_err() && parse_hostname("a b").is_err() && parse_hostname("").is_err()
+        );
     }
 }

@@ -34,12 +34,8 @@ mod any_path {
             Some(path) => match path.to_str() {
                 Some(text) => s.serialize_some(text),
                 None => {
-                    let hex: String = path
-                        .as_os_str()
-                        .as_bytes()
-                        .iter()
-                        .map(|b| format!("{b:02x}"))
-                        .collect();
+                    let hex: String =
+                        path.as_os_str().as_bytes().iter().map(|b| format!("{b:02x}")).collect();
                     s.serialize_some(&format!("hex:{hex}"))
                 }
             },
@@ -56,11 +52,7 @@ mod any_path {
         let bytes: Option<Vec<u8>> = hex
             .as_bytes()
             .chunks(2)
-            .map(|pair| {
-                std::str::from_utf8(pair)
-                    .ok()
-                    .and_then(|p| u8::from_str_radix(p, 16).ok())
-            })
+            .map(|pair| std::str::from_utf8(pair).ok().and_then(|p| u8::from_str_radix(p, 16).ok()))
             .collect();
         let bytes = bytes.ok_or_else(|| D::Error::custom("a path in hexadecimal that is none"))?;
         Ok(Some(OsString::from_vec(bytes).into()))
@@ -76,11 +68,7 @@ mod tests {
 
     #[test]
     fn a_path_of_any_bytes_survives_the_record() {
-        for bytes in [
-            &b"/src/shop/.git"[..],
-            b"/src/\xff\xfe/.git",
-            "/src/🦀/.git".as_bytes(),
-        ] {
+        for bytes in [&b"/src/shop/.git"[..], b"/src/\xff\xfe/.git", "/src/🦀/.git".as_bytes()] {
             let git = PathBuf::from(OsStr::from_bytes(bytes));
             let record = ProjectRecord {
                 version: 1,
@@ -90,10 +78,7 @@ mod tests {
                 rest: Default::default(),
             };
             let text = serde_json::to_string(&record).unwrap();
-            assert_eq!(
-                serde_json::from_str::<ProjectRecord>(&text).unwrap().git,
-                Some(git)
-            );
+            assert_eq!(serde_json::from_str::<ProjectRecord>(&text).unwrap().git, Some(git));
         }
     }
 
@@ -101,12 +86,7 @@ mod tests {
     fn a_record_without_a_repository_reads_and_bad_hexadecimal_does_not() {
         let id = Id::generate();
         let text = format!(r#"{{"version":1,"id":"{id}","created":"2026-01-01T00:00:00Z""#);
-        assert_eq!(
-            serde_json::from_str::<ProjectRecord>(&format!("{text}}}"))
-                .unwrap()
-                .git,
-            None
-        );
+        assert_eq!(serde_json::from_str::<ProjectRecord>(&format!("{text}}}")).unwrap().git, None);
         let bad = format!(r#"{text},"git":"hex:zz"}}"#);
         assert!(serde_json::from_str::<ProjectRecord>(&bad).is_err());
     }

@@ -77,14 +77,7 @@ struct Before {
 
 impl<R: Read> Archive<R> {
     pub(super) fn new(input: R) -> Archive<R> {
-        Archive {
-            input,
-            left: 0,
-            pad: 0,
-            global: Pax::new(),
-            global_bytes: 0,
-            begun: false,
-        }
+        Archive { input, left: 0, pad: 0, global: Pax::new(), global_bytes: 0, begun: false }
     }
 
     /// The next entry; what was not read of the one before is passed over. At the end the stream is read to
@@ -134,13 +127,11 @@ impl<R: Read> Archive<R> {
 
     fn header(&mut self) -> io::Result<Option<tar::Header>> {
         let mut header = tar::Header::new_old();
-        self.input
-            .read_exact(header.as_mut_bytes())
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof if self.begun => bad("it ends too early"),
-                io::ErrorKind::UnexpectedEof => bad("it is not a tar archive"),
-                _ => e,
-            })?;
+        self.input.read_exact(header.as_mut_bytes()).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof if self.begun => bad("it ends too early"),
+            io::ErrorKind::UnexpectedEof => bad("it is not a tar archive"),
+            _ => e,
+        })?;
         let bytes = header.as_bytes();
         if bytes.iter().all(|b| *b == 0) {
             return Ok(None);
@@ -148,13 +139,7 @@ impl<R: Read> Archive<R> {
         let sum: u64 = bytes
             .iter()
             .enumerate()
-            .map(|(i, b)| {
-                if (148..156).contains(&i) {
-                    32
-                } else {
-                    u64::from(*b)
-                }
-            })
+            .map(|(i, b)| if (148..156).contains(&i) { 32 } else { u64::from(*b) })
             .sum();
         if number(&header.as_old().cksum).ok() != Some(sum) {
             return Err(bad(if self.begun {
@@ -197,11 +182,7 @@ impl<R: Read> Archive<R> {
             // The old way to write a directory.
             kind = Kind::Directory;
         }
-        let stored = if pax.contains_key(&b"size"[..]) {
-            take_number(b"size", b"")?
-        } else {
-            size
-        };
+        let stored = if pax.contains_key(&b"size"[..]) { take_number(b"size", b"")? } else { size };
         if stored > LARGEST {
             return Err(bad("a file is larger than any can be"));
         }
@@ -236,19 +217,13 @@ impl<R: Read> Archive<R> {
 
     /// GNU's own sparse files: pieces in the header, and in blocks after it.
     fn sparse_gnu(&mut self, header: &tar::Header, entry: &mut Entry) -> io::Result<()> {
-        let gnu = header
-            .as_gnu()
-            .ok_or_else(|| bad("a sparse file has no GNU header"))?;
+        let gnu = header.as_gnu().ok_or_else(|| bad("a sparse file has no GNU header"))?;
         let mut pieces = Vec::new();
         let mut add = |blocks: &[tar::GnuSparseHeader]| -> io::Result<()> {
             for block in blocks.iter().filter(|b| !b.is_empty()) {
                 pieces.push((number(&block.offset)?, number(&block.numbytes)?));
             }
-            if pieces.len() > PIECES {
-                Err(bad("a sparse file has too many pieces"))
-            } else {
-                Ok(())
-            }
+            if pieces.len() > PIECES { Err(bad("a sparse file has too many pieces")) } else { Ok(()) }
         };
         add(&gnu.sparse)?;
         let (mut more, mut blocks) = (gnu.is_extended(), 0);
@@ -272,9 +247,7 @@ impl<R: Read> Archive<R> {
         let numbers = if get("GNU.sparse.major").is_some_and(|v| v == b"1") {
             self.piece_block()?
         } else if let Some(map) = get("GNU.sparse.map") {
-            map.split(|b| *b == b',')
-                .map(decimal)
-                .collect::<io::Result<Vec<_>>>()?
+            map.split(|b| *b == b',').map(decimal).collect::<io::Result<Vec<_>>>()?
         } else if get("GNU.sparse.size").is_some() {
             return Err(bad("it has sparse files of a version that is not supported"));
         } else {
@@ -290,11 +263,7 @@ impl<R: Read> Archive<R> {
         if numbers.len() % 2 != 0 {
             return Err(bad("a sparse file's map is odd"));
         }
-        set_pieces(
-            entry,
-            decimal(size)?,
-            numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect(),
-        )
+        set_pieces(entry, decimal(size)?, numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect())
     }
 
     /// The map of a 1.0 sparse file: a count and numbers, a line each, filled up to a block.
@@ -357,9 +326,7 @@ impl<R: Read> Archive<R> {
 fn set_pieces(entry: &mut Entry, size: u64, pieces: Vec<(u64, u64)>) -> io::Result<()> {
     let (mut at, mut stored) = (0u64, 0u64);
     for (offset, length) in &pieces {
-        let end = offset
-            .checked_add(*length)
-            .filter(|end| *end <= size && *offset >= at);
+        let end = offset.checked_add(*length).filter(|end| *end <= size && *offset >= at);
         at = end.ok_or_else(|| bad("a sparse file's pieces overlap or leave it"))?;
         stored += length;
     }
@@ -396,11 +363,7 @@ fn number(field: &[u8]) -> io::Result<u64> {
         }
         return Ok(value);
     }
-    let digits = field
-        .iter()
-        .copied()
-        .skip_while(|b| *b == b' ')
-        .take_while(|b| !matches!(b, 0 | b' '));
+    let digits = field.iter().copied().skip_while(|b| *b == b' ').take_while(|b| !matches!(b, 0 | b' '));
     digits.into_iter().try_fold(0u64, |n, b| match b {
         b'0'..=b'7' if n >> 61 == 0 => Ok(n << 3 | u64::from(b - b'0')),
         _ => Err(bad("a number is damaged")),
@@ -408,10 +371,7 @@ fn number(field: &[u8]) -> io::Result<u64> {
 }
 
 fn decimal(text: &[u8]) -> io::Result<u64> {
-    std::str::from_utf8(text)
-        .ok()
-        .and_then(|t| t.parse().ok())
-        .ok_or_else(|| bad("a number is damaged"))
+    std::str::from_utf8(text).ok().and_then(|t| t.parse().ok()).ok_or_else(|| bad("a number is damaged"))
 }
 
 /// Seconds, which may be negative and have a fraction.
@@ -423,11 +383,7 @@ fn time(text: &[u8]) -> io::Result<(i64, u32)> {
     let nanos: u32 = digits.parse().map_err(|_| bad("a time is damaged"))?;
     // -1.25 is 750 ms after -2.
     let negative = whole.starts_with('-') && nanos > 0;
-    Ok(if negative {
-        (seconds.saturating_sub(1), 1_000_000_000 - nanos)
-    } else {
-        (seconds, nanos)
-    })
+    Ok(if negative { (seconds.saturating_sub(1), 1_000_000_000 - nanos) } else { (seconds, nanos) })
 }
 
 /// Records of `LENGTH KEY=VALUE\n`, where the length counts all of it and the value may hold anything.
@@ -435,16 +391,9 @@ fn parse_pax(mut data: &[u8]) -> io::Result<Pax> {
     let mut pax = Pax::new();
     while !data.is_empty() && data[0] != 0 {
         let damaged = || bad("a pax header is damaged");
-        let space = data
-            .iter()
-            .take(20)
-            .position(|b| *b == b' ')
-            .ok_or_else(damaged)?;
+        let space = data.iter().take(20).position(|b| *b == b' ').ok_or_else(damaged)?;
         let length = decimal(&data[..space])? as usize;
-        let record = data
-            .get(space + 1..length)
-            .and_then(|r| r.strip_suffix(b"\n"))
-            .ok_or_else(damaged)?;
+        let record = data.get(space + 1..length).and_then(|r| r.strip_suffix(b"\n")).ok_or_else(damaged)?;
         let equals = record.iter().position(|b| *b == b'=').ok_or_else(damaged)?;
         pax.insert(record[..equals].to_vec(), record[equals + 1..].to_vec());
         data = &data[length..];
@@ -472,14 +421,9 @@ mod tests {
     fn pax_values_may_hold_newlines_and_lengths_are_checked() {
         let pax = parse_pax(b"9 a=\n\n\n\x01\n6 b=c\n").unwrap();
         assert_eq!(pax[&b"a"[..]], b"\n\n\n\x01");
-        for broken in [
-            &b"9 a=b\n"[..],
-            b"x a=b\n",
-            b"0 a=b\n",
-            b"3 a=b\n",
-            b"5 ab\n",
-            b"99999999999999999999999 a=b\n",
-        ] {
+        for broken in
+            [&b"9 a=b\n"[..], b"x a=b\n", b"0 a=b\n", b"3 a=b\n", b"5 ab\n", b"99999999999999999999999 a=b\n"]
+        {
             assert!(parse_pax(broken).is_err(), "{}", broken.escape_ascii());
         }
     }

@@ -24,14 +24,12 @@ pub(super) fn open<'a>(mut input: impl Read + 'a) -> io::Result<Box<dyn Read + '
         }
         // Its window is 128 MiB at most unless told otherwise.
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Box::new(zstd::stream::read::Decoder::with_buffer(whole)?)),
-        [b'B', b'Z', b'h', ..] => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "bzip2 is not supported: use gzip, xz or zstd",
-        )),
-        [b'P', b'K', 3, 4, ..] => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "zip is not supported: use tar",
-        )),
+        [b'B', b'Z', b'h', ..] => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "bzip2 is not supported: use gzip, xz or zstd"))
+        }
+        [b'P', b'K', 3, 4, ..] => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "zip is not supported: use tar"))
+        }
         _ => Ok(Box::new(whole)),
     }
 }

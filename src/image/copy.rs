@@ -75,9 +75,7 @@ impl Copier<'_> {
     /// Fills a directory, and sets what it is itself last: nothing is made in it after that, only below.
     fn directory(&mut self, path: &[u8]) -> Named<()> {
         let here = |p: Problem| (path.to_vec(), p);
-        let dir = tree::open_dir_on_mount(&self.from, path)
-            .map_err(io("open"))
-            .map_err(here)?;
+        let dir = tree::open_dir_on_mount(&self.from, path).map_err(io("open")).map_err(here)?;
         let stat = rustix::fs::fstat(&dir).map_err(|e| here(Problem::Io("inspect", e.into())))?;
         for name in tree::names(&dir).map_err(io("list")).map_err(here)? {
             let mut child = path.to_vec();
@@ -106,10 +104,7 @@ impl Copier<'_> {
             Err(e) => return Err(Problem::Io("inspect", e)),
         };
         let kind = stat.st_mode & libc::S_IFMT;
-        if !matches!(
-            kind,
-            libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK | libc::S_IFIFO
-        ) {
+        if !matches!(kind, libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK | libc::S_IFIFO) {
             self.summary.left_out += 1;
             return Ok(());
         }
@@ -166,13 +161,7 @@ impl Copier<'_> {
         }
         self.todo.push(path.to_vec());
         // Made now, so that the time of its parent can be set; what it is itself comes when it is filled.
-        self.to.directory(
-            path,
-            &Meta {
-                mode: 0o700,
-                ..Meta::default()
-            },
-        )
+        self.to.directory(path, &Meta { mode: 0o700, ..Meta::default() })
     }
 
     fn meta(&mut self, stat: &rustix::fs::Stat, fd: Option<BorrowedFd<'_>>) -> Made<Meta> {
@@ -191,12 +180,6 @@ impl Copier<'_> {
             }
         }
         let mtime = Some((stat.st_mtime, stat.st_mtime_nsec as u32));
-        Ok(Meta {
-            mode: stat.st_mode & 0o7777,
-            uid,
-            gid,
-            mtime,
-            xattrs,
-        })
+        Ok(Meta { mode: stat.st_mode & 0o7777, uid, gid, mtime, xattrs })
     }
 }

@@ -23,8 +23,7 @@ pub fn generalize(target: &Path) -> Result<()> {
         root.remove(gone.as_bytes()).map_err(name(gone))?;
     }
     for (dir, prefix) in [("etc/ssh", "ssh_host_"), ("var/cache/apt/archives", "")] {
-        root.remove_files(dir.as_bytes(), prefix.as_bytes())
-            .map_err(name(dir))?;
+        root.remove_files(dir.as_bytes(), prefix.as_bytes()).map_err(name(dir))?;
     }
     for (path, content, mode) in [
         // Empty, not absent: the way that machine-id(5) asks for.
@@ -40,11 +39,5 @@ pub fn generalize(target: &Path) -> Result<()> {
 fn file(root: &mut Root, path: &str, content: &str, mode: u32) -> Made<()> {
     let mut file = root.file(path.as_bytes())?;
     file.write_all(content.as_bytes()).map_err(io("write"))?;
-    root.finish(
-        &file,
-        &Meta {
-            mode,
-            ..Meta::default()
-        },
-    )
+    root.finish(&file, &Meta { mode, ..Meta::default() })
 }

@@ -27,10 +27,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            bytes: u64::MAX,
-            entries: 10_000_000,
-        }
+        Limits { bytes: u64::MAX, entries: 10_000_000 }
     }
 }
 
@@ -79,15 +76,10 @@ impl Problem {
     /// The error for the entry `name` of `what`, made in `root`.
     pub(super) fn of(self, what: &str, root: &Path, name: &[u8]) -> Error {
         match self {
-            Problem::Refused(why) => Error::Image {
-                what: what.to_owned(),
-                why: format!("`{}` {why}", shown(name)),
-            },
-            Problem::Io(action, source) => Error::Io {
-                action,
-                path: root.join(shown(name)),
-                source,
-            },
+            Problem::Refused(why) => {
+                Error::Image { what: what.to_owned(), why: format!("`{}` {why}", shown(name)) }
+            }
+            Problem::Io(action, source) => Error::Io { action, path: root.join(shown(name)), source },
         }
     }
 }
@@ -118,11 +110,7 @@ pub(super) fn relative(name: &[u8]) -> Made<Vec<u8>> {
         }
         path.extend_from_slice(part);
     }
-    if path.len() >= LONGEST_PATH {
-        refused("has a path that is too long")
-    } else {
-        Ok(path)
-    }
+    if path.len() >= LONGEST_PATH { refused("has a path that is too long") } else { Ok(path) }
 }
 
 /// An id as a spark can have it.
@@ -180,11 +168,7 @@ fn is(e: &io::Error, errno: i32) -> bool {
 
 impl Root {
     pub(super) fn open(path: &Path) -> io::Result<Root> {
-        Ok(Root {
-            top: Rc::new(crate::sys::file::open_dir(path)?),
-            last: None,
-            xattrs_dropped: 0,
-        })
+        Ok(Root { top: Rc::new(crate::sys::file::open_dir(path)?), last: None, xattrs_dropped: 0 })
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
@@ -217,10 +201,7 @@ impl Root {
             };
             let next = tree::open_child(&*at, part).map_err(not_inside)?;
             if new {
-                let root = (
-                    rustix::process::geteuid().as_raw(),
-                    rustix::process::getegid().as_raw(),
-                );
+                let root = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
                 tree::set_owner_and_mode(&next, root, 0o755)
                     .map_err(io("set the mode of the directory of"))?;
             }
@@ -337,8 +318,7 @@ impl Root {
         self.place(path, "create", |dir, name| {
             tree::make_symlink(dir, name, target)?;
             tree::set_owner(dir, name, meta.uid, meta.gid)?;
-            meta.mtime
-                .map_or(Ok(()), |mtime| tree::set_mtime_at(dir, name, mtime))
+            meta.mtime.map_or(Ok(()), |mtime| tree::set_mtime_at(dir, name, mtime))
         })
     }
 
@@ -348,8 +328,7 @@ impl Root {
             tree::make_fifo(dir, name)?;
             tree::set_owner(dir, name, meta.uid, meta.gid)?;
             tree::set_mode_at(dir, name, meta.mode)?;
-            meta.mtime
-                .map_or(Ok(()), |mtime| tree::set_mtime_at(dir, name, mtime))
+            meta.mtime.map_or(Ok(()), |mtime| tree::set_mtime_at(dir, name, mtime))
         })
     }
 
@@ -396,9 +375,7 @@ impl Root {
         if tree::stat(&*dir, name).is_ok_and(|s| s.st_dev == there.st_dev && s.st_ino == there.st_ino) {
             return Ok(());
         }
-        self.place(path, "link", |dir, name| {
-            tree::link(&from, target_name, dir, name)
-        })
+        self.place(path, "link", |dir, name| tree::link(&from, target_name, dir, name))
     }
 }
 
@@ -410,24 +387,14 @@ mod tests {
     fn names_are_taken_from_the_root_and_never_above_it() {
         assert_eq!(relative(b"/etc//./passwd/").unwrap(), b"etc/passwd");
         assert_eq!(relative(b"./").unwrap(), b"");
-        for bad in [
-            &b".."[..],
-            b"a/../b",
-            b"/..",
-            b"a\0b",
-            &[b'a'; 256],
-            &b"a/".repeat(2050),
-        ] {
+        for bad in [&b".."[..], b"a/../b", b"/..", b"a\0b", &[b'a'; 256], &b"a/".repeat(2050)] {
             assert!(relative(bad).is_err(), "{}", shown(bad));
         }
     }
 
     #[test]
     fn ids_beyond_a_spark_become_nobody() {
-        assert_eq!(
-            (owner(0), owner(65535), owner(65536), owner(u64::MAX)),
-            (0, 65535, NOBODY, NOBODY)
-        );
+        assert_eq!((owner(0), owner(65535), owner(65536), owner(u64::MAX)), (0, 65535, NOBODY, NOBODY));
     }
 
     #[test]

@@ -45,24 +45,15 @@ const FILES: &[(&str, &str)] = &[
         "etc/passwd",
         "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     ),
-    (
-        "etc/group",
-        "root:x:0:\ndaemon:x:1:\ntty:x:5:\nwheel:x:10:\nusers:x:100:\nnogroup:x:65534:\n",
-    ),
+    ("etc/group", "root:x:0:\ndaemon:x:1:\ntty:x:5:\nwheel:x:10:\nusers:x:100:\nnogroup:x:65534:\n"),
     ("etc/shells", "/bin/sh\n/bin/ash\n"),
     (
         "etc/profile",
         "export PATH=\"${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}\"\n\
          [ \"$(id -u)\" = 0 ] && PS1='\\h:\\w# ' || PS1='\\h:\\w$ '\nexport PS1\n",
     ),
-    (
-        "etc/os-release",
-        "ID=minimal\nNAME=\"Sparks minimal\"\nPRETTY_NAME=\"Sparks minimal (busybox)\"\n",
-    ),
-    (
-        "etc/nsswitch.conf",
-        "passwd: files\ngroup: files\nhosts: files dns\n",
-    ),
+    ("etc/os-release", "ID=minimal\nNAME=\"Sparks minimal\"\nPRETTY_NAME=\"Sparks minimal (busybox)\"\n"),
+    ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
 ];
 
 /// Makes a root filesystem in an empty directory, of the host's static busybox and a link for each of its
@@ -85,14 +76,7 @@ fn fill(root: &mut Root, busybox: &[u8], applets: &[String]) -> std::result::Res
         move |p: Problem| (name, p)
     };
     for (path, mode) in DIRECTORIES {
-        root.directory(
-            path.as_bytes(),
-            &Meta {
-                mode: *mode,
-                ..Meta::default()
-            },
-        )
-        .map_err(at(path))?;
+        root.directory(path.as_bytes(), &Meta { mode: *mode, ..Meta::default() }).map_err(at(path))?;
     }
     for (path, text) in FILES {
         file(root, path, text.as_bytes(), 0o644).map_err(at(path))?;
@@ -100,8 +84,7 @@ fn fill(root: &mut Root, busybox: &[u8], applets: &[String]) -> std::result::Res
     file(root, "etc/shadow", b"root:*:::::::\n", 0o600).map_err(at("etc/shadow"))?;
     file(root, "bin/busybox", busybox, 0o755).map_err(at("bin/busybox"))?;
     for applet in applets {
-        root.symlink(applet.as_bytes(), b"/bin/busybox", &Meta::default())
-            .map_err(at(applet))?;
+        root.symlink(applet.as_bytes(), b"/bin/busybox", &Meta::default()).map_err(at(applet))?;
     }
     Ok(())
 }
@@ -109,22 +92,12 @@ fn fill(root: &mut Root, busybox: &[u8], applets: &[String]) -> std::result::Res
 fn file(root: &mut Root, path: &str, content: &[u8], mode: u32) -> Made<()> {
     let mut file = root.file(path.as_bytes())?;
     file.write_all(content).map_err(io("write"))?;
-    root.finish(
-        &file,
-        &Meta {
-            mode,
-            ..Meta::default()
-        },
-    )
+    root.finish(&file, &Meta { mode, ..Meta::default() })
 }
 
 /// The host's busybox, if it is static.
 fn find() -> Result<std::path::PathBuf> {
-    let missing = |what: &str| Error::Host {
-        what: what.into(),
-        hint: HINT.into(),
-        source: None,
-    };
+    let missing = |what: &str| Error::Host { what: what.into(), hint: HINT.into(), source: None };
     let mut why = missing("the host has no busybox");
     for path in ["/bin/busybox", "/usr/bin/busybox"] {
         match std::fs::File::open(path) {
@@ -176,11 +149,7 @@ fn applets(busybox: &Path) -> Result<Vec<String>> {
         .collect();
     if !applets.iter().any(|a| a == "bin/sh") {
         let what = "the host's busybox has no shell".into();
-        return Err(Error::Host {
-            what,
-            hint: HINT.into(),
-            source: None,
-        });
+        return Err(Error::Host { what, hint: HINT.into(), source: None });
     }
     for wanted in ["usr/bin/env"] {
         if !applets.iter().any(|a| a == wanted) {

@@ -46,24 +46,12 @@ impl std::fmt::Debug for Options<'_> {
 /// `image` for an archive that is refused: what was unpacked until then stays, for the caller to remove.
 /// `internal`, `no_space` and others for what the system refused.
 pub fn unpack(archive: impl Read, target: &Path, options: &Options<'_>) -> Result<Summary> {
-    let damaged = |e: io::Error| Error::Image {
-        what: options.what.to_owned(),
-        why: e.to_string(),
-    };
-    let counted = Counted {
-        inner: archive,
-        read: Cell::new(0),
-        progress: options.progress,
-    };
+    let damaged = |e: io::Error| Error::Image { what: options.what.to_owned(), why: e.to_string() };
+    let counted = Counted { inner: archive, read: Cell::new(0), progress: options.progress };
     let mut archive = Archive::new(compression::open(counted).map_err(damaged)?);
     let root = Root::open(target).map_err(Error::io("open", target))?;
-    let mut unpacker = Unpacker {
-        root,
-        summary: Summary::default(),
-        limits: options.limits,
-        times: Vec::new(),
-        names: 0,
-    };
+    let mut unpacker =
+        Unpacker { root, summary: Summary::default(), limits: options.limits, times: Vec::new(), names: 0 };
     while let Some(entry) = archive.next().map_err(damaged)? {
         unpacker.entry(&mut archive, &entry).map_err(|p| match p {
             // The archive's fault, whichever entry it struck.
@@ -125,20 +113,10 @@ impl Unpacker {
         if u64::from(uid) != entry.uid || u64::from(gid) != entry.gid {
             self.summary.ids_mapped += 1;
         }
-        let xattrs: Vec<_> = entry
-            .xattrs
-            .iter()
-            .filter(|(name, _)| files::keeps_xattr(name))
-            .cloned()
-            .collect();
+        let xattrs: Vec<_> =
+            entry.xattrs.iter().filter(|(name, _)| files::keeps_xattr(name)).cloned().collect();
         self.summary.xattrs_dropped += (entry.xattrs.len() - xattrs.len()) as u64;
-        Meta {
-            mode: entry.mode,
-            uid,
-            gid,
-            mtime: Some(entry.mtime),
-            xattrs,
-        }
+        Meta { mode: entry.mode, uid, gid, mtime: Some(entry.mtime), xattrs }
     }
 
     fn file<R: Read>(

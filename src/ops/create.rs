@@ -9,8 +9,8 @@ use crate::domain::options::SparkOptions;
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::error::{Error, Result};
-use crate::pool::index::{Ephemeral, Identity};
 use crate::pool::btrfs;
+use crate::pool::index::{Ephemeral, Identity};
 use crate::sys::flock::Mode;
 use crate::sys::process::ProcessId;
 use crate::{fault, sys};
@@ -41,14 +41,17 @@ impl Sparks {
     /// Makes a spark and starts it. Until this returns `Ok` there is all of it or nothing.
     pub fn create(&self, request: Request, observer: &dyn Observer) -> Result<SparkId> {
         let id = Id::generate();
-        let spark = self.name_new(&request, &id)?;
-        let dir = self.dir(&spark);
-        if request.name.is_some() && dir.exists() {
+        let mut spark = self.name_new(&request, &id)?;
+        if request.name.is_some() && self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
         check(&request.options)?;
+        // Two repositories of one name that begin at once: one of them gets another project than it looked like.
+        spark.project = self.ensure_project_of(
+            &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
+        )?;
+        let dir = self.dir(&spark);
         let (base, base_record, base_root) = self.base_for(&request, observer)?;
-        self.ensure_project(&spark.project)?;
         let record = SparkRecord {
             version: FORMAT,
             oci_id: id.to_string(),
@@ -63,7 +66,8 @@ impl Sparks {
             Identity { project: spark.project.clone(), name: spark.name.clone(), id: record.id.clone() };
         if record.ephemeral {
             // Before it exists: whatever happens from here on, somebody knows that it has to go.
-            let owner = ProcessId::of(std::process::id() as i32).map_err(Error::sys("identify this process"))?;
+            let owner =
+                ProcessId::of(std::process::id() as i32).map_err(Error::sys("identify this process"))?;
             self.pool.index_ephemeral(&Ephemeral { spark: identity.clone(), owner })?;
         }
 
@@ -76,7 +80,10 @@ impl Sparks {
         // Shared, so that the project cannot be deleted from under it.
         let project = self.pool.paths.project(&spark.project);
         let Some(_project) = self.pool.lock(&project, Mode::Shared)? else {
-            return Err(Error::Busy { what: format!("project `{}`", spark.project), why: "it is being deleted".into() });
+            return Err(Error::Busy {
+                what: format!("project `{}`", spark.project),
+                why: "it is being deleted".into(),
+            });
         };
         let lock = stage.publish(&dir).map_err(|e| match &e {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(&spark),
@@ -153,11 +160,7 @@ impl Sparks {
 }
 
 fn taken(spark: &SparkId) -> Error {
-    Error::Exists {
-        kind: "spark",
-        name: spark.name.to_string(),
-        in_project: Some(spark.project.to_string()),
-    }
+    Error::Exists { kind: "spark", name: spark.name.to_string(), in_project: Some(spark.project.to_string()) }
 }
 
 /// What can be known to be wrong before anything is made.

@@ -43,14 +43,7 @@ pub struct Check {
 
 impl Check {
     fn new(name: &'static str, severity: Severity, ok: bool, found: impl Into<String>) -> Check {
-        Check {
-            name,
-            ok,
-            severity,
-            found: found.into(),
-            remedy: None,
-            fix: None,
-        }
+        Check { name, ok, severity, found: found.into(), remedy: None, fix: None }
     }
 
     fn required(name: &'static str, ok: bool, found: impl Into<String>) -> Check {
@@ -102,12 +95,8 @@ impl Probe {
             modules: Path::new("/lib/modules").join(&release),
             release,
             user: rustix::process::geteuid().as_raw(),
-            path: std::env::var_os("PATH")
-                .map(|p| std::env::split_paths(&p).collect())
-                .unwrap_or_default(),
-            sbin: ["/usr/local/sbin", "/usr/sbin", "/sbin"]
-                .map(PathBuf::from)
-                .into(),
+            path: std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default(),
+            sbin: ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from).into(),
             nofile: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
             place: place.clone(),
         }
@@ -115,9 +104,7 @@ impl Probe {
 
     /// A file of the kernel's, or nothing.
     fn text(&self, path: PathBuf) -> Option<String> {
-        std::fs::read(path)
-            .ok()
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        std::fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// A program in `PATH`.
@@ -128,24 +115,17 @@ impl Probe {
     /// Whether the kernel has a module, built in or to load. Only reads the lists that `depmod` wrote.
     fn has_module(&self, name: &str) -> bool {
         let file = format!("/{name}.ko");
-        ["modules.builtin", "modules.dep"]
-            .iter()
-            .filter_map(|list| self.text(self.modules.join(list)))
-            .any(|text| {
-                text.lines().any(|line| {
-                    line.split(':')
-                        .next()
-                        .is_some_and(|module| module.contains(&file))
-                })
-            })
+        ["modules.builtin", "modules.dep"].iter().filter_map(|list| self.text(self.modules.join(list))).any(
+            |text| {
+                text.lines().any(|line| line.split(':').next().is_some_and(|module| module.contains(&file)))
+            },
+        )
     }
 }
 
 fn executable_in(dirs: &[PathBuf], name: &str) -> Option<PathBuf> {
-    let executable = |path: &PathBuf| {
-        path.metadata()
-            .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-    };
+    let executable =
+        |path: &PathBuf| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
     dirs.iter().map(|dir| dir.join(name)).find(executable)
 }
 
@@ -195,10 +175,7 @@ mod tests {
                 path: vec![at("bin")],
                 sbin: vec![at("sbin")],
                 nofile: Some(20_000),
-                place: Place {
-                    root: at("root"),
-                    run: at("run"),
-                },
+                place: Place { root: at("root"), run: at("run") },
             };
             Bare { dir, probe }
         }
@@ -219,13 +196,7 @@ mod tests {
     fn every_check_that_fails_says_what_to_do_and_none_that_passes_does() {
         let bare = Bare::new();
         let checks = look(&bare.probe);
-        assert!(
-            checks
-                .iter()
-                .filter(|c| !c.ok && c.severity == Severity::Required)
-                .count()
-                > 5
-        );
+        assert!(checks.iter().filter(|c| !c.ok && c.severity == Severity::Required).count() > 5);
         for check in checks.iter().chain(&look(&Probe::host(&Place::default()))) {
             assert_eq!(check.ok, check.remedy.is_none(), "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");
@@ -250,10 +221,7 @@ mod tests {
             "kernel/fs/xbtrfs.ko.xz:\nkernel/lib/a.ko: kernel/fs/btrfs.ko.xz\n",
         );
         assert!(!bare.probe.has_module("btrfs"));
-        bare.write(
-            "modules/modules.dep",
-            "kernel/fs/btrfs/btrfs.ko.xz: kernel/lib/xor.ko.xz\n",
-        );
+        bare.write("modules/modules.dep", "kernel/fs/btrfs/btrfs.ko.xz: kernel/lib/xor.ko.xz\n");
         assert!(bare.probe.has_module("btrfs"));
         bare.write("modules/modules.builtin", "kernel/drivers/block/loop.ko\n");
         assert!(bare.probe.has_module("loop"));

@@ -87,7 +87,13 @@ impl Sparks {
         self.enter(spark, &command, true, observer).map(|e| e.pid)
     }
 
-    fn enter(&self, spark: &SparkId, command: &Command, detached: bool, observer: &dyn Observer) -> Result<Entered> {
+    fn enter(
+        &self,
+        spark: &SparkId,
+        command: &Command,
+        detached: bool,
+        observer: &dyn Observer,
+    ) -> Result<Entered> {
         // PID 1 may leave between the look and the entry, for idleness or by another's `stop`: then once more.
         for _ in 0..3 {
             let opened = self.open_spark(spark, Mode::Shared)?;
@@ -100,7 +106,8 @@ impl Sparks {
             match entry.start() {
                 Ok(entered) => return Ok(entered),
                 Err(Failure::Exec(source)) => {
-                    let name = command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+                    let name =
+                        command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
                     return Err(Error::Exec {
                         command: name.escape_default().to_string(),
                         spark: spark.to_string(),

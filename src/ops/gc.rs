@@ -42,7 +42,11 @@ impl Sparks {
     fn gc_ephemeral(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
         for left in self.pool.abandoned()? {
             let spark = SparkId { project: left.project, name: left.name };
-            items.push(Item::new("ephemeral spark", format!("{}/{}", spark.project, spark.name), &self.dir(&spark)));
+            items.push(Item::new(
+                "ephemeral spark",
+                format!("{}/{}", spark.project, spark.name),
+                &self.dir(&spark),
+            ));
         }
         if dry_run { Ok(()) } else { self.collect_abandoned() }
     }
@@ -86,7 +90,8 @@ impl Sparks {
         let place = &self.pool.place;
         let mut seen: Vec<Id> = Vec::new();
         for path in entries(&place.run.join("bundles"))?.into_iter().chain(entries(&place.oci())?) {
-            let Some(id) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<Id>().ok()) else {
+            let Some(id) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<Id>().ok())
+            else {
                 continue;
             };
             let bundle = place.bundle(&id);

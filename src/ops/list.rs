@@ -38,7 +38,8 @@ pub struct DeletedRow {
 impl Sparks {
     /// The sparks of this project, or of all, by name.
     pub fn list(&self, all_projects: bool) -> Result<Vec<Row>> {
-        let projects = if all_projects { names_in(&self.pool.paths.projects())? } else { vec![self.project()?] };
+        let projects =
+            if all_projects { names_in(&self.pool.paths.projects())? } else { vec![self.project()?] };
         let mut rows = Vec::new();
         for project in projects {
             for name in names_in(&self.pool.paths.sparks(&project))? {

@@ -106,7 +106,8 @@ impl Sparks {
 
 /// Of `names`, those that look like `name`, best first.
 pub(crate) fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut scored: Vec<(f64, &str)> = names.map(|n| (strsim::jaro_winkler(name, n), n)).filter(|s| s.0 > 0.8).collect();
+    let mut scored: Vec<(f64, &str)> =
+        names.map(|n| (strsim::jaro_winkler(name, n), n)).filter(|s| s.0 > 0.8).collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     scored.into_iter().map(|(_, n)| n.to_owned()).take(3).collect()
 }

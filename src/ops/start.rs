@@ -79,8 +79,16 @@ impl Sparks {
         // What a crash, an idle stop or a kill of PID 1 left.
         container.remove()?;
         self.clear_bundle(&bundle, None);
-        for (dir, mode) in [(&self.pool.place.run, 0o711), (&self.pool.place.run.join("bundles"), 0o711), (&container.oci, 0o700)] {
-            std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(Error::io("create", dir))?;
+        for (dir, mode) in [
+            (&self.pool.place.run, 0o711),
+            (&self.pool.place.run.join("bundles"), 0o711),
+            (&container.oci, 0o700),
+        ] {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(mode)
+                .create(dir)
+                .map_err(Error::io("create", dir))?;
         }
         // The bundle's directory makes the claim valid: it is there before, and gone before the claim.
         std::fs::DirBuilder::new().mode(0o711).create(&bundle).map_err(Error::io("create", &bundle))?;

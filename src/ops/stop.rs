@@ -33,7 +33,10 @@ impl Sparks {
         fault::point("stop.ended")?;
         self.handle(record).remove()?;
         fault::point("stop.removed")?;
-        self.clear_bundle(&bundle, live.map(|l| l.first_id).or_else(|| crate::runtime::ids::claimed_by(&bundle)));
+        self.clear_bundle(
+            &bundle,
+            live.map(|l| l.first_id).or_else(|| crate::runtime::ids::claimed_by(&bundle)),
+        );
         Ok(())
     }
 
@@ -57,7 +60,10 @@ impl Sparks {
         if sys::process::wait_end(&pidfd, Some(GRACE)).map_err(Error::sys("wait for PID 1"))? {
             Ok(())
         } else {
-            Err(Error::Busy { what: format!("spark {}", record.id), why: "a process in it does not end".into() })
+            Err(Error::Busy {
+                what: format!("spark {}", record.id),
+                why: "a process in it does not end".into(),
+            })
         }
     }
 }

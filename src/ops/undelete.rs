@@ -40,7 +40,8 @@ impl Sparks {
         }
         let _ = std::fs::remove_file(SparkPaths(&dir).origin());
         if let Ok(Some(found)) = record::read::<SparkRecord>(&SparkPaths(&dir).record()) {
-            let identity = Identity { project: spark.project.clone(), name: spark.name.clone(), id: found.id };
+            let identity =
+                Identity { project: spark.project.clone(), name: spark.name.clone(), id: found.id };
             self.pool.index_spark(&found.oci_id, &identity)?;
         }
         Ok(spark)
@@ -52,7 +53,9 @@ impl Sparks {
         let project = by_name.as_ref().map(|r| self.project_of(r)).transpose()?;
         let newest = entries.iter().rev().find(|e| {
             e.id.as_str().eq_ignore_ascii_case(what)
-                || by_name.as_ref().is_some_and(|r| r.name == e.origin.name && project.as_ref() == Some(&e.origin.project))
+                || by_name
+                    .as_ref()
+                    .is_some_and(|r| r.name == e.origin.name && project.as_ref() == Some(&e.origin.project))
         });
         newest.cloned().ok_or_else(|| not_deleted(what, &entries))
     }

@@ -20,11 +20,7 @@ pub struct Info {
     pub read_only: bool,
 }
 
-fn checked<T>(
-    action: &'static str,
-    path: &Path,
-    call: impl FnOnce() -> btrfsutil::Result<T>,
-) -> Result<T> {
+fn checked<T>(action: &'static str, path: &Path, call: impl FnOnce() -> btrfsutil::Result<T>) -> Result<T> {
     if path.as_os_str().as_bytes().contains(&0) {
         return Err(Error::io(action, path)(io::ErrorKind::InvalidInput.into()));
     }
@@ -38,7 +34,8 @@ pub fn create(path: &Path) -> Result<()> {
 
 /// Makes a writable snapshot of `source` at `target`, which must not exist.
 pub fn snapshot(source: &Path, target: &Path) -> Result<()> {
-    checked("snapshot to", target, || Subvolume::get(source)?.snapshot(target, SnapshotFlags::empty(), None)).map(drop)
+    checked("snapshot to", target, || Subvolume::get(source)?.snapshot(target, SnapshotFlags::empty(), None))
+        .map(drop)
 }
 
 /// Makes a subvolume read-only, in its final place: a read-only one cannot be moved to another parent.

@@ -69,7 +69,9 @@ impl Pool {
         make_dir(&pool.paths.top, 0o700)?;
         if image::is_unmounted(place)? {
             image::mount(place)?;
-        } else if !sys::file::is_mount_point(&pool.paths.top).map_err(Error::io("inspect", &pool.paths.top))? {
+        } else if !sys::file::is_mount_point(&pool.paths.top)
+            .map_err(Error::io("inspect", &pool.paths.top))?
+        {
             image::make(place, options)?;
         }
         pool.lay_out()?;
@@ -83,7 +85,8 @@ impl Pool {
 
     fn lay_out(&self) -> Result<()> {
         let p = &self.paths;
-        std::fs::set_permissions(&p.top, PermissionsExt::from_mode(0o700)).map_err(Error::io("set mode of", &p.top))?;
+        std::fs::set_permissions(&p.top, PermissionsExt::from_mode(0o700))
+            .map_err(Error::io("set mode of", &p.top))?;
         for dir in [p.projects(), p.bases(), p.staging(), p.trash(), p.system()] {
             make_dir(&dir, 0o700)?;
         }

@@ -22,7 +22,8 @@ impl Pool {
     pub fn stage(&self) -> Result<Stage> {
         let path = self.paths.staging().join(Id::generate().as_str());
         std::fs::create_dir(&path).map_err(Error::io("create", &path))?;
-        let lock = sys::flock::lock_dir(&path, sys::flock::Mode::Exclusive).map_err(Error::io("lock", &path))?;
+        let lock =
+            sys::flock::lock_dir(&path, sys::flock::Mode::Exclusive).map_err(Error::io("lock", &path))?;
         Ok(Stage { path, lock: Some(lock) })
     }
 }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::{Pool, record, stage};
+use crate::domain::FORMAT;
 use crate::domain::name::Name;
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, Time};
-use crate::domain::FORMAT;
 use crate::error::{Error, Result};
 use crate::{fault, sys};
 
@@ -37,8 +37,13 @@ impl Pool {
     /// spark's exclusive lock.
     pub fn discard(&self, dir: &Path, project: &Name, name: &Name, keep: chrono::Duration) -> Result<Entry> {
         let deleted = chrono::Utc::now();
-        let origin =
-            Origin { version: FORMAT, project: project.clone(), name: name.clone(), deleted, until: deleted + keep };
+        let origin = Origin {
+            version: FORMAT,
+            project: project.clone(),
+            name: name.clone(),
+            deleted,
+            until: deleted + keep,
+        };
         record::replace(&SparkPaths(dir).origin(), &origin)?;
         fault::point("delete.before-rename")?;
         let id = Id::generate();

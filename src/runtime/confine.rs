@@ -23,7 +23,8 @@ impl Confinement {
     /// Reads the limits from a spark's bundle.
     pub fn of(spec: &Spec, filter: Vec<u8>) -> Result<Confinement> {
         let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
-        let mut capabilities = process.capabilities().clone().ok_or_else(|| missing("process.capabilities"))?;
+        let mut capabilities =
+            process.capabilities().clone().ok_or_else(|| missing("process.capabilities"))?;
         // Where oci-spec finds no list it fills in a default of its own; none is what no list means to us.
         capabilities.set_inheritable(Some(Capabilities::new()));
         capabilities.set_ambient(Some(Capabilities::new()));

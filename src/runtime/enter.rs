@@ -81,7 +81,10 @@ impl Entry {
             .map_err(|e| other(Error::sys("make a pipe")(e.into())))?;
         let plan = Plan::new(&self, user_ns.into(), to).map_err(other)?;
         let console = if self.terminal {
-            Some(ConsoleSocket::new(&self.container.oci).map_err(|e| other(Error::sys("make a console socket")(e)))?)
+            Some(
+                ConsoleSocket::new(&self.container.oci)
+                    .map_err(|e| other(Error::sys("make a console socket")(e)))?,
+            )
         } else {
             None
         };

@@ -12,9 +12,9 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use oci_spec::runtime::Spec;
 
 use super::confine::Confinement;
+use super::init;
 use super::live::{self, Live};
 use super::youki::Handle;
-use super::init;
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::sys::idmap::Extent;
@@ -64,7 +64,11 @@ impl Starting {
             Some(0) => live::read(&self.bundle).ok_or_else(|| failed("it ended at once".into())),
             status => {
                 self.container.remove()?;
-                Err(failed(if detail.is_empty() { format!("the helper ended with {status:?}") } else { detail }))
+                Err(failed(if detail.is_empty() {
+                    format!("the helper ended with {status:?}")
+                } else {
+                    detail
+                }))
             }
         }
     }
@@ -134,7 +138,8 @@ impl Launch {
                 known.push((&mount.ids, ns));
             }
             let ns = known.iter().find(|(ids, _)| *ids == mount.ids).map(|(_, ns)| ns);
-            let ns = ns.ok_or(Error::Sys { action: "map ids", source: std::io::ErrorKind::NotFound.into() })?;
+            let ns =
+                ns.ok_or(Error::Sys { action: "map ids", source: std::io::ErrorKind::NotFound.into() })?;
             let tree = sys::mount::clone_tree(&mount.source).map_err(Error::io("mount", &mount.source))?;
             sys::mount::set_idmap(&tree, ns).map_err(|e| no_idmap(&mount.source, e))?;
             sys::mount::attach(&tree, &mount.target).map_err(Error::io("mount", &mount.target))?;
@@ -154,7 +159,8 @@ fn no_idmap(path: &Path, e: std::io::Error) -> Error {
 }
 
 fn null() -> Result<OwnedFd> {
-    let file = File::options().read(true).write(true).open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
+    let file =
+        File::options().read(true).write(true).open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
     Ok(file.into())
 }
 

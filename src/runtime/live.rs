@@ -58,9 +58,8 @@ fn freezer(cgroup: &Path) -> Option<(PathBuf, &'static str)> {
 
 /// Whether a cgroup is frozen.
 pub fn is_frozen(cgroup: &Path) -> bool {
-    freezer(cgroup).is_some_and(|(file, frozen)| {
-        std::fs::read_to_string(file).is_ok_and(|text| text.trim() == frozen)
-    })
+    freezer(cgroup)
+        .is_some_and(|(file, frozen)| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == frozen))
 }
 
 /// The processes of a cgroup, as the host numbers them.

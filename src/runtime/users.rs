@@ -34,7 +34,9 @@ pub fn find(root: &Path, wanted: &str) -> Result<User> {
 fn read(root: &File, path: &str) -> Result<String> {
     match sys::beneath::read(root, Path::new(path), MAX) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => Ok(String::new()),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
+            Ok(String::new())
+        }
         Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(String::new()),
         Err(e) => Err(Error::io("read", Path::new("/").join(path))(e)),
     }
@@ -82,12 +84,14 @@ fn lookup(passwd: &str, group: &str, wanted: &str) -> Result<User> {
         Some(wanted) => {
             found.gid = match groups().find(|f| f[0] == wanted) {
                 Some(fields) => id(fields[2])?,
-                None => wanted.parse::<u32>().ok().map(checked).transpose()?.ok_or_else(|| Error::NotFound {
-                    kind: "group",
-                    name: wanted.escape_default().to_string(),
-                    in_project: None,
-                    near: Vec::new(),
-                })?,
+                None => {
+                    wanted.parse::<u32>().ok().map(checked).transpose()?.ok_or_else(|| Error::NotFound {
+                        kind: "group",
+                        name: wanted.escape_default().to_string(),
+                        in_project: None,
+                        near: Vec::new(),
+                    })?
+                }
             };
         }
         None => {
@@ -120,7 +124,8 @@ fn absolute(path: &str, otherwise: &str) -> PathBuf {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\nbad:x\nbig:x:70000:1::/:/\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1000::/home/ann:/bin/sh\nbad:x\nbig:x:70000:1::/:/\n";
     const GROUP: &str = "root:x:0:\nann:x:1000:\nsudo:x:27:ann,bob\nwheel:x:28:bob\n";
 
     #[test]

@@ -45,7 +45,8 @@ impl Handle {
     /// of it is there afterwards.
     pub fn remove(&self) -> Result<()> {
         if self.dir().exists()
-            && let Err(e) = self.load("delete").and_then(|mut c| c.delete(true).map_err(|e| self.failed("delete", e)))
+            && let Err(e) =
+                self.load("delete").and_then(|mut c| c.delete(true).map_err(|e| self.failed("delete", e)))
         {
             tracing::debug!("libcontainer could not delete {}: {e}", self.id);
         }

@@ -120,9 +120,8 @@ pub fn signal_with_value(pidfd: impl AsFd, signal: i32, value: i32) -> io::Resul
         at.write_unaligned(union);
     }
     // SAFETY: `info` is a valid siginfo_t that outlives the call; the kernel only reads it.
-    let r = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, &info, 0)
-    };
+    let r =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, &info, 0) };
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

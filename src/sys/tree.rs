@@ -40,28 +40,14 @@ fn open_resolved(root: impl AsFd, path: &[u8], also: ResolveFlags) -> io::Result
 /// Opens the directory `name` in `dir`.
 pub fn open_child(dir: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(
-        dir,
-        OsStr::from_bytes(name),
-        flags,
-        Mode::empty(),
-    )?)
+    Ok(rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?)
 }
 
 /// Opens the regular file `name` in `dir` for reading. A fifo does not block it, and is refused.
 pub fn open_file(dir: impl AsFd, name: &[u8]) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(
-        dir,
-        OsStr::from_bytes(name),
-        flags,
-        Mode::empty(),
-    )?);
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(io::ErrorKind::InvalidData.into())
-    }
+    let file = File::from(rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// Makes a new file, mode 0600.
@@ -72,29 +58,17 @@ pub fn create_file(dir: impl AsFd, name: &[u8]) -> io::Result<File> {
 
 /// Makes a directory, mode 0700.
 pub fn make_dir(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
-    Ok(rustix::fs::mkdirat(
-        dir,
-        OsStr::from_bytes(name),
-        Mode::from_raw_mode(0o700),
-    )?)
+    Ok(rustix::fs::mkdirat(dir, OsStr::from_bytes(name), Mode::from_raw_mode(0o700))?)
 }
 
 /// Makes a symbolic link.
 pub fn make_symlink(dir: impl AsFd, name: &[u8], target: &[u8]) -> io::Result<()> {
-    Ok(rustix::fs::symlinkat(
-        OsStr::from_bytes(target),
-        dir,
-        OsStr::from_bytes(name),
-    )?)
+    Ok(rustix::fs::symlinkat(OsStr::from_bytes(target), dir, OsStr::from_bytes(name))?)
 }
 
 /// Makes a named pipe, mode 0600.
 pub fn make_fifo(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
-    Ok(rustix::fs::mkfifoat(
-        &dir,
-        OsStr::from_bytes(name),
-        Mode::from_raw_mode(0o600),
-    )?)
+    Ok(rustix::fs::mkfifoat(&dir, OsStr::from_bytes(name), Mode::from_raw_mode(0o600))?)
 }
 
 /// Sets the mode of `name` in `dir`, which may be what cannot be opened. A link is refused: `EOPNOTSUPP`.
@@ -102,10 +76,7 @@ pub fn set_mode_at(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<()> {
     // chmod(2) of a name would follow a link; through a descriptor of the node itself it cannot.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let node = rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?;
-    Ok(rustix::fs::chmod(
-        format!("/proc/self/fd/{}", node.as_raw_fd()),
-        Mode::from_raw_mode(mode & 0o7777),
-    )?)
+    Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(mode & 0o7777))?)
 }
 
 /// Makes a hard link to `from_name`, which is not followed.
@@ -133,11 +104,7 @@ pub fn remove(dir: impl AsFd, name: &[u8]) -> io::Result<bool> {
 
 /// Inspects `name` in `dir`, a link itself.
 pub fn stat(dir: impl AsFd, name: &[u8]) -> io::Result<rustix::fs::Stat> {
-    Ok(rustix::fs::statat(
-        dir,
-        OsStr::from_bytes(name),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?)
+    Ok(rustix::fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Where a link points to.
@@ -161,13 +128,7 @@ pub fn names(dir: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
 /// Sets the owner of `name` in `dir`, a link itself.
 pub fn set_owner(dir: impl AsFd, name: &[u8], uid: u32, gid: u32) -> io::Result<()> {
     let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-    Ok(rustix::fs::chownat(
-        dir,
-        OsStr::from_bytes(name),
-        Some(uid),
-        Some(gid),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?)
+    Ok(rustix::fs::chownat(dir, OsStr::from_bytes(name), Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Sets owner and then mode of an open file: the other way round would clear set-id bits.
@@ -184,35 +145,19 @@ pub fn set_mtime(fd: impl AsFd, mtime: Mtime) -> io::Result<()> {
 
 /// Sets the time of the last change of `name` in `dir`, a link itself.
 pub fn set_mtime_at(dir: impl AsFd, name: &[u8], mtime: Mtime) -> io::Result<()> {
-    Ok(rustix::fs::utimensat(
-        dir,
-        OsStr::from_bytes(name),
-        &times(mtime),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?)
+    Ok(rustix::fs::utimensat(dir, OsStr::from_bytes(name), &times(mtime), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 fn times((seconds, nanos): Mtime) -> Timestamps {
     Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT as _,
-        },
-        last_modification: Timespec {
-            tv_sec: seconds,
-            tv_nsec: nanos.min(999_999_999).into(),
-        },
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.min(999_999_999).into() },
     }
 }
 
 /// Sets one extended attribute.
 pub fn set_xattr(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
-    Ok(rustix::fs::fsetxattr(
-        fd,
-        OsStr::from_bytes(name),
-        value,
-        XattrFlags::empty(),
-    )?)
+    Ok(rustix::fs::fsetxattr(fd, OsStr::from_bytes(name), value, XattrFlags::empty())?)
 }
 
 /// The names of all extended attributes; none where the filesystem has none.
@@ -220,11 +165,7 @@ pub fn xattr_names(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
     // The kernel's limit for both: XATTR_LIST_MAX and XATTR_SIZE_MAX.
     let mut list = vec![0; 64 << 10];
     match rustix::fs::flistxattr(fd, &mut list[..]) {
-        Ok(n) => Ok(list[..n]
-            .split(|b| *b == 0)
-            .filter(|n| !n.is_empty())
-            .map(<[u8]>::to_vec)
-            .collect()),
+        Ok(n) => Ok(list[..n].split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect()),
         Err(Errno::NOTSUP) => Ok(Vec::new()),
         Err(e) => Err(e.into()),
     }
@@ -259,9 +200,7 @@ pub fn copy_content(from: &File, to: &File) -> io::Result<u64> {
             Err(Errno::INVAL | Errno::NOTSUP) => at,
             Err(e) => return Err(e.into()),
         };
-        let hole = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(data))
-            .unwrap_or(size)
-            .min(size);
+        let hole = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(data)).unwrap_or(size).min(size);
         if data >= hole {
             break;
         }

@@ -32,10 +32,7 @@ impl Machine {
     /// Makes one with an empty pool of 1 GiB.
     pub fn new() -> Machine {
         let machine = Machine::without_pool();
-        let options = InitOptions {
-            size: Some(POOL),
-            ..InitOptions::default()
-        };
+        let options = InitOptions { size: Some(POOL), ..InitOptions::default() };
         Pool::init(&machine.place(), &options)
             .unwrap_or_else(|e| panic!("cannot make a pool for the test: {e}: {:?}", e.hint()));
         machine
@@ -48,21 +45,15 @@ impl Machine {
             "these tests make mounts and loop devices: run them as root"
         );
         for program in ["mkfs.btrfs", "losetup", "mount"] {
-            let there = Command::new(program)
-                .arg("--version")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
+            let there =
+                Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
             assert!(
                 there.is_ok(),
                 "these tests need {program}: `apt-get install btrfs-progs util-linux mount`"
             );
         }
         let dir = tempfile::Builder::new().prefix("sparks-test-").tempdir().unwrap();
-        let run = tempfile::Builder::new()
-            .prefix("sparks-test-")
-            .tempdir_in("/run")
-            .unwrap();
+        let run = tempfile::Builder::new().prefix("sparks-test-").tempdir_in("/run").unwrap();
         std::fs::set_permissions(run.path(), PermissionsExt::from_mode(0o711)).unwrap();
         for name in ["root", "home", "work"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
@@ -73,10 +64,7 @@ impl Machine {
 
     /// Where everything of it is.
     pub fn place(&self) -> Place {
-        Place {
-            root: self.dir.path().join("root"),
-            run: self.run.path().to_owned(),
-        }
+        Place { root: self.dir.path().join("root"), run: self.run.path().to_owned() }
     }
 
     /// The pool's top.
@@ -109,10 +97,7 @@ impl Machine {
     /// Runs the `spark` of this build, and waits for it.
     pub fn spark(&self, args: &[&str]) -> Output {
         let output = self.command(args).output().unwrap();
-        Output {
-            command: args.join(" "),
-            output,
-        }
+        Output { command: args.join(" "), output }
     }
 
     /// The `spark` of this build, not started yet: nothing of the caller's environment that it would read.
@@ -152,11 +137,7 @@ impl Drop for Machine {
         let detached = !image.exists() || wait_for(|| loop_devices(&image).is_empty());
         // A panic in a panic would end the whole program, and hide the first.
         if !detached && !std::thread::panicking() {
-            panic!(
-                "a loop device of {} is still attached: {}",
-                image.display(),
-                loop_devices(&image)
-            );
+            panic!("a loop device of {} is still attached: {}", image.display(), loop_devices(&image));
         }
     }
 }
@@ -174,13 +155,8 @@ pub fn wait_for(condition: impl Fn() -> bool) -> bool {
 }
 
 fn loop_devices(image: &Path) -> String {
-    let output = Command::new("losetup")
-        .args(["-n", "-O", "NAME", "-j"])
-        .arg(image)
-        .output();
-    output
-        .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
-        .unwrap_or_default()
+    let output = Command::new("losetup").args(["-n", "-O", "NAME", "-j"]).arg(image).output();
+    output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
 }
 
 /// Kills what a bundle of this run directory names as its init, and nothing else.
@@ -205,10 +181,7 @@ fn end_processes(run: &Path) {
 fn unmount_below(dir: &Path) {
     let mounts = || -> Vec<PathBuf> {
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let points = table
-            .lines()
-            .filter_map(|l| l.split(' ').nth(4))
-            .map(PathBuf::from);
+        let points = table.lines().filter_map(|l| l.split(' ').nth(4)).map(PathBuf::from);
         points.filter(|p| p.starts_with(dir)).collect()
     };
     wait_for(|| {
@@ -240,9 +213,7 @@ impl Output {
     pub fn status(&self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
         let status = self.output.status;
-        status
-            .code()
-            .unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+        status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
     }
 
     /// Its standard output; it has to have succeeded.
@@ -268,24 +239,13 @@ impl Output {
     /// It has to have failed with this code, which only `--json` shows. Returns the message.
     #[track_caller]
     pub fn fails_with(&self, code: &str) -> String {
-        assert!(
-            !self.output.status.success(),
-            "`spark {}` succeeded:\n{}",
-            self.command,
-            self.stdout()
-        );
+        assert!(!self.output.status.success(), "`spark {}` succeeded:\n{}", self.command, self.stdout());
         let error = self.stderr();
-        let parsed = error
-            .lines()
-            .find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+        let parsed = error.lines().find_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
         let parsed = parsed.or_else(|| serde_json::from_str(&error).ok());
         let parsed =
             parsed.unwrap_or_else(|| panic!("`spark {}` gave no JSON error:\n{error}", self.command));
-        assert_eq!(
-            parsed["error"]["code"], code,
-            "`spark {}`:\n{error}",
-            self.command
-        );
+        assert_eq!(parsed["error"]["code"], code, "`spark {}`:\n{error}", self.command);
         parsed["error"]["message"].as_str().unwrap_or_default().to_owned()
     }
 }
@@ -314,9 +274,9 @@ fn describe(top: &Path, path: &Path, first: &mut FirstNames, out: &mut String) {
         let _ = write!(out, "-> {:?}", std::fs::read_link(&full).unwrap());
     } else if kind.is_file() {
         let content = std::fs::read(&full).unwrap();
-        let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-            (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
-        });
+        let hash = content
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
         let _ = write!(out, "{} bytes {hash:x}", content.len());
     } else if kind.is_fifo() {
         out.push_str("fifo");
@@ -332,10 +292,7 @@ fn describe(top: &Path, path: &Path, first: &mut FirstNames, out: &mut String) {
     }
     out.push('\n');
     if kind.is_dir() {
-        let mut names: Vec<_> = std::fs::read_dir(&full)
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        let mut names: Vec<_> = std::fs::read_dir(&full).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         for name in names {
             describe(top, &path.join::<&OsStr>(name.as_ref()), first, out);

@@ -99,11 +99,7 @@ fn print_made(ctx: &Ctx, made: &impl serde::Serialize, name: &str) -> Result<Sta
 }
 
 fn list(ctx: &Ctx) -> Result<Status> {
-    let bases = ctx
-        .open()?
-        .map(|sparks| sparks.base_list())
-        .transpose()?
-        .unwrap_or_default();
+    let bases = ctx.open()?.map(|sparks| sparks.base_list()).transpose()?.unwrap_or_default();
     if bases.is_empty() {
         ctx.say("no bases yet: make one with `spark base bootstrap SUITE` or `spark base import PATH BASE`");
     }
@@ -121,11 +117,7 @@ fn list(ctx: &Ctx) -> Result<Status> {
 fn default(ctx: &Ctx, name: Option<Name>) -> Result<Status> {
     let now = match &name {
         Some(name) => ctx.having("base", name)?.base_default(Some(name))?,
-        None => ctx
-            .open()?
-            .map(|sparks| sparks.base_default(None))
-            .transpose()?
-            .flatten(),
+        None => ctx.open()?.map(|sparks| sparks.base_default(None)).transpose()?.flatten(),
     };
     match (ctx.json, now) {
         (true, now) => output::print_json(&serde_json::json!({ "default": now }))?,

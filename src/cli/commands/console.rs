@@ -33,14 +33,5 @@ pub(crate) struct ConsoleArgs {
 
 pub(crate) fn console(ctx: &Ctx, args: ConsoleArgs) -> Result<Status> {
     let command = command(args.command, &args.process, args.terminal.wanted())?;
-    in_target(
-        ctx,
-        &Job {
-            target: args.target,
-            new: args.new,
-            process: args.process,
-            command,
-            limit: None,
-        },
-    )
+    in_target(ctx, &Job { target: args.target, new: args.new, process: args.process, command, limit: None })
 }

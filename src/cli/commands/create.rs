@@ -46,12 +46,7 @@ pub(crate) fn create(ctx: &Ctx, args: CreateArgs) -> Result<Status> {
         None => made_up()?,
     };
     let options = args.new.options(&args.process)?;
-    let request = Request {
-        name: Some(name),
-        base: args.new.base,
-        options,
-        start: !args.no_start,
-    };
+    let request = Request { name: Some(name), base: args.new.base, options, start: !args.no_start };
     let progress = ctx.progress(args.quiet);
     if args.dry_run {
         let sparks = ctx.open()?.ok_or_else(super::pool::none)?;
@@ -85,10 +80,7 @@ fn print_plan(ctx: &Ctx, mut plan: serde_json::Value) -> Result<Status> {
 /// A name that nobody has: the random end of an id.
 fn made_up() -> Result<SparkRef> {
     let id = Id::generate().as_str().to_ascii_lowercase();
-    Ok(SparkRef {
-        project: None,
-        name: format!("spark-{}", &id[id.len() - 6..]).parse()?,
-    })
+    Ok(SparkRef { project: None, name: format!("spark-{}", &id[id.len() - 6..]).parse()? })
 }
 
 #[cfg(test)]

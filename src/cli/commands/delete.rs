@@ -28,13 +28,7 @@ pub(crate) struct DeleteArgs {
 pub(crate) fn delete(ctx: &Ctx, args: DeleteArgs) -> Result<Status> {
     let mut gone = Vec::new();
     let status = ctx.each(&args.names, |name| {
-        let deleted = ctx.having_spark(name)?.delete(
-            name,
-            Options {
-                force: args.force,
-                now: args.now,
-            },
-        )?;
+        let deleted = ctx.having_spark(name)?.delete(name, Options { force: args.force, now: args.now })?;
         match deleted.until {
             Some(until) => ctx.say(format_args!(
                 "deleted {name} (bring it back with `spark undelete {name}` until {})",

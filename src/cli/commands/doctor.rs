@@ -40,20 +40,11 @@ fn verdict(check: &Value) -> &'static str {
 
 fn text(checks: &[Value]) -> String {
     let word = |check: &Value, field| output::escape(check[field].as_str().unwrap_or_default()).into_owned();
-    let width = checks
-        .iter()
-        .map(|c| word(c, "name").chars().count())
-        .max()
-        .unwrap_or(0);
+    let width = checks.iter().map(|c| word(c, "name").chars().count()).max().unwrap_or(0);
     let mut out = String::new();
     for check in checks {
-        let _ = writeln!(
-            out,
-            "{:4}  {:width$}  {}",
-            verdict(check),
-            word(check, "name"),
-            word(check, "found")
-        );
+        let _ =
+            writeln!(out, "{:4}  {:width$}  {}", verdict(check), word(check, "name"), word(check, "found"));
         let remedy = word(check, "remedy");
         if verdict(check) != "ok" && !remedy.is_empty() {
             let _ = writeln!(out, "      {:width$}  hint: {remedy}", "");

@@ -14,8 +14,9 @@ use crate::domain::limits::parse_duration;
 use crate::domain::name::{SparkRef, Target};
 use crate::error::{Error, Result};
 use crate::ops::Sparks;
-use crate::ops::create::{Request, SparkId};
+use crate::ops::create::Request;
 use crate::ops::exec::Command;
+use crate::ops::spark::SparkId;
 
 /// Run a command in a spark
 ///
@@ -54,22 +55,12 @@ pub(crate) fn exec(ctx: &Ctx, args: ExecArgs) -> Result<Status> {
             hint: Some("make a spark with `spark create NAME`, then `spark exec -d NAME -- CMD`".into()),
         });
     }
-    let command = command(
-        args.command,
-        &args.process,
-        !args.detach && args.terminal.wanted(),
-    )?;
+    let command = command(args.command, &args.process, !args.detach && args.terminal.wanted())?;
     match args.target {
         Target::Named(name) if args.detach => detach(ctx, &name, &args.new, &command),
         target => in_target(
             ctx,
-            &Job {
-                target,
-                new: args.new,
-                process: args.process,
-                command,
-                limit: args.timeout,
-            },
+            &Job { target, new: args.new, process: args.process, command, limit: args.timeout },
         ),
     }
 }
@@ -120,12 +111,7 @@ pub(super) fn in_target(ctx: &Ctx, job: &Job) -> Result<Status> {
         Target::Ephemeral => {
             let options = job.new.options(&job.process)?;
             let sparks = ctx.sparks(&progress)?;
-            let request = Request {
-                name: None,
-                base: job.new.base.clone(),
-                options,
-                start: true,
-            };
+            let request = Request { name: None, base: job.new.base.clone(), options, start: true };
             let spark = sparks.create(request, &progress)?;
             let ephemeral = Ephemeral { ctx, sparks, spark };
             run(&ephemeral.sparks, &ephemeral.spark, job, progress)

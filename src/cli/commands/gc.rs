@@ -18,19 +18,11 @@ pub(crate) struct GcArgs {
 }
 
 pub(crate) fn gc(ctx: &Ctx, args: GcArgs) -> Result<Status> {
-    let items = ctx
-        .open()?
-        .map(|sparks| sparks.gc(args.dry_run))
-        .transpose()?
-        .unwrap_or_default();
+    let items = ctx.open()?.map(|sparks| sparks.gc(args.dry_run)).transpose()?.unwrap_or_default();
     if items.is_empty() {
         ctx.say("nothing to collect");
     }
-    let columns = [
-        column("WHAT", "what"),
-        column("OWNER", "owner"),
-        column("PATH", "path"),
-    ];
+    let columns = [column("WHAT", "what"), column("OWNER", "owner"), column("PATH", "path")];
     output::print_rows(ctx.json, &columns, &items)?;
     Ok(0)
 }

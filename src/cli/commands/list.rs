@@ -31,26 +31,16 @@ const SPARKS: [Column; 6] = [
     optional("LABELS", "labels"),
     optional("BROKEN", "broken"),
 ];
-const DELETED: [Column; 4] = [
-    column("NAME", "name"),
-    column("ID", "id"),
-    column("DELETED", "deleted"),
-    column("KEPT UNTIL", "until"),
-];
+const DELETED: [Column; 4] =
+    [column("NAME", "name"), column("ID", "id"), column("DELETED", "deleted"), column("KEPT UNTIL", "until")];
 
 pub(crate) fn list(ctx: &Ctx, args: ListArgs) -> Result<Status> {
     let sparks = ctx.open()?;
     if args.deleted {
-        let rows = sparks
-            .map(|s| s.list_deleted(args.all_projects))
-            .transpose()?
-            .unwrap_or_default();
+        let rows = sparks.map(|s| s.list_deleted(args.all_projects)).transpose()?.unwrap_or_default();
         return print(ctx, &args, &DELETED, &rows, |row| (&row.project, &row.name));
     }
-    let rows = sparks
-        .map(|s| s.list(args.all_projects))
-        .transpose()?
-        .unwrap_or_default();
+    let rows = sparks.map(|s| s.list(args.all_projects)).transpose()?.unwrap_or_default();
     if rows.is_empty() && !args.quiet {
         ctx.say("no sparks here yet: make one with `spark create NAME`");
     }
@@ -65,13 +55,10 @@ fn print<R: serde::Serialize>(
     name: impl Fn(&R) -> (&Name, &Name),
 ) -> Result<Status> {
     if args.quiet {
-        let names = rows
-            .iter()
-            .map(name)
-            .map(|(project, name)| match args.all_projects {
-                true => format!("{project}/{name}"),
-                false => name.to_string(),
-            });
+        let names = rows.iter().map(name).map(|(project, name)| match args.all_projects {
+            true => format!("{project}/{name}"),
+            false => name.to_string(),
+        });
         let names: Vec<String> = names.collect();
         return output::print_names(ctx.json, &names).map(|()| 0);
     }

@@ -32,16 +32,10 @@ pub(crate) struct LogsArgs {
 
 pub(crate) fn logs(ctx: &Ctx, args: LogsArgs) -> Result<Status> {
     if ctx.json && args.follow {
-        return Err(Error::usage(
-            "`--follow` never ends, so it cannot be one JSON document",
-        ));
+        return Err(Error::usage("`--follow` never ends, so it cannot be one JSON document"));
     }
     let path = ctx.having_spark(&args.name)?.log_path(&args.name)?;
-    let mut log = Log {
-        start: args.tail,
-        at: 0,
-        path: &path,
-    };
+    let mut log = Log { start: args.tail, at: 0, path: &path };
     if ctx.json {
         let mut text = Vec::new();
         log.pass_on(&mut |chunk| {
@@ -52,10 +46,7 @@ pub(crate) fn logs(ctx: &Ctx, args: LogsArgs) -> Result<Status> {
         output::print_json(&serde_json::json!({ "path": path, "text": text }))?;
         return Ok(0);
     }
-    let mut printer = Printer {
-        terminal: std::io::stdout().is_terminal(),
-        rest: Vec::new(),
-    };
+    let mut printer = Printer { terminal: std::io::stdout().is_terminal(), rest: Vec::new() };
     log.pass_on(&mut |chunk| printer.print(chunk))?;
     if !args.follow {
         return printer.finish().map(|()| 0);
@@ -174,20 +165,10 @@ mod tests {
     fn a_log_is_read_from_its_last_lines_and_then_on() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut log = Log {
-            path: &path,
-            at: 0,
-            start: None,
-        };
+        let mut log = Log { path: &path, at: 0, start: None };
         assert_eq!(read(&mut log), "");
         std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
-        let tail = |n| {
-            read(&mut Log {
-                path: &path,
-                at: 0,
-                start: Some(n),
-            })
-        };
+        let tail = |n| read(&mut Log { path: &path, at: 0, start: Some(n) });
         assert_eq!(
             (tail(2), tail(0), tail(9)),
             ("two\nthree\n".into(), "".into(), "one\ntwo\nthree\n".into())
@@ -197,14 +178,7 @@ mod tests {
         std::fs::write(&path, "new\n").unwrap();
         assert_eq!(read(&mut log), "new\n");
         std::fs::write(&path, "a\nb").unwrap();
-        assert_eq!(
-            read(&mut Log {
-                path: &path,
-                at: 0,
-                start: Some(1)
-            }),
-            "b"
-        );
+        assert_eq!(read(&mut Log { path: &path, at: 0, start: Some(1) }), "b");
     }
 
     #[test]
@@ -212,11 +186,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let text = format!("first\n{}\nlast\n", "x".repeat(200_000));
         std::fs::write(file.path(), &text).unwrap();
-        let mut log = Log {
-            path: file.path(),
-            at: 0,
-            start: Some(2),
-        };
+        let mut log = Log { path: file.path(), at: 0, start: Some(2) };
         assert_eq!(read(&mut log).len(), text.len() - "first\n".len());
     }
 }

@@ -31,10 +31,7 @@ mod tests {
     #[test]
     fn every_verb_gets_a_page() {
         let dir = tempfile::tempdir().unwrap();
-        man(ManArgs {
-            dir: dir.path().join("man1"),
-        })
-        .unwrap();
+        man(ManArgs { dir: dir.path().join("man1") }).unwrap();
         for page in ["spark.1", "spark-create.1", "spark-base-import.1"] {
             assert!(dir.path().join("man1").join(page).exists(), "{page}");
         }

@@ -38,11 +38,7 @@ enum Action {
 pub(crate) fn project(ctx: &Ctx, args: ProjectArgs) -> Result<Status> {
     match args.action {
         Action::List => {
-            let projects = ctx
-                .open()?
-                .map(|sparks| sparks.project_list())
-                .transpose()?
-                .unwrap_or_default();
+            let projects = ctx.open()?.map(|sparks| sparks.project_list()).transpose()?.unwrap_or_default();
             let columns = [
                 column("NAME", "name"),
                 column("CURRENT", "current"),
@@ -62,8 +58,8 @@ pub(crate) fn project(ctx: &Ctx, args: ProjectArgs) -> Result<Status> {
             output::print_record(ctx.json, &sparks.project_info(&sparks.project()?)?)?;
             Ok(0)
         }
-        Action::Delete { names } => Ok(ctx.each(&names, |name| {
-            ctx.having("project", name)?.project_delete(name).map(|_| ())
-        })),
+        Action::Delete { names } => {
+            Ok(ctx.each(&names, |name| ctx.having("project", name)?.project_delete(name).map(|_| ())))
+        }
     }
 }

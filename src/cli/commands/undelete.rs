@@ -21,9 +21,7 @@ pub(crate) struct UndeleteArgs {
 }
 
 pub(crate) fn undelete(ctx: &Ctx, args: UndeleteArgs) -> Result<Status> {
-    let back = ctx
-        .having("deleted spark", output::escape(&args.what))?
-        .undelete(&args.what, args.as_name)?;
+    let back = ctx.having("deleted spark", output::escape(&args.what))?.undelete(&args.what, args.as_name)?;
     if ctx.json {
         output::print_json(&serde_json::json!({ "project": back.project, "name": back.name }))?;
     } else {

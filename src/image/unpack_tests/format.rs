@@ -11,26 +11,11 @@ fn sizes_that_cannot_be_are_refused_before_anything_is_written() {
     h.set_size(1 << 40);
     let place = Place::new();
     let e = place
-        .unpack_limited(
-            &tar().add(h, b"").end(),
-            Limits {
-                bytes: 1 << 20,
-                ..Limits::default()
-            },
-        )
+        .unpack_limited(&tar().add(h, b"").end(), Limits { bytes: 1 << 20, ..Limits::default() })
         .unwrap_err();
     assert!(e.to_string().contains("room"), "{e}");
-    Place::new().refuses(
-        &tar()
-            .pax(&[(b"size", b"99999999999999999999")])
-            .file("x", "")
-            .end(),
-        "number",
-    );
-    let many = Limits {
-        entries: 2,
-        ..Limits::default()
-    };
+    Place::new().refuses(&tar().pax(&[(b"size", b"99999999999999999999")]).file("x", "").end(), "number");
+    let many = Limits { entries: 2, ..Limits::default() };
     let e = Place::new()
         .unpack_limited(&tar().file("a", "").file("b", "").file("c", "").end(), many)
         .unwrap_err();
@@ -39,16 +24,9 @@ fn sizes_that_cannot_be_are_refused_before_anything_is_written() {
 
 #[test]
 fn a_header_that_would_fill_the_memory_is_refused() {
-    for kind in [
-        EntryType::XHeader,
-        EntryType::XGlobalHeader,
-        EntryType::GNULongName,
-        EntryType::GNULongLink,
-    ] {
-        Place::new().refuses(
-            &tar().add(Tar::header(b"h", kind, 1 << 33), b"").end(),
-            "too large",
-        );
+    for kind in [EntryType::XHeader, EntryType::XGlobalHeader, EntryType::GNULongName, EntryType::GNULongLink]
+    {
+        Place::new().refuses(&tar().add(Tar::header(b"h", kind, 1 << 33), b"").end(), "too large");
     }
     let mut endless = tar();
     for _ in 0..100 {
@@ -72,33 +50,20 @@ fn sparse(real: u64, pieces: &[(u64, u64)], stored: u64) -> Header {
 fn sparse_files_are_sparse_and_their_maps_are_checked() {
     let place = Place::new();
     let size = 1 << 33;
-    let summary = place
-        .unpack(
-            &tar()
-                .add(sparse(size, &[(512, 3), (1 << 32, 2)], 5), b"abcde")
-                .end(),
-        )
-        .unwrap();
+    let summary =
+        place.unpack(&tar().add(sparse(size, &[(512, 3), (1 << 32, 2)], 5), b"abcde").end()).unwrap();
     let meta = fs::metadata(place.root().join("s")).unwrap();
     assert_eq!((meta.len(), summary.bytes), (size, 5));
     assert!(meta.blocks() < 1000);
     let mut start = [0; 515];
-    fs::File::open(place.root().join("s"))
-        .unwrap()
-        .read_exact(&mut start)
-        .unwrap();
+    fs::File::open(place.root().join("s")).unwrap().read_exact(&mut start).unwrap();
     assert_eq!(&start[510..], b"\0\0abc");
     let place = Place::new();
-    place
-        .unpack(&tar().add(sparse(4096, &[(4096, 0)], 0), b"").end())
-        .unwrap();
+    place.unpack(&tar().add(sparse(4096, &[(4096, 0)], 0), b"").end()).unwrap();
     assert_eq!(fs::read(place.root().join("s")).unwrap(), [0; 4096]);
-    for (real, pieces) in [
-        (1 << 50, vec![(0u64, 5u64)]),
-        (10, vec![(4, 3), (2, 2)]),
-        (10, vec![(8, 5)]),
-        (100, vec![(0, 50)]),
-    ] {
+    for (real, pieces) in
+        [(1 << 50, vec![(0u64, 5u64)]), (10, vec![(4, 3), (2, 2)]), (10, vec![(8, 5)]), (100, vec![(0, 50)])]
+    {
         Place::new().refuses(&tar().add(sparse(real, &pieces, 5), b"abcde").end(), "sparse");
     }
 }
@@ -116,25 +81,18 @@ fn pax_sparse_files_of_version_1_are_read() {
         (b"GNU.sparse.realsize", b"12"),
     ];
     let h = Tar::header(b"GNUSparseFile.0/real", EntryType::Regular, data.len() as u64);
-    place
-        .unpack(&tar().pax(records).add(h, &data).file("after", "ok").end())
-        .unwrap();
-    assert_eq!(
-        fs::read(place.root().join("real")).unwrap(),
-        b"\0ab\0\0\0\0\0\0c\0\0"
-    );
+    place.unpack(&tar().pax(records).add(h, &data).file("after", "ok").end()).unwrap();
+    assert_eq!(fs::read(place.root().join("real")).unwrap(), b"\0ab\0\0\0\0\0\0c\0\0");
     assert_eq!(place.text("after"), "ok");
 }
 
 fn compressed(kind: &str, data: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     match kind {
-        "gzip" => flate2::read::GzEncoder::new(data, flate2::Compression::fast())
-            .read_to_end(&mut out)
-            .unwrap(),
-        "xz" => liblzma::read::XzEncoder::new(data, 1)
-            .read_to_end(&mut out)
-            .unwrap(),
+        "gzip" => {
+            flate2::read::GzEncoder::new(data, flate2::Compression::fast()).read_to_end(&mut out).unwrap()
+        }
+        "xz" => liblzma::read::XzEncoder::new(data, 1).read_to_end(&mut out).unwrap(),
         _ => {
             let mut encoder = zstd::stream::write::Encoder::new(&mut out, 1).unwrap();
             encoder.include_checksum(true).unwrap();
@@ -148,9 +106,8 @@ fn compressed(kind: &str, data: &[u8]) -> Vec<u8> {
 
 #[test]
 fn every_compression_is_read_and_its_damage_noticed() {
-    let noise: String = (0..5000u32)
-        .map(|i| char::from(b'a' + (i.wrapping_mul(2_654_435_761) >> 24) as u8 % 26))
-        .collect();
+    let noise: String =
+        (0..5000u32).map(|i| char::from(b'a' + (i.wrapping_mul(2_654_435_761) >> 24) as u8 % 26)).collect();
     let plain = tar().file("a", &noise).end();
     for kind in ["gzip", "xz", "zstd"] {
         let whole = compressed(kind, &plain);
@@ -161,11 +118,7 @@ fn every_compression_is_read_and_its_damage_noticed() {
             assert!(Place::new().unpack(&whole[..cut]).is_err(), "{kind} cut at {cut}");
         }
         let mut flipped = whole.clone();
-        let at = if kind == "gzip" {
-            whole.len() - 6
-        } else {
-            whole.len() / 2
-        };
+        let at = if kind == "gzip" { whole.len() - 6 } else { whole.len() / 2 };
         flipped[at] ^= 0x55;
         assert!(Place::new().unpack(&flipped).is_err(), "{kind} flipped");
     }
@@ -200,21 +153,10 @@ fn long_and_odd_names_are_kept_byte_for_byte() {
     place.unpack(&archive.end()).unwrap();
     assert_eq!(place.text(&long), "1");
     assert!(place.root().join(std::ffi::OsStr::from_bytes(odd)).exists());
-    assert!(
-        place
-            .root()
-            .join(std::ffi::OsStr::from_bytes(b"raw\xfe"))
-            .exists()
-    );
+    assert!(place.root().join(std::ffi::OsStr::from_bytes(b"raw\xfe")).exists());
     let too_long = "a/".repeat(2100);
-    Place::new().refuses(
-        &tar().pax(&[(b"path", too_long.as_bytes())]).file("x", "").end(),
-        "too long",
-    );
-    Place::new().refuses(
-        &tar().pax(&[(b"path", &[b'n'; 256])]).file("x", "").end(),
-        "too long",
-    );
+    Place::new().refuses(&tar().pax(&[(b"path", too_long.as_bytes())]).file("x", "").end(), "too long");
+    Place::new().refuses(&tar().pax(&[(b"path", &[b'n'; 256])]).file("x", "").end(), "too long");
     let bad = tar().pax(&[(b"path", b"\x1b[2J/../x")]).file("x", "").end();
     let e = Place::new().unpack(&bad).unwrap_err().to_string();
     assert!(!e.contains('\x1b'), "{e:?}");

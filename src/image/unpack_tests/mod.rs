@@ -38,15 +38,7 @@ impl Place {
     }
 
     fn unpack_limited(&self, archive: &[u8], limits: Limits) -> Result<Summary> {
-        let result = unpack(
-            archive,
-            &self.root(),
-            &Options {
-                what: "test.tar",
-                limits,
-                progress: &|_| {},
-            },
-        );
+        let result = unpack(archive, &self.root(), &Options { what: "test.tar", limits, progress: &|_| {} });
         self.nothing_outside_changed();
         result
     }
@@ -58,10 +50,8 @@ impl Place {
     }
 
     fn nothing_outside_changed(&self) {
-        let names: Vec<_> = fs::read_dir(self.dir.path().join("outside"))
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
+        let names: Vec<_> =
+            fs::read_dir(self.dir.path().join("outside")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["canary"]);
         let canary = self.dir.path().join("outside/canary");
         assert_eq!(fs::read_to_string(&canary).unwrap(), "alive");
@@ -100,10 +90,7 @@ impl Tar {
     }
 
     fn file(self, name: &str, content: &str) -> Tar {
-        self.add(
-            Tar::header(name.as_bytes(), EntryType::Regular, content.len() as u64),
-            content.as_bytes(),
-        )
+        self.add(Tar::header(name.as_bytes(), EntryType::Regular, content.len() as u64), content.as_bytes())
     }
 
     fn dir(self, name: &str, mode: u32) -> Tar {
@@ -130,10 +117,8 @@ impl Tar {
         let mut data = Vec::new();
         for (key, value) in records {
             let body = key.len() + value.len() + 3;
-            let length = (1..)
-                .map(|digits| body + digits)
-                .find(|l| l.to_string().len() + body == *l)
-                .unwrap();
+            let length =
+                (1..).map(|digits| body + digits).find(|l| l.to_string().len() + body == *l).unwrap();
             data.extend_from_slice(length.to_string().as_bytes());
             data.push(b' ');
             data.extend_from_slice(key);

@@ -42,13 +42,7 @@ impl Sparks {
             let summary = bootstrap(&suite, root, self.import_limits()?, observer)?;
             debian::generalize(root)?;
             // The nodes that it makes in /dev are left out of every one.
-            make::report(
-                &Summary {
-                    left_out: 0,
-                    ..summary
-                },
-                observer,
-            );
+            make::report(&Summary { left_out: 0, ..summary }, observer);
             Ok(())
         })
     }
@@ -61,9 +55,7 @@ pub(super) fn host_suite() -> Option<String> {
 
 fn suite_of(os_release: &str) -> Option<String> {
     let field = |key: &str| {
-        let value = os_release
-            .lines()
-            .find_map(|l| l.strip_prefix(key)?.strip_prefix('='))?;
+        let value = os_release.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='))?;
         Some(value.trim().trim_matches('"').to_owned())
     };
     (field("ID")? == "debian")
@@ -92,11 +84,7 @@ fn bootstrap(suite: &Name, root: &Path, limits: Limits, observer: &dyn Observer)
     let mut progress = Progress::new(observer);
     let unpacked = std::thread::scope(|scope| {
         let unpacking = scope.spawn(|| {
-            let options = unpack::Options {
-                what: "what mmdebstrap wrote",
-                limits,
-                progress: &|_| {},
-            };
+            let options = unpack::Options { what: "what mmdebstrap wrote", limits, progress: &|_| {} };
             unpack::unpack(stdout, root, &options)
         });
         for line in BufReader::new(stderr).split(b'\n').map_while(std::io::Result::ok) {
@@ -108,10 +96,9 @@ fn bootstrap(suite: &Name, root: &Path, limits: Limits, observer: &dyn Observer)
     let unpacked = unpacked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     match unpacked {
         // A failure of the program looks like a damaged archive; a full disk looks like a failure of the program.
-        Ok(_) | Err(Error::Image { .. }) if !status.success() => Err(Error::Program {
-            program: PROGRAM.into(),
-            detail: progress.failure(),
-        }),
+        Ok(_) | Err(Error::Image { .. }) if !status.success() => {
+            Err(Error::Program { program: PROGRAM.into(), detail: progress.failure() })
+        }
         other => other,
     }
 }
@@ -138,11 +125,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // Never recursively, apart from those homes: a root that is left half-made may have mounts in it.
         for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            if entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(b"mmdebstrap.gpghome.")
-            {
+            if entry.file_name().as_encoded_bytes().starts_with(b"mmdebstrap.gpghome.") {
                 let _ = std::fs::remove_dir_all(entry.path());
             }
         }
@@ -154,24 +137,13 @@ impl Drop for Scratch {
 
 fn start(suite: &Name, scratch: &Scratch) -> Result<Child> {
     let mut command = Command::new(PROGRAM);
-    command.args([
-        "--variant=minbase",
-        "--format=tar",
-        "--verbose",
-        "--skip=cleanup/apt/lists",
-    ]);
+    command.args(["--variant=minbase", "--format=tar", "--verbose", "--skip=cleanup/apt/lists"]);
     command.arg(format!("--include={PACKAGES}"));
     command.args(APT.iter().map(|o| format!("--aptopt={o}")));
     command.args([suite.as_str(), "-"]);
     command.args(sources::usable(&host_sources(), suite.as_str()));
-    command
-        .env("TMPDIR", &scratch.0)
-        .env("LC_ALL", "C.UTF-8")
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.env("TMPDIR", &scratch.0).env("LC_ALL", "C.UTF-8").env("DEBIAN_FRONTEND", "noninteractive");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().map_err(|source| Error::Host {
         what: format!("cannot run {PROGRAM}, which makes a base of Debian's packages"),
         hint:
@@ -194,10 +166,7 @@ fn host_sources() -> Vec<(String, bool)> {
         "sources" => Some(true),
         _ => None,
     };
-    paths
-        .iter()
-        .filter_map(|p| Some((std::fs::read_to_string(p).ok()?, form(p)?)))
-        .collect()
+    paths.iter().filter_map(|p| Some((std::fs::read_to_string(p).ok()?, form(p)?))).collect()
 }
 
 /// Makes steps of what mmdebstrap and apt write.
@@ -211,38 +180,24 @@ struct Progress<'a> {
 
 impl<'a> Progress<'a> {
     fn new(observer: &'a dyn Observer) -> Self {
-        Progress {
-            observer,
-            tail: VecDeque::new(),
-            packages: None,
-            done: 0,
-        }
+        Progress { observer, tail: VecDeque::new(), packages: None, done: 0 }
     }
 
     fn line(&mut self, line: &str) {
         // Carriage returns are apt's way to overwrite its line on a terminal.
-        let line: String = line
-            .rsplit('\r')
-            .find(|l| !l.is_empty())
-            .unwrap_or_default()
-            .trim_end()
-            .into();
+        let line: String = line.rsplit('\r').find(|l| !l.is_empty()).unwrap_or_default().trim_end().into();
         if let Some(step) = line.strip_prefix("I: ") {
             let step = step.trim_end_matches('.');
-            let (installs, plain) = (
-                step.starts_with("installing"),
-                !step.contains('/') && !step.starts_with("success"),
-            );
+            let (installs, plain) =
+                (step.starts_with("installing"), !step.contains('/') && !step.starts_with("success"));
             if plain {
-                self.observer
-                    .step(step, if installs { self.packages.take() } else { None });
+                self.observer.step(step, if installs { self.packages.take() } else { None });
             }
             self.done = 0;
         } else if let Some((_, rest)) = line.split_once(" upgraded, ") {
             self.packages = rest.split(' ').next().and_then(|n| n.parse().ok());
             if let Some(total) = self.packages.filter(|n| *n > 0) {
-                self.observer
-                    .step("fetching and installing packages", Some(total));
+                self.observer.step("fetching and installing packages", Some(total));
             }
         } else if line.starts_with("Setting up ") {
             self.done += 1;
@@ -253,24 +208,15 @@ impl<'a> Progress<'a> {
             if self.tail.len() == TAIL {
                 self.tail.pop_front();
             }
-            self.tail
-                .push_back(line.chars().flat_map(char::escape_debug).collect());
+            self.tail.push_back(line.chars().flat_map(char::escape_debug).collect());
         }
     }
 
     /// Errors if there are some, else the last lines.
     fn failure(&self) -> String {
-        let errors: Vec<&str> = self
-            .tail
-            .iter()
-            .map(String::as_str)
-            .filter(|l| l.starts_with("E: "))
-            .collect();
-        let lines = if errors.is_empty() {
-            self.tail.iter().map(String::as_str).collect()
-        } else {
-            errors
-        };
+        let errors: Vec<&str> =
+            self.tail.iter().map(String::as_str).filter(|l| l.starts_with("E: ")).collect();
+        let lines = if errors.is_empty() { self.tail.iter().map(String::as_str).collect() } else { errors };
         lines.join("\n")
     }
 }
@@ -282,10 +228,7 @@ mod tests {
 
     #[test]
     fn only_a_debian_has_a_suite() {
-        assert_eq!(
-            suite_of("ID=debian\nVERSION_CODENAME=trixie\n").as_deref(),
-            Some("trixie")
-        );
+        assert_eq!(suite_of("ID=debian\nVERSION_CODENAME=trixie\n").as_deref(), Some("trixie"));
         assert_eq!(suite_of("ID=\"debian\"\n"), None);
         assert_eq!(suite_of("ID=ubuntu\nVERSION_CODENAME=noble\n"), None);
         assert_eq!(suite_of("ID=debian\nVERSION_CODENAME=--hook\n"), None);
@@ -294,12 +237,9 @@ mod tests {
     #[test]
     fn a_failure_is_told_by_its_errors_without_control_characters() {
         let mut progress = Progress::new(&Silent);
-        for line in [
-            "I: running apt-get update...",
-            "Err:1 http://m",
-            "E: no \x1b[31mnetwork",
-            "I: cleaning up",
-        ] {
+        for line in
+            ["I: running apt-get update...", "Err:1 http://m", "E: no \x1b[31mnetwork", "I: cleaning up"]
+        {
             progress.line(line);
         }
         assert_eq!(progress.failure(), "E: no \\u{1b}[31mnetwork");

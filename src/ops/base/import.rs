@@ -66,11 +66,7 @@ impl Sparks {
 
     fn unpack(&self, archive: impl Read, root: &Path, what: &str, observer: &dyn Observer) -> Result<()> {
         let progress = |bytes| observer.advance(bytes);
-        let options = unpack::Options {
-            what,
-            limits: self.import_limits()?,
-            progress: &progress,
-        };
+        let options = unpack::Options { what, limits: self.import_limits()?, progress: &progress };
         let summary = unpack::unpack(archive, root, &options)?;
         refuse_image_archive(root, what)?;
         make::report(&summary, observer);
@@ -102,13 +98,7 @@ fn shown(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.as_encoded_bytes()
         .iter()
-        .flat_map(|b| {
-            if b.is_ascii() {
-                b.escape_ascii().map(char::from).collect()
-            } else {
-                vec!['?']
-            }
-        })
+        .flat_map(|b| if b.is_ascii() { b.escape_ascii().map(char::from).collect() } else { vec!['?'] })
         .collect()
 }
 
@@ -118,10 +108,7 @@ fn refuse_image_archive(root: &Path, what: &str) -> Result<()> {
     if (has("oci-layout") || has("manifest.json")) && !has("etc") && !has("usr") {
         let why =
             "it is an image with layers, not a root filesystem (`docker export` of a container writes one)";
-        return Err(Error::Image {
-            what: what.to_owned(),
-            why: why.into(),
-        });
+        return Err(Error::Image { what: what.to_owned(), why: why.into() });
     }
     Ok(())
 }

@@ -57,11 +57,7 @@ impl Sparks {
 
     /// Fails if the name is taken: asked before the long work, and by the rename again.
     fn refuse_taken(&self, name: &Name) -> Result<()> {
-        if self.check_base_exists(name).is_ok() {
-            Err(taken(name))
-        } else {
-            Ok(())
-        }
+        if self.check_base_exists(name).is_ok() { Err(taken(name)) } else { Ok(()) }
     }
 
     fn default_if_first(&self, name: &Name) -> Result<()> {
@@ -78,19 +74,12 @@ impl Sparks {
         let top = &self.pool.paths.top;
         let fs = rustix::fs::statvfs(top).map_err(|e| Error::io("inspect", top)(e.into()))?;
         let free = fs.f_bavail.saturating_mul(fs.f_frsize);
-        Ok(Limits {
-            bytes: free - free / 16,
-            ..Limits::default()
-        })
+        Ok(Limits { bytes: free - free / 16, ..Limits::default() })
     }
 }
 
 fn taken(name: &Name) -> Error {
-    Error::Exists {
-        kind: "base",
-        name: name.to_string(),
-        in_project: None,
-    }
+    Error::Exists { kind: "base", name: name.to_string(), in_project: None }
 }
 
 fn set_top(root: &Path) -> Result<()> {
@@ -101,9 +90,7 @@ fn set_top(root: &Path) -> Result<()> {
 /// Writes the root to disk. The one place that syncs the whole filesystem: a base has tens of thousands of
 /// files, making one is rare and takes long anyway, and an fsync of each would take longer.
 fn make_durable(root: &Path) -> Result<()> {
-    sys::file::open_dir(root)
-        .and_then(sys::tree::sync_filesystem)
-        .map_err(Error::io("sync", root))
+    sys::file::open_dir(root).and_then(sys::tree::sync_filesystem).map_err(Error::io("sync", root))
 }
 
 /// Says what was left out.
@@ -113,20 +100,11 @@ pub(super) fn report(summary: &Summary, observer: &dyn Observer) {
             observer.notice(&format!("{count} {what}"));
         }
     };
-    say(
-        summary.left_out,
-        "device nodes or sockets were left out: a spark has its own /dev",
-    );
-    say(
-        summary.ids_mapped,
-        "files of users or groups beyond 65535 belong to 65534 now",
-    );
+    say(summary.left_out, "device nodes or sockets were left out: a spark has its own /dev");
+    say(summary.ids_mapped, "files of users or groups beyond 65535 belong to 65534 now");
     say(
         summary.xattrs_dropped,
         "extended attributes were dropped: ACLs, labels, or what the pool cannot hold",
     );
-    say(
-        summary.mounts_skipped,
-        "directories with another filesystem mounted on them are empty",
-    );
+    say(summary.mounts_skipped, "directories with another filesystem mounted on them are empty");
 }

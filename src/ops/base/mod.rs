@@ -43,10 +43,7 @@ impl Sparks {
     pub fn base_list(&self) -> Result<Vec<BaseInfo>> {
         let default = self.base_default(None)?;
         let names = names_in(&self.pool.paths.bases())?;
-        Ok(names
-            .iter()
-            .map(|name| self.describe(name, default.as_ref()))
-            .collect())
+        Ok(names.iter().map(|name| self.describe_base(name, default.as_ref())).collect())
     }
 
     /// One base.
@@ -55,7 +52,7 @@ impl Sparks {
     /// `not_found` with names that look alike.
     pub fn base_info(&self, name: &Name) -> Result<BaseInfo> {
         self.check_base_exists(name)?;
-        Ok(self.describe(name, self.base_default(None)?.as_ref()))
+        Ok(self.describe_base(name, self.base_default(None)?.as_ref()))
     }
 
     /// Deletes a base at once. What was made from it stays: a snapshot needs its origin no longer.
@@ -170,7 +167,7 @@ impl Sparks {
         }
     }
 
-    fn describe(&self, name: &Name, default: Option<&Name>) -> BaseInfo {
+    fn describe_base(&self, name: &Name, default: Option<&Name>) -> BaseInfo {
         let (record, broken) = match self.inspect(name) {
             Ok((record, _)) => (Some(record), None),
             Err(e) => (None, Some(e.to_string())),
@@ -182,49 +179,24 @@ impl Sparks {
             Some(r) => (Some(r.id), Some(r.created), Some(r.origin)),
             None => (None, None, None),
         };
-        BaseInfo {
-            name: name.clone(),
-            id,
-            created,
-            origin,
-            default,
-            path,
-            subvolume,
-            broken,
-        }
+        BaseInfo { name: name.clone(), id, created, origin, default, path, subvolume, broken }
     }
 
     /// A base's record and root, if both are as they should be.
     fn inspect(&self, name: &Name) -> Result<(BaseRecord, PathBuf)> {
         let dir = self.pool.paths.base(name);
-        let again = || {
-            Some(format!(
-                "remove it with `spark base delete {name}`, and make it again"
-            ))
-        };
-        let broken = |path: PathBuf, why: String| Error::Corrupt {
-            path,
-            why,
-            hint: again(),
-        };
+        let again = || Some(format!("remove it with `spark base delete {name}`, and make it again"));
+        let broken = |path: PathBuf, why: String| Error::Corrupt { path, why, hint: again() };
         let path = dir.join("base.json");
         let record = match record::read::<BaseRecord>(&path) {
             Ok(Some(record)) => record,
             Ok(None) => return Err(broken(path, "it is gone".into())),
-            Err(Error::Corrupt {
-                path,
-                why,
-                hint: None,
-            }) => return Err(broken(path, why)),
+            Err(Error::Corrupt { path, why, hint: None }) => return Err(broken(path, why)),
             Err(e) => return Err(e),
         };
         let root = dir.join("root");
         if !btrfs::is_subvolume(&root) {
-            let why = if root.exists() {
-                "it is not a subvolume"
-            } else {
-                "it is gone"
-            };
+            let why = if root.exists() { "it is not a subvolume" } else { "it is gone" };
             return Err(broken(root, why.into()));
         }
         Ok((record, root))
@@ -241,11 +213,6 @@ impl Sparks {
     fn no_such_base(&self, name: &Name) -> Error {
         let names = names_in(&self.pool.paths.bases()).unwrap_or_default();
         let near = near(name.as_str(), names.iter().map(Name::as_str));
-        Error::NotFound {
-            kind: "base",
-            name: name.to_string(),
-            in_project: None,
-            near,
-        }
+        Error::NotFound { kind: "base", name: name.to_string(), in_project: None, near }
     }
 }

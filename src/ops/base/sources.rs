@@ -10,11 +10,8 @@ pub(super) fn usable(texts: &[(String, bool)], suite: &str) -> Vec<String> {
         for source in sources.iter().filter(|s| s.is_plain()) {
             for suite in source.suites.iter().filter(|s| belongs(s, suite)) {
                 for uri in source.uris.iter().filter(|u| is_public(u)) {
-                    let options = source
-                        .signed_by
-                        .as_ref()
-                        .map(|k| format!("[signed-by={k}] "))
-                        .unwrap_or_default();
+                    let options =
+                        source.signed_by.as_ref().map(|k| format!("[signed-by={k}] ")).unwrap_or_default();
                     let line = format!("deb {options}{uri} {suite} {}", source.components.join(" "));
                     if !lines.contains(&line) {
                         lines.push(line);

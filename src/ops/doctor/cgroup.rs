@@ -16,24 +16,16 @@ struct Mounted {
 
 fn mounted(probe: &Probe) -> Mounted {
     let mut found = Mounted::default();
-    for line in probe
-        .text(probe.proc.join("self/mountinfo"))
-        .unwrap_or_default()
-        .lines()
-    {
+    for line in probe.text(probe.proc.join("self/mountinfo")).unwrap_or_default().lines() {
         let Some((mount, filesystem)) = line.split_once(" - ") else {
             continue;
         };
         let mut filesystem = filesystem.split(' ');
         match filesystem.next() {
             Some("cgroup2") => found.v2 = found.v2.or_else(|| mount.split(' ').nth(4).map(str::to_owned)),
-            Some("cgroup") => found.v1.extend(
-                filesystem
-                    .nth(1)
-                    .into_iter()
-                    .flat_map(|o| o.split(','))
-                    .map(str::to_owned),
-            ),
+            Some("cgroup") => {
+                found.v1.extend(filesystem.nth(1).into_iter().flat_map(|o| o.split(',')).map(str::to_owned))
+            }
             _ => {}
         }
     }
@@ -50,25 +42,13 @@ fn cgroups(probe: &Probe) -> Check {
     // Where version 1 has any controller of ours, it has all of them: version 2 beside it is for systemd.
     let v1 = V1.iter().any(|c| mounted.v1.iter().any(|m| m == c));
     let (version, wanted, have): (&str, &[&str], Vec<String>) = if v1 {
-        (
-            if mounted.v2.is_some() {
-                "hybrid, version 1"
-            } else {
-                "version 1"
-            },
-            &V1,
-            mounted.v1,
-        )
+        (if mounted.v2.is_some() { "hybrid, version 1" } else { "version 1" }, &V1, mounted.v1)
     } else if let Some(at) = mounted.v2 {
-        let at = at.strip_prefix("/sys").map_or(at.as_str().into(), |rest| {
-            probe.sys.join(rest.trim_start_matches('/'))
-        });
+        let at = at
+            .strip_prefix("/sys")
+            .map_or(at.as_str().into(), |rest| probe.sys.join(rest.trim_start_matches('/')));
         let list = probe.text(at.join("cgroup.controllers")).unwrap_or_default();
-        (
-            "version 2",
-            &V2,
-            list.split_whitespace().map(str::to_owned).collect(),
-        )
+        ("version 2", &V2, list.split_whitespace().map(str::to_owned).collect())
     } else {
         return Check::required(NAME, false, "not mounted").or("mount -t cgroup2 none /sys/fs/cgroup");
     };
@@ -105,10 +85,7 @@ mod tests {
     fn version_2_is_enough_with_its_three_controllers() {
         let bare = Bare::new();
         assert!(cgroups(&bare.probe).found.contains("not mounted"));
-        bare.write(
-            "proc/self/mountinfo",
-            "30 25 0:1 / /sys/fs/cgroup rw shared:1 - cgroup2 none rw\n",
-        );
+        bare.write("proc/self/mountinfo", "30 25 0:1 / /sys/fs/cgroup rw shared:1 - cgroup2 none rw\n");
         bare.write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n");
         assert_eq!(cgroups(&bare.probe).found, "version 2, with cpu, memory, pids");
         bare.write("sys/fs/cgroup/cgroup.controllers", "cpu pids\n");

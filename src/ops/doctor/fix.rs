@@ -77,10 +77,7 @@ fn run(command: &[&str]) -> Result<()> {
         return Ok(());
     }
     let detail = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(Error::Program {
-        program: (*program).to_owned(),
-        detail,
-    })
+    Err(Error::Program { program: (*program).to_owned(), detail })
 }
 
 #[cfg(test)]
@@ -118,10 +115,7 @@ mod tests {
             ran.push(command.join(" "));
             match command {
                 [_, "update"] => Ok(()),
-                _ => Err(Error::Program {
-                    program: "apt-get".into(),
-                    detail: "no such package".into(),
-                }),
+                _ => Err(Error::Program { program: "apt-get".into(), detail: "no such package".into() }),
             }
         });
         assert!(e.is_err());

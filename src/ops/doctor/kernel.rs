@@ -10,13 +10,7 @@ const LEAST: (u32, u32) = (5, 15);
 const FILES: u64 = 1024;
 
 pub(super) fn checks(probe: &Probe) -> Vec<Check> {
-    let mut checks = vec![
-        root(probe),
-        version(probe),
-        btrfs(probe),
-        user_namespaces(probe),
-        seccomp(probe),
-    ];
+    let mut checks = vec![root(probe), version(probe), btrfs(probe), user_namespaces(probe), seccomp(probe)];
     checks.push(open_files(probe));
     checks.extend(selinux(probe));
     checks.extend(apparmor(probe));
@@ -29,20 +23,13 @@ fn root(probe: &Probe) -> Check {
     }
     let map = probe.text(probe.proc.join("self/uid_map")).unwrap_or_default();
     let whole = map.split_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"];
-    let found = if whole {
-        "the host's root"
-    } else {
-        "root of a user namespace, not the host's"
-    };
+    let found = if whole { "the host's root" } else { "root of a user namespace, not the host's" };
     Check::required("root", whole, found)
         .or("docker run --privileged --cgroupns=host …  # or run it on the host itself")
 }
 
 fn version(probe: &Probe) -> Check {
-    let mut parts = probe
-        .release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|n| n.parse().unwrap_or(0));
+    let mut parts = probe.release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     Check::required("kernel", version >= LEAST, format!("Linux {}", probe.release)).or(format!(
         "apt-get install linux-image-amd64 && reboot  # any Linux from {}.{} on",
@@ -52,9 +39,7 @@ fn version(probe: &Probe) -> Check {
 
 fn btrfs(probe: &Probe) -> Check {
     let list = probe.text(probe.proc.join("filesystems")).unwrap_or_default();
-    let there = list
-        .lines()
-        .any(|line| line.split_whitespace().last() == Some("btrfs"));
+    let there = list.lines().any(|line| line.split_whitespace().last() == Some("btrfs"));
     let found = if there {
         "known to the kernel"
     } else if probe.has_module("btrfs") {
@@ -80,17 +65,9 @@ fn user_namespaces(probe: &Probe) -> Check {
 }
 
 fn seccomp(probe: &Probe) -> Check {
-    let actions = probe
-        .text(probe.proc.join("sys/kernel/seccomp/actions_avail"))
-        .unwrap_or_default();
-    let there = ["errno", "allow"]
-        .iter()
-        .all(|wanted| actions.split_whitespace().any(|a| a == *wanted));
-    let found = if there {
-        "filters work"
-    } else {
-        "the kernel has no seccomp filters"
-    };
+    let actions = probe.text(probe.proc.join("sys/kernel/seccomp/actions_avail")).unwrap_or_default();
+    let there = ["errno", "allow"].iter().all(|wanted| actions.split_whitespace().any(|a| a == *wanted));
+    let found = if there { "filters work" } else { "the kernel has no seccomp filters" };
     Check::required("seccomp", there, found)
         .or("apt-get install linux-image-amd64 && reboot  # any kernel with CONFIG_SECCOMP_FILTER")
 }
@@ -98,9 +75,7 @@ fn seccomp(probe: &Probe) -> Check {
 fn open_files(probe: &Probe) -> Check {
     // None is no limit.
     let enough = probe.nofile.is_none_or(|n| n >= FILES);
-    let found = probe
-        .nofile
-        .map_or("no limit".to_owned(), |n| format!("at most {n}"));
+    let found = probe.nofile.map_or("no limit".to_owned(), |n| format!("at most {n}"));
     Check::recommended("open files", enough, found).or("ulimit -n 4096")
 }
 
@@ -190,10 +165,7 @@ mod tests {
     fn seccomp_and_open_files_are_judged() {
         let mut bare = Bare::new();
         assert!(!seccomp(&bare.probe).ok);
-        bare.write(
-            "proc/sys/kernel/seccomp/actions_avail",
-            "kill_process trap errno log allow\n",
-        );
+        bare.write("proc/sys/kernel/seccomp/actions_avail", "kill_process trap errno log allow\n");
         assert!(seccomp(&bare.probe).ok);
         bare.probe.nofile = Some(256);
         assert!(!open_files(&bare.probe).ok);

@@ -15,10 +15,7 @@ const REQUIRED: [(&str, &str); 5] = [
 ];
 
 pub(super) fn checks(probe: &Probe) -> Vec<Check> {
-    let mut checks: Vec<_> = REQUIRED
-        .iter()
-        .map(|(name, package)| required(probe, name, package))
-        .collect();
+    let mut checks: Vec<_> = REQUIRED.iter().map(|(name, package)| required(probe, name, package)).collect();
     checks.push(mmdebstrap(probe));
     checks.push(busybox(probe));
     checks
@@ -33,18 +30,14 @@ fn required(probe: &Probe, name: &'static str, package: &'static str) -> Check {
         return Check::required(name, false, format!("{}, which is not in PATH", path.display()))
             .or("export PATH=$PATH:/usr/sbin:/sbin");
     }
-    Check::required(name, false, "missing")
-        .or(install(probe, package))
-        .fixed_by(Fix::Package(package))
+    Check::required(name, false, "missing").or(install(probe, package)).fixed_by(Fix::Package(package))
 }
 
 fn mmdebstrap(probe: &Probe) -> Check {
     let path = probe.program("mmdebstrap");
     let found = path
         .as_ref()
-        .map_or("missing: no base can be bootstrapped from Debian".into(), |p| {
-            p.display().to_string()
-        });
+        .map_or("missing: no base can be bootstrapped from Debian".into(), |p| p.display().to_string());
     Check::recommended("mmdebstrap", path.is_some(), found)
         .or(install(probe, "mmdebstrap"))
         .fixed_by(Fix::Package("mmdebstrap"))
@@ -56,10 +49,7 @@ fn busybox(probe: &Probe) -> Check {
     let found = match &path {
         None => "missing: the minimal base cannot be made".to_owned(),
         Some(path) if is_static => path.display().to_string(),
-        Some(path) => format!(
-            "{} needs libraries: the minimal base cannot be made of it",
-            path.display()
-        ),
+        Some(path) => format!("{} needs libraries: the minimal base cannot be made of it", path.display()),
     };
     Check::recommended("busybox", is_static, found)
         .or(install(probe, "busybox-static"))
@@ -75,10 +65,7 @@ fn install(probe: &Probe, package: &str) -> String {
         ("pacman", "pacman -S"),
         ("apk", "apk add"),
     ];
-    match managers
-        .iter()
-        .find(|(program, _)| probe.program(program).is_some())
-    {
+    match managers.iter().find(|(program, _)| probe.program(program).is_some()) {
         Some((_, command)) => format!("{command} {package}"),
         None => format!("install `{package}` with the host's package manager"),
     }
@@ -99,18 +86,13 @@ fn is_static(path: &Path) -> bool {
         let bytes = elf.get(at..at.checked_add(size)?)?;
         Some(bytes.iter().rev().fold(0, |n, b| n << 8 | usize::from(*b)))
     };
-    let header = if wide {
-        [(32, 8), (54, 2), (56, 2)]
-    } else {
-        [(28, 4), (42, 2), (44, 2)]
-    };
+    let header = if wide { [(32, 8), (54, 2), (56, 2)] } else { [(28, 4), (42, 2), (44, 2)] };
     let [Some(start), Some(size), Some(count)] = header.map(|(at, size)| number(at, size)) else {
         return false;
     };
     (0..count).all(|i| {
         let at = size.checked_mul(i).and_then(|offset| start.checked_add(offset));
-        at.and_then(|at| number(at, 4))
-            .is_some_and(|kind| kind != PT_INTERP as usize)
+        at.and_then(|at| number(at, 4)).is_some_and(|kind| kind != PT_INTERP as usize)
     })
 }
 

@@ -15,10 +15,7 @@ const LEAST: u64 = 350 << 20;
 const COMFORT: u64 = 2 << 30;
 
 pub(super) fn checks(probe: &Probe) -> Vec<Check> {
-    let kind = image::source(&probe.place)
-        .ok()
-        .flatten()
-        .map(|source| source.kind);
+    let kind = image::source(&probe.place).ok().flatten().map(|source| source.kind);
     let ancestor = existing(&probe.place.root);
     let on_btrfs = sys::file::is_btrfs(&ancestor).unwrap_or(false);
     let mut checks = vec![pool(probe, kind.as_ref(), on_btrfs)];
@@ -32,10 +29,7 @@ pub(super) fn checks(probe: &Probe) -> Vec<Check> {
 
 /// The directory itself, or the nearest above it that is there.
 fn existing(path: &Path) -> PathBuf {
-    path.ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("/"))
-        .to_owned()
+    path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/")).to_owned()
 }
 
 fn free(path: &Path) -> Option<u64> {
@@ -99,11 +93,7 @@ fn loop_devices(probe: &Probe) -> Check {
 /// `below` is free where the pool's image is, `inside` in the pool.
 fn room(made: bool, below: Option<u64>, inside: Option<u64>) -> Check {
     const NAME: &str = "room";
-    let free = if made {
-        below.into_iter().chain(inside).min()
-    } else {
-        below
-    };
+    let free = if made { below.into_iter().chain(inside).min() } else { below };
     let Some(free) = free else {
         return Check::required(NAME, false, "cannot be told").or("df -h /var/lib");
     };
@@ -128,11 +118,7 @@ fn try_idmap(probe: &Probe) -> Option<io::Result<()>> {
         return None;
     }
     Some((|| {
-        let namespace = sys::idmap::namespace(&[Extent {
-            inside: 0,
-            host: 1 << 20,
-            count: 1 << 16,
-        }])?;
+        let namespace = sys::idmap::namespace(&[Extent { inside: 0, host: 1 << 20, count: 1 << 16 }])?;
         let tree = sys::mount::clone_tree(&probe.place.pool())?;
         sys::mount::set_idmap(&tree, &namespace)
     })())
@@ -165,10 +151,7 @@ mod tests {
         let others = "3 1 0:6 / /p rw - btrfs /dev/loop1 rw\n4 1 0:7 / /ro ro - btrfs /dev/sdc rw\n";
         bare.write("proc/self/mountinfo", &(own + others));
         assert!(pool(&bare.probe, Some(&Kind::Loop), false).ok);
-        bare.write(
-            "proc/self/mountinfo",
-            "5 1 0:8 / /data rw,noatime shared:1 - btrfs /dev/sdd rw\n",
-        );
+        bare.write("proc/self/mountinfo", "5 1 0:8 / /data rw,noatime shared:1 - btrfs /dev/sdd rw\n");
         let check = pool(&bare.probe, Some(&Kind::Loop), false);
         assert!(!check.ok && check.remedy.unwrap().contains("SPARK_ROOT=/data/spark"));
         assert!(pool(&bare.probe, Some(&Kind::Directory), true).ok);

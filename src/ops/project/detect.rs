@@ -130,15 +130,8 @@ fn work_tree(dir: &Path, owners: &Owners) -> Result<Option<Repository>> {
     let target =
         gix_discover::parse::gitdir(&content).map_err(|_| broken(&dot_git, "it names no git directory"))?;
     let git_dir = dir.join(target);
-    let nowhere = || {
-        broken(
-            &dot_git,
-            format!(
-                "it points to {}, which is not a git repository",
-                git_dir.display()
-            ),
-        )
-    };
+    let nowhere =
+        || broken(&dot_git, format!("it points to {}, which is not a git repository", git_dir.display()));
     if !looks_like_git_dir(&git_dir)? {
         return Err(nowhere());
     }
@@ -179,12 +172,7 @@ fn common_dir(git_dir: &Path, owners: &Owners) -> Result<Repository> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => git_dir.to_owned(),
         Err(e) => return Err(broken(&pointer, e.to_string())),
     };
-    let nowhere = || {
-        broken(
-            &pointer,
-            format!("it points to {}, which is not there", common.display()),
-        )
-    };
+    let nowhere = || broken(&pointer, format!("it points to {}, which is not there", common.display()));
     let canonical = common.canonicalize().map_err(|_| nowhere())?;
     if !canonical.is_dir() {
         return Err(nowhere());

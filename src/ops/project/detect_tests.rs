@@ -21,14 +21,7 @@ impl Folder {
 
     fn git(&self, args: &[&str]) {
         let ok = Command::new("git")
-            .args([
-                "-c",
-                "user.name=t",
-                "-c",
-                "user.email=t@t",
-                "-c",
-                "protocol.file.allow=always",
-            ])
+            .args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "protocol.file.allow=always"])
             .args(args)
             .current_dir(self.0.path())
             .env_clear()
@@ -157,32 +150,18 @@ fn a_repository_of_somebody_else_is_denied_except_to_root_through_their_sudo() {
         let e = around(&f.path("shop"), &root).unwrap_err();
         assert_eq!(e.code(), Code::Denied, "{part}");
         assert!(e.to_string().contains("12345") && e.hint().unwrap().contains("-P NAME"));
-        assert!(
-            around(&f.path("shop"), &Owners::new(0, Some(12345)))
-                .unwrap()
-                .is_some()
-        );
-        assert!(
-            around(&f.path("shop"), &Owners::new(12345, None))
-                .unwrap()
-                .is_some()
-        );
+        assert!(around(&f.path("shop"), &Owners::new(0, Some(12345))).unwrap().is_some());
+        assert!(around(&f.path("shop"), &Owners::new(12345, None)).unwrap().is_some());
         assert!(around(&f.path("shop"), &Owners::new(54321, Some(12345))).is_err());
         chown(f.path(part), Some(0), None).unwrap();
     }
     // A `.git` file of somebody else's, pointing to a repository of ours.
     chown(f.path("feature/.git"), Some(12345), None).unwrap();
-    assert_eq!(
-        around(&f.path("feature"), &root).unwrap_err().code(),
-        Code::Denied
-    );
+    assert_eq!(around(&f.path("feature"), &root).unwrap_err().code(), Code::Denied);
     chown(f.path("feature/.git"), Some(0), None).unwrap();
     // A repository of somebody else's behind a worktree of ours.
     chown(f.path("shop/.git"), Some(12345), None).unwrap();
-    assert_eq!(
-        around(&f.path("feature"), &root).unwrap_err().code(),
-        Code::Denied
-    );
+    assert_eq!(around(&f.path("feature"), &root).unwrap_err().code(), Code::Denied);
 }
 
 #[test]
@@ -191,10 +170,7 @@ fn files_that_somebody_else_puts_into_a_directory_for_all_make_it_no_repository_
     f.git(&["init", "--bare", "tmp"]);
     assert!(around(&f.path("tmp"), &Owners::new(0, None)).unwrap().is_some());
     chown(f.path("tmp/HEAD"), Some(12345), None).unwrap();
-    assert_eq!(
-        around(&f.path("tmp"), &Owners::new(0, None)).unwrap_err().code(),
-        Code::Denied
-    );
+    assert_eq!(around(&f.path("tmp"), &Owners::new(0, None)).unwrap_err().code(), Code::Denied);
 }
 
 #[test]
@@ -208,14 +184,7 @@ fn a_git_file_that_leads_nowhere_is_an_error_that_names_it() {
     assert!(e.to_string().contains("shop/inner/.git"), "{e}");
     assert!(e.hint().unwrap().contains("-P NAME"));
 
-    for content in [
-        "",
-        "gitdir:",
-        "gitdir: ",
-        "nonsense",
-        "gitdir: .",
-        "gitdir: ../shop/.git/objects\n",
-    ] {
+    for content in ["", "gitdir:", "gitdir: ", "nonsense", "gitdir: .", "gitdir: ../shop/.git/objects\n"] {
         fs::write(f.path("shop/inner/.git"), content).unwrap();
         assert_eq!(
             around(&f.path("shop/inner"), &caller()).unwrap_err().code(),
@@ -236,31 +205,19 @@ fn a_commondir_that_is_a_fifo_or_leads_nowhere_is_an_error_and_does_not_hang() {
     let pointer = f.path("shop/.git/worktrees/feature/commondir");
     fs::write(&pointer, "../../../gone\n").unwrap();
     let e = around(&f.path("feature"), &caller()).unwrap_err();
-    assert!(
-        e.code() == Code::Corrupt && e.to_string().contains("commondir"),
-        "{e}"
-    );
+    assert!(e.code() == Code::Corrupt && e.to_string().contains("commondir"), "{e}");
     fs::remove_file(&pointer).unwrap();
     fifo(&pointer);
-    assert_eq!(
-        around(&f.path("feature"), &caller()).unwrap_err().code(),
-        Code::Corrupt
-    );
+    assert_eq!(around(&f.path("feature"), &caller()).unwrap_err().code(), Code::Corrupt);
     fifo(&f.path("shop/.git/commondir"));
-    assert_eq!(
-        around(&f.path("shop"), &caller()).unwrap_err().code(),
-        Code::Corrupt
-    );
+    assert_eq!(around(&f.path("shop"), &caller()).unwrap_err().code(), Code::Corrupt);
 }
 
 #[test]
 fn folders_of_any_bytes_are_found() {
     let f = Folder::new();
     f.repository("plain");
-    for (bytes, name) in [
-        (&b"caf\xe9\xff"[..], "caf\u{fffd}\u{fffd}"),
-        ("🦀".as_bytes(), "🦀"),
-    ] {
+    for (bytes, name) in [(&b"caf\xe9\xff"[..], "caf\u{fffd}\u{fffd}"), ("🦀".as_bytes(), "🦀")] {
         let dir = f.path(OsStr::from_bytes(bytes));
         fs::rename(f.path("plain"), &dir).unwrap();
         assert_eq!(found(&dir).common, dir.join(".git"));
@@ -271,20 +228,11 @@ fn folders_of_any_bytes_are_found() {
 
 #[test]
 fn a_repository_at_the_root_of_the_filesystem_has_no_name() {
-    assert_eq!(
-        Repository {
-            common: "/.git".into()
-        }
-        .folder_name(),
-        None
-    );
+    assert_eq!(Repository { common: "/.git".into() }.folder_name(), None);
 }
 
 #[test]
 fn a_directory_that_is_gone_is_an_error() {
     let f = Folder::new();
-    assert_eq!(
-        around(&f.path("gone"), &caller()).unwrap_err().code(),
-        Code::NotFound
-    );
+    assert_eq!(around(&f.path("gone"), &caller()).unwrap_err().code(), Code::NotFound);
 }

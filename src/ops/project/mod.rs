@@ -105,9 +105,7 @@ impl Sparks {
             Some(_) => None,
             None => self.repository().ok().flatten(),
         };
-        let git = git
-            .filter(|r| self.project_of_repository(r).is_ok_and(|n| n == *name))
-            .map(|r| r.common);
+        let git = git.filter(|r| self.project_of_repository(r).is_ok_and(|n| n == *name)).map(|r| r.common);
         let record = ProjectRecord {
             version: FORMAT,
             id: Id::generate(),
@@ -119,10 +117,7 @@ impl Sparks {
         let stage = self.pool.stage()?;
         for sub in ["sparks", "data"] {
             let path = stage.path().join(sub);
-            std::fs::DirBuilder::new()
-                .mode(0o700)
-                .create(&path)
-                .map_err(Error::io("create", path))?;
+            std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(Error::io("create", path))?;
         }
         stage.write("project.json", &record)?;
         // Last, since making a subvolume commits what was made before it.
@@ -141,10 +136,7 @@ impl Sparks {
     pub fn project_list(&self) -> Result<Vec<ProjectInfo>> {
         let current = self.project().ok();
         let names = names_in(&self.pool.paths.projects())?;
-        names
-            .into_iter()
-            .map(|name| self.describe(name, current.as_ref()))
-            .collect()
+        names.into_iter().map(|name| self.describe(name, current.as_ref())).collect()
     }
 
     /// One project.
@@ -200,10 +192,7 @@ impl Sparks {
             (Some(e), _) => Err(e),
             (None, Some(name)) => Ok(name),
             (None, None) => Err(Error::Usage {
-                message: format!(
-                    "every name for the project of {} is taken",
-                    repository.common.display()
-                ),
+                message: format!("every name for the project of {} is taken", repository.common.display()),
                 hint: Some("name a project with `-P NAME`".into()),
             }),
         }
@@ -277,13 +266,7 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
     };
     let mut names = Vec::new();
     for entry in list {
-        names.push(
-            entry
-                .map_err(Error::io("list", dir))?
-                .file_name()
-                .to_string_lossy()
-                .into_owned(),
-        );
+        names.push(entry.map_err(Error::io("list", dir))?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
     Ok(names)
@@ -292,23 +275,15 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
 fn not_empty(project: &Name, sparks: &[String], volumes: &[String]) -> Error {
     let count =
         |n: usize, what: &str| (n > 0).then(|| format!("{n} {what}{}", if n == 1 { "" } else { "s" }));
-    let parts: Vec<_> = [count(sparks.len(), "spark"), count(volumes.len(), "data volume")]
-        .into_iter()
-        .flatten()
-        .collect();
+    let parts: Vec<_> =
+        [count(sparks.len(), "spark"), count(volumes.len(), "data volume")].into_iter().flatten().collect();
     let hint = match sparks {
         [] => format!("delete its data volumes first: `spark data list -P {project}`"),
         few if few.len() <= 5 => format!("delete them first: `spark delete -P {project} {}`", few.join(" ")),
         _ => format!("see them with `spark list -P {project}`, and delete them first"),
     };
     let state = format!("not empty, with {}", parts.join(" and "));
-    Error::WrongState {
-        action: "delete",
-        kind: "project",
-        name: project.to_string(),
-        state,
-        hint,
-    }
+    Error::WrongState { action: "delete", kind: "project", name: project.to_string(), state, hint }
 }
 
 #[cfg(test)]
@@ -323,9 +298,6 @@ mod tests {
             e.to_string(),
             "cannot delete project `shop`: it is not empty, with 2 sparks and 1 data volume"
         );
-        assert_eq!(
-            e.hint().unwrap(),
-            "delete them first: `spark delete -P shop db web`"
-        );
+        assert_eq!(e.hint().unwrap(), "delete them first: `spark delete -P shop db web`");
     }
 }

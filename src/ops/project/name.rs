@@ -38,10 +38,7 @@ fn suffixed(name: &Name, suffix: &str) -> Result<Name, InvalidName> {
 /// is a repository's only if its record says so.
 fn hash(path: &Path) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-    path.as_os_str()
-        .as_bytes()
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, step)
+    path.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 #[cfg(test)]
@@ -49,10 +46,7 @@ mod tests {
     use super::*;
 
     fn names(common: &str) -> Vec<String> {
-        let names = candidates(&Repository {
-            common: common.into(),
-        })
-        .unwrap();
+        let names = candidates(&Repository { common: common.into() }).unwrap();
         names.into_iter().map(String::from).collect()
     }
 
@@ -67,10 +61,7 @@ mod tests {
     fn names_are_the_folders_then_with_a_suffix_of_its_place() {
         let a = names("/a/Shop_2/.git");
         assert_eq!(a[0], "shop-2");
-        assert!(
-            a[1].starts_with("shop-2-") && a[1].len() == "shop-2-".len() + 6,
-            "{a:?}"
-        );
+        assert!(a[1].starts_with("shop-2-") && a[1].len() == "shop-2-".len() + 6, "{a:?}");
         assert_eq!(a[2].len(), "shop-2-".len() + 16);
         let b = names("/b/Shop_2/.git");
         assert_eq!(a[0], b[0]);
@@ -89,9 +80,6 @@ mod tests {
         assert_eq!(names("/src/🦀/.git")[0], "repo");
         assert_eq!(names("/.git")[0], "repo");
         let default = names("/src/default/.git");
-        assert!(
-            default.len() == 2 && default[0].starts_with("default-"),
-            "{default:?}"
-        );
+        assert!(default.len() == 2 && default[0].starts_with("default-"), "{default:?}");
     }
 }
