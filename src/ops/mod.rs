@@ -106,8 +106,10 @@ impl Sparks {
 
 /// Of `names`, those that look like `name`, best first.
 pub(crate) fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut scored: Vec<(f64, &str)> =
-        names.map(|n| (strsim::jaro_winkler(name, n), n)).filter(|s| s.0 > 0.8).collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    scored.into_iter().map(|(_, n)| n.to_owned()).take(3).collect()
+    // Two slips of the finger, or one in a short name; a swap of neighbours is one.
+    let most = if name.len() <= 4 { 1 } else { 2 };
+    let mut found: Vec<(usize, &str)> =
+        names.map(|n| (strsim::damerau_levenshtein(name, n), n)).filter(|(slips, _)| *slips <= most).collect();
+    found.sort();
+    found.into_iter().map(|(_, n)| n.to_owned()).take(3).collect()
 }
