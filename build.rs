@@ -3,7 +3,11 @@
 //! It is compiled by calling rustc directly, not as a crate of its own, because it links with
 //! nothing at all: no libc, no start files. Cargo's flags for the main program must not reach it.
 
-#![allow(clippy::print_stdout, reason = "standard output is how a build script talks to cargo")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "standard output is how a build script talks to cargo"
+)]
 
 use std::env;
 use std::ffi::OsString;

@@ -97,7 +97,7 @@ impl Sparks {
         let sparks = self.pool.paths.sparks(&spark.project);
         let synced = sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks));
         let started = starting.and_then(|s| s.map(|s| s.wait()).transpose());
-        let done = started.and_then(|_| synced);
+        let done = started.and(synced);
         drop(lock);
         match done {
             Ok(()) => Ok(spark),

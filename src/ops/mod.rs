@@ -108,8 +108,10 @@ impl Sparks {
 pub(crate) fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
     // Two slips of the finger, or one in a short name; a swap of neighbours is one.
     let most = if name.len() <= 4 { 1 } else { 2 };
-    let mut found: Vec<(usize, &str)> =
-        names.map(|n| (strsim::damerau_levenshtein(name, n), n)).filter(|(slips, _)| *slips <= most).collect();
+    let mut found: Vec<(usize, &str)> = names
+        .map(|n| (strsim::damerau_levenshtein(name, n), n))
+        .filter(|(slips, _)| *slips <= most)
+        .collect();
     found.sort();
     found.into_iter().map(|(_, n)| n.to_owned()).take(3).collect()
 }

@@ -53,7 +53,7 @@ pub fn close_others_on_exec() -> io::Result<()> {
 pub fn load_filter(filter: &[u8]) -> io::Result<()> {
     const SIZE: usize = size_of::<libc::sock_filter>();
     let count = u16::try_from(filter.len() / SIZE).map_err(|_| io::ErrorKind::InvalidData)?;
-    if count == 0 || filter.len() % SIZE != 0 {
+    if count == 0 || !filter.len().is_multiple_of(SIZE) {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let instructions: Vec<libc::sock_filter> = filter

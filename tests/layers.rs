@@ -1,0 +1,171 @@
+//! The layers of `src/lib.rs`, checked on every run: who may import whom, and where certain words may stand.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A layer and what it may import of ours, besides itself.
+const LAYERS: [(&str, &[&str]); 10] = [
+    ("domain", &[]),
+    ("error", &["domain"]),
+    ("fault", &["error"]),
+    ("sys", &[]),
+    ("pool", &["domain", "error", "fault", "sys"]),
+    ("bundle", &["domain", "error", "fault", "sys"]),
+    ("runtime", &["domain", "error", "fault", "sys"]),
+    ("image", &["domain", "error", "fault", "sys"]),
+    ("ops", &["domain", "error", "fault", "sys", "pool", "bundle", "runtime", "image"]),
+    ("cli", &["ops", "domain", "error"]),
+];
+
+/// A word and the only places where it may stand.
+const PLACES: [(&str, &[&str]); 7] = [
+    ("libcontainer::", &["runtime/"]),
+    ("btrfsutil::", &["pool/btrfs.rs"]),
+    ("libseccomp::", &["bundle/seccomp.rs"]),
+    ("unsafe {", &["sys/", "runtime/init/"]),
+    ("println!", &["cli/"]),
+    ("tokio::", &["cli/", "image/"]),
+    ("gix_discover::", &["ops/project/"]),
+];
+
+/// Lines of a source file that count against it: a page of tests at its end does not make a file hard to find
+/// one's way in, so they count too.
+const LONGEST: usize = 500;
+
+#[test]
+fn no_layer_imports_what_is_above_it() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let Some(layer) = layer_of(&path) else { continue };
+        let allowed = LAYERS.iter().find(|l| l.0 == layer).map(|l| l.1).unwrap();
+        for (number, line) in statements(&text) {
+            for other in imported(&line) {
+                if other != layer && !allowed.contains(&other.as_str()) && LAYERS.iter().any(|l| l.0 == other)
+                {
+                    wrong.push(format!(
+                        "src/{path}:{number}: {layer} may not import {other}",
+                        path = path.display()
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn words_stand_only_where_they_belong() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let shown = path.to_str().unwrap();
+        for (number, line) in code(&text) {
+            for (word, places) in PLACES {
+                if line.contains(word) && !places.iter().any(|p| shown.starts_with(p)) {
+                    wrong.push(format!("src/{shown}:{number}: `{word}` may stand only in {places:?}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_source_file_is_longer_than_a_person_reads() {
+    let long: Vec<String> = sources()
+        .into_iter()
+        .map(|(path, text)| (path, text.lines().count()))
+        .filter(|(_, lines)| *lines > LONGEST)
+        .map(|(path, lines)| format!("src/{}: {lines} lines", path.display()))
+        .collect();
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+/// The check has to see what it forbids, or it would pass on anything.
+#[test]
+fn imports_are_recognised_in_every_form() {
+    assert_eq!(imported("use crate::pool::Pool;"), ["pool"]);
+    assert_eq!(imported("use crate::{fault, sys};"), ["fault", "sys"]);
+    assert_eq!(imported("    crate::runtime::live::read(x)"), ["runtime"]);
+    assert_eq!(imported("use crate::{ops::{self, Sparks}, domain::name::Name};"), ["ops", "domain"]);
+    assert!(imported("pub(crate) fn f() {}").is_empty());
+    let wrapped = statements("use crate::{\n    pool::Pool,\n    sys,\n};\nfn f() {}\n");
+    assert_eq!(wrapped.len(), 2);
+    assert_eq!(imported(&wrapped[0].1), ["pool", "sys"]);
+}
+
+/// The first words after each `crate::` of a line.
+fn imported(line: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for part in line.split("crate::").skip(1) {
+        match part.strip_prefix('{') {
+            None => found.push(word(part)),
+            Some(list) => {
+                let mut depth = 0;
+                for item in list.split_inclusive([',', '{', '}']) {
+                    if depth == 0 {
+                        found.push(word(item.trim_start()));
+                    }
+                    match item.chars().last() {
+                        Some('{') => depth += 1,
+                        Some('}') => depth -= 1,
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    found.retain(|w| !w.is_empty());
+    found
+}
+
+fn word(text: &str) -> String {
+    text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+}
+
+/// The lines of a file that are not comments.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().map(|(n, l)| (n + 1, l)).filter(|(_, l)| !l.trim_start().starts_with("//"))
+}
+
+/// The same with every `use` in one line, however it was wrapped.
+fn statements(text: &str) -> Vec<(usize, String)> {
+    let mut out: Vec<(usize, String)> = Vec::new();
+    let mut open = false;
+    for (number, line) in code(text) {
+        match out.last_mut() {
+            Some((_, last)) if open => last.push_str(line.trim_start()),
+            _ => out.push((number, line.to_owned())),
+        }
+        let start =
+            out.last().is_some_and(|(_, l)| l.trim_start().trim_start_matches("pub ").starts_with("use "));
+        open = start && !line.contains(';');
+    }
+    out
+}
+
+fn layer_of(path: &Path) -> Option<String> {
+    let first = path.components().next()?.as_os_str().to_str()?;
+    let layer = first.strip_suffix(".rs").unwrap_or(first);
+    LAYERS.iter().any(|l| l.0 == layer).then(|| layer.to_owned())
+}
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut out = Vec::new();
+    let mut todo = vec![top.clone()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                todo.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                out.push((path.strip_prefix(&top).unwrap().to_owned(), text));
+            }
+        }
+    }
+    assert!(out.len() > 50, "the sources were not found");
+    out
+}
