@@ -60,6 +60,14 @@ impl Running {
         sys::process::reap(self.pid, false)
     }
 
+    /// Waits until the command has ended.
+    pub fn wait(&self) -> io::Result<Ended> {
+        match sys::process::reap(self.pid, true)? {
+            Some(ended) => Ok(ended),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
     /// Gives its terminal the size of another.
     pub fn copy_window_size(&self, from: impl AsFd) -> io::Result<()> {
         match &self.master {
