@@ -54,7 +54,9 @@ fn rootfs(machine: &Machine) -> PathBuf {
     owner("home/u", 1000);
     owner("home/u/file", 65535);
     owner("bin/absolute", 33);
-    (mode("tmp", 0o1777), mode("bin/sh", 0o4755), mode("etc/shadow", 0o640), mode("deep/er/still", 0o000));
+    for (path, bits) in [("tmp", 0o1777), ("bin/sh", 0o4755), ("etc/shadow", 0o640), ("deep/er/still", 0)] {
+        mode(path, bits);
+    }
     run("mkfifo", &["-m".as_ref(), "620".as_ref(), root.join("home/u/fifo").as_os_str()]);
     let sh = std::fs::File::open(root.join("bin/sh")).unwrap();
     sparks::sys::tree::set_xattr(&sh, b"user.note", b"a\nb").unwrap();

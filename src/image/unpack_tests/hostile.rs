@@ -33,6 +33,12 @@ fn nothing_is_written_through_a_symbolic_link() {
             &tar().symlink("l", target).dir("l/new", 0o755).end(),
             "through what is not a directory",
         );
+        for entry in ["l/dir/canary", "l/dir/new", "l/dir"] {
+            Place::new().refuses(
+                &tar().symlink("l", target).file(entry, "dead").end(),
+                "through what is not a directory",
+            );
+        }
         let place = Place::new();
         place.refuses(
             &tar().symlink("l", target).file("l/a/b/c", "x").end(),
@@ -66,6 +72,14 @@ fn a_hard_link_leads_only_to_what_is_inside() {
     );
     Place::new().refuses(&tar().dir("d", 0o755).hard("h", "d").end(), "to a directory");
     Place::new().refuses(&tar().hard("h", "").end(), "hard link");
+    Place::new().refuses(
+        &tar().symlink("l", "../outside").hard("h", "l/dir/canary").end(),
+        "through what is not a directory",
+    );
+    let place = Place::new();
+    let canary = format!("{}/canary", place.outside());
+    place.unpack(&tar().symlink("l", &canary).hard("h", "l").end()).unwrap();
+    assert!(place.root().join("h").is_symlink());
     // Through a hard link to a symbolic link neither.
     let place = Place::new();
     let canary = format!("{}/canary", place.outside());

@@ -22,6 +22,8 @@ impl Place {
         fs::create_dir(dir.path().join("root")).unwrap();
         fs::create_dir(dir.path().join("outside")).unwrap();
         fs::write(dir.path().join("outside/canary"), "alive").unwrap();
+        fs::create_dir(dir.path().join("outside/dir")).unwrap();
+        fs::write(dir.path().join("outside/dir/canary"), "alive").unwrap();
         Place { dir }
     }
 
@@ -50,12 +52,13 @@ impl Place {
     }
 
     fn nothing_outside_changed(&self) {
-        let names: Vec<_> =
-            fs::read_dir(self.dir.path().join("outside")).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(names, ["canary"]);
-        let canary = self.dir.path().join("outside/canary");
-        assert_eq!(fs::read_to_string(&canary).unwrap(), "alive");
-        assert_eq!(fs::metadata(&canary).unwrap().nlink(), 1);
+        for (dir, count) in [("outside", 2), ("outside/dir", 1)] {
+            let dir = self.dir.path().join(dir);
+            assert_eq!(fs::read_dir(&dir).unwrap().count(), count);
+            let canary = dir.join("canary");
+            assert_eq!(fs::read_to_string(&canary).unwrap(), "alive");
+            assert_eq!(fs::metadata(&canary).unwrap().nlink(), 1);
+        }
         assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), 2);
     }
 
