@@ -62,12 +62,18 @@ impl Confinement {
     }
 }
 
+/// What libcontainer is told about the home directory, so that it does not look for one: it would ask the C library,
+/// and that would read the spark's `nsswitch.conf` and load the spark's own modules as the host's root.
+pub const HOME: &str = "HOME=/";
+
 /// The spec for libcontainer: without what our executors do themselves.
 pub fn without(spec: &Spec) -> Spec {
     let mut spec = spec.clone();
     if let Some(process) = spec.process_mut() {
         process.set_capabilities(None);
         process.set_no_new_privileges(None);
+        // PID 1 is executed without an environment.
+        process.set_env(Some(vec![HOME.into()]));
     }
     if let Some(linux) = spec.linux_mut() {
         linux.set_seccomp(None);
