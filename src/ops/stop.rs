@@ -70,8 +70,7 @@ impl Sparks {
 
 /// Interactive shells ignore SIGTERM and end on SIGHUP, as when their terminal goes away: those with one get it.
 fn hang_up(cgroup: &std::path::Path) {
-    for pid in live::processes(cgroup) {
-        let Ok(fd) = sys::process::pidfd_open(pid) else { continue };
+    for (pid, fd) in live::members(cgroup) {
         if sys::process::has_terminal(pid) {
             let _ = sys::process::signal(&fd, rustix::process::Signal::HUP);
         }

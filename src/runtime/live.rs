@@ -62,6 +62,20 @@ pub fn is_frozen(cgroup: &Path) -> bool {
         .is_some_and(|(file, frozen)| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == frozen))
 }
 
+/// The processes of a cgroup, as pidfds: certainly its own, whatever number they get or lose meanwhile.
+pub fn members(cgroup: &Path) -> Vec<(i32, OwnedFd)> {
+    let opened: Vec<_> = processes(cgroup)
+        .into_iter()
+        .filter_map(|pid| Some((pid, crate::sys::process::pidfd_open(pid).ok()?)))
+        .collect();
+    // A number may have gone to a process of the host before it was opened. If it is there still, and the process
+    // that was opened lives, it is that one.
+    let still = processes(cgroup);
+    let ended =
+        |fd: &OwnedFd| crate::sys::process::wait_end(fd, Some(std::time::Duration::ZERO)).unwrap_or(true);
+    opened.into_iter().filter(|(pid, fd)| still.contains(pid) && !ended(fd)).collect()
+}
+
 /// The processes of a cgroup, as the host numbers them.
 pub fn processes(cgroup: &Path) -> Vec<i32> {
     let below = cgroup.strip_prefix("/").unwrap_or(cgroup);

@@ -64,11 +64,9 @@ impl Handle {
             for dir in &left {
                 let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
                 let _ = std::fs::write(dir.join("cgroup.kill"), "1");
-                for pid in live::processes(&self.cgroup) {
-                    if let Ok(fd) = crate::sys::process::pidfd_open(pid) {
-                        let _ = crate::sys::process::signal(&fd, rustix::process::Signal::KILL);
-                        let _ = crate::sys::process::wait_end(&fd, Some(Duration::from_secs(1)));
-                    }
+                for (_, fd) in live::members(&self.cgroup) {
+                    let _ = crate::sys::process::signal(&fd, rustix::process::Signal::KILL);
+                    let _ = crate::sys::process::wait_end(&fd, Some(Duration::from_secs(1)));
                 }
                 let _ = std::fs::remove_dir(dir);
             }
