@@ -13,7 +13,7 @@ use crate::domain::name::Name;
 use crate::domain::options::{BindMount, Network, Shared, SparkOptions};
 use crate::domain::spark::Id;
 use crate::error::{Error, Result};
-use crate::sys::idmap::Extent;
+use crate::sys::idmap::{Extent, IdMap};
 
 /// Ids that a spark has of its own.
 pub const IDS: u32 = 65_536;
@@ -37,54 +37,41 @@ pub struct Input<'a> {
     pub shared: [PathBuf; 3],
 }
 
-/// A mount that the starter makes, with ids mapped, in a mount namespace of its own.
+/// A mount that the starter makes upon the root, before the runtime library sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MappedMount {
+pub struct InnerMount {
     pub source: PathBuf,
-    /// Below the bundle's directory; the spec names it as a source.
-    pub target: PathBuf,
-    pub ids: Vec<Extent>,
+    /// Where it is inside.
+    pub at: PathBuf,
+    /// How ids on disk look to the host; as they are if none.
+    pub ids: Option<IdMap>,
     pub is_dir: bool,
+    pub read_only: bool,
 }
 
 /// A bundle, ready to be written.
 #[derive(Debug)]
 pub struct Bundle {
-    /// The OCI configuration.
+    /// The whole OCI configuration.
     pub spec: Spec,
-    /// What has to be mounted before it can be run.
-    pub mounts: Vec<MappedMount>,
+    /// The same without [`mounts`](Bundle::mounts), which are made by then.
+    pub inner: Spec,
+    pub mounts: Vec<InnerMount>,
 }
 
 /// Composes a spark's bundle.
 pub fn compose(input: &Input<'_>) -> Result<Bundle> {
     let options = input.options;
-    let mut spec = template::load(options.bundle.as_deref().unwrap_or("default"), input.templates)?;
-    let mut mapped = vec![MappedMount {
-        source: input.root.to_owned(),
-        target: input.dir.join("root"),
-        ids: vec![Extent { inside: 0, host: input.first_id, count: IDS }],
-        is_dir: true,
-    }];
-    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let mut inner = template::load(options.bundle.as_deref().unwrap_or("default"), input.templates)?;
     if options.network == Network::Host {
+        let mut mounts = inner.mounts().clone().unwrap_or_default();
         bind_host_sys(&mut mounts)?;
+        inner.set_mounts(Some(mounts));
     }
-    for file in etc::FILES {
-        mounts.push(bind(&input.dir.join("etc").join(file), &Path::new("/etc").join(file), &["ro"])?);
-    }
-    add_shared(input, &mut mounts, &mut mapped)?;
-    for (number, wanted) in options.mounts.iter().enumerate() {
-        let made = map_host_path(input, number, wanted)?;
-        let flags: &[&str] = if wanted.ro { &["ro", "nosuid", "nodev"] } else { &["nosuid", "nodev"] };
-        mounts.push(bind(&made.target, &wanted.dst, flags)?);
-        mapped.push(made);
-    }
-    spec.set_mounts(Some(mounts));
-    spec.set_hostname(Some(hostname(options, input.name)));
-    fill_process(&mut spec, options)?;
-    fill_linux(&mut spec, input)?;
-    spec.set_annotations(Some(
+    inner.set_hostname(Some(hostname(options, input.name)));
+    fill_process(&mut inner, options)?;
+    fill_linux(&mut inner, input)?;
+    inner.set_annotations(Some(
         [
             ("dev.sparks.project".to_owned(), input.project.to_string()),
             ("dev.sparks.name".to_owned(), input.name.to_string()),
@@ -92,7 +79,43 @@ pub fn compose(input: &Input<'_>) -> Result<Bundle> {
         ]
         .into(),
     ));
-    Ok(Bundle { spec, mounts: mapped })
+    let mounts = inner_mounts(input)?;
+    let mut spec = inner.clone();
+    let mut all = spec.mounts().clone().unwrap_or_default();
+    for mount in &mounts {
+        let flags: &[&str] =
+            if mount.read_only { &["bind", "ro", "nosuid", "nodev"] } else { &["bind", "nosuid", "nodev"] };
+        all.push(bind(&mount.source, &mount.at, flags)?);
+    }
+    spec.set_mounts(Some(all));
+    Ok(Bundle { spec, inner, mounts })
+}
+
+fn inner_mounts(input: &Input<'_>) -> Result<Vec<InnerMount>> {
+    let range = IdMap::range(input.first_id, IDS);
+    let mut mounts: Vec<InnerMount> = etc::FILES
+        .iter()
+        .map(|file| InnerMount {
+            source: input.dir.join("etc").join(file),
+            at: Path::new("/etc").join(file),
+            ids: None,
+            is_dir: false,
+            read_only: true,
+        })
+        .collect();
+    if input.options.shared != Shared::None {
+        mounts.extend(input.shared.iter().zip(["bin", "all", "proj"]).map(|(source, name)| InnerMount {
+            source: source.clone(),
+            at: Path::new("/spark").join(name),
+            ids: Some(range),
+            is_dir: true,
+            read_only: input.options.shared == Shared::Ro,
+        }));
+    }
+    for wanted in &input.options.mounts {
+        mounts.push(host_mount(wanted, range)?);
+    }
+    Ok(mounts)
 }
 
 /// A spark's host name: the one it was given, or its own.
@@ -105,7 +128,7 @@ fn bad(e: impl std::fmt::Display) -> Error {
 }
 
 fn bind(source: &Path, target: &Path, flags: &[&str]) -> Result<Mount> {
-    let options = ["rbind", "rprivate"].iter().chain(flags).map(|f| (*f).to_owned()).collect::<Vec<_>>();
+    let options = ["rprivate"].iter().chain(flags).map(|f| (*f).to_owned()).collect::<Vec<_>>();
     MountBuilder::default()
         .typ("bind")
         .source(source)
@@ -118,22 +141,8 @@ fn bind(source: &Path, target: &Path, flags: &[&str]) -> Result<Mount> {
 /// A user namespace that does not own its network namespace cannot mount a sysfs of its own.
 fn bind_host_sys(mounts: &mut [Mount]) -> Result<()> {
     for mount in mounts.iter_mut().filter(|m| m.typ().as_deref() == Some("sysfs")) {
-        *mount = bind(Path::new("/sys"), mount.destination(), &["rro", "nosuid", "noexec", "nodev"])?;
-    }
-    Ok(())
-}
-
-fn add_shared(input: &Input<'_>, mounts: &mut Vec<Mount>, mapped: &mut Vec<MappedMount>) -> Result<()> {
-    let flags: &[&str] = match input.options.shared {
-        Shared::None => return Ok(()),
-        Shared::Rw => &["nosuid", "nodev"],
-        Shared::Ro => &["ro", "nosuid", "nodev"],
-    };
-    for (source, name) in input.shared.iter().zip(["bin", "all", "proj"]) {
-        let target = input.dir.join("shared").join(name);
-        mounts.push(bind(&target, &Path::new("/spark").join(name), flags)?);
-        let ids = vec![Extent { inside: 0, host: input.first_id, count: IDS }];
-        mapped.push(MappedMount { source: source.clone(), target, ids, is_dir: true });
+        *mount =
+            bind(Path::new("/sys"), mount.destination(), &["rbind", "rro", "nosuid", "noexec", "nodev"])?;
     }
     Ok(())
 }
@@ -141,16 +150,19 @@ fn add_shared(input: &Input<'_>, mounts: &mut Vec<Mount>, mapped: &mut Vec<Mappe
 /// How a directory of the host looks inside. If it belongs to somebody, it belongs to root inside, and what is
 /// made there is that somebody's: nothing inside can make a file of the host's root. If it is root's, ids are the
 /// same on both sides.
-fn map_host_path(input: &Input<'_>, number: usize, wanted: &BindMount) -> Result<MappedMount> {
+fn host_mount(wanted: &BindMount, range: IdMap) -> Result<InnerMount> {
     use std::os::unix::fs::MetadataExt;
     let source = std::fs::canonicalize(&wanted.src).map_err(Error::io("mount", &wanted.src))?;
     let meta = std::fs::metadata(&source).map_err(Error::io("mount", &source))?;
     let ids = match meta.uid() {
-        0 => vec![Extent { inside: 0, host: input.first_id, count: IDS }],
-        owner => vec![Extent { inside: owner, host: input.first_id, count: 1 }],
+        0 => range,
+        owner => {
+            let to_root = |inside| Extent { inside, host: range.users.host, count: 1 };
+            IdMap { users: to_root(owner), groups: to_root(meta.gid()) }
+        }
     };
-    let target = input.dir.join("mounts").join(number.to_string());
-    Ok(MappedMount { source, target, ids, is_dir: meta.is_dir() })
+    let at = wanted.dst.clone();
+    Ok(InnerMount { source, at, ids: Some(ids), is_dir: meta.is_dir(), read_only: wanted.ro })
 }
 
 fn fill_process(spec: &mut Spec, options: &SparkOptions) -> Result<()> {

@@ -23,17 +23,10 @@ pub const INNER: &str = "libcontainer";
 pub fn write(bundle: &Bundle, inner: &mut Spec, input: &Input<'_>) -> Result<Vec<u8>> {
     let dir = input.dir;
     make(dir, 0o711)?;
-    for sub in ["root", "etc", "shared", "mounts"] {
+    for sub in ["root", "etc"] {
         make(&dir.join(sub), 0o755)?;
     }
     make(&dir.join(INNER), 0o700)?;
-    for mount in &bundle.mounts {
-        if mount.is_dir {
-            make(&mount.target, 0o755)?;
-        } else {
-            put(&mount.target, b"", 0o644)?;
-        }
-    }
     let resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let host = hostname(input.options, input.name);
     for file in etc::FILES {

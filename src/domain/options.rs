@@ -1,7 +1,7 @@
 //! What a user may choose about a spark when making it. Stored in its record.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::limits::Limits;
@@ -112,8 +112,11 @@ impl FromStr for BindMount {
         if !dst.is_absolute() || dst.components().any(|c| matches!(c, std::path::Component::ParentDir)) {
             return Err(format!("dst `{}` has to be an absolute path without `..`", dst.display()));
         }
-        if dst == std::path::Path::new("/") {
-            return Err("dst cannot be `/`".into());
+        if dst == Path::new("/") || ["/dev", "/proc", "/sys"].iter().any(|own| dst.starts_with(own)) {
+            let shown = dst.display();
+            return Err(format!(
+                "dst `{shown}` is the spark's own: choose a place outside of /dev, /proc and /sys"
+            ));
         }
         Ok(BindMount { src, dst, ro })
     }
@@ -193,6 +196,7 @@ mod tests {
             "src=/a,dst=b",
             "src=/a,dst=/x/../..",
             "src=/a,dst=/",
+            "src=/a,dst=/proc/1",
             "what",
         ] {
             assert!(bad.parse::<BindMount>().is_err(), "{bad}");

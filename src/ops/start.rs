@@ -14,7 +14,7 @@ use crate::fault;
 use crate::pool::index::Identity;
 use crate::runtime::confine::{self, Confinement};
 use crate::runtime::ids;
-use crate::runtime::launch::{Launch, Mapped, Starting};
+use crate::runtime::launch::{Launch, Mount, Starting};
 use crate::runtime::live::Live;
 use crate::sys::flock::Mode;
 
@@ -121,14 +121,21 @@ impl Sparks {
             shared: self.shared_dirs(&spark.project),
         };
         let bundle = spec::compose(&input)?;
-        let mut inner = confine::without(&bundle.spec);
+        let mut inner = confine::without(&bundle.inner);
         let filter = write::write(&bundle, &mut inner, &input)?;
-        let mounts = bundle.mounts.into_iter();
+        let mounts = bundle.mounts.into_iter().map(|m| Mount {
+            source: m.source,
+            at: m.at,
+            ids: m.ids,
+            is_dir: m.is_dir,
+            read_only: m.read_only,
+        });
         Ok(Launch {
             container: self.handle(record),
             confinement: Confinement::of(&bundle.spec, filter)?,
             bundle: dir,
-            mounts: mounts.map(|m| Mapped { source: m.source, target: m.target, ids: m.ids }).collect(),
+            root,
+            mounts: mounts.collect(),
             first_id,
             idle_stop: 0,
         })

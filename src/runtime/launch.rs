@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -17,15 +17,19 @@ use super::live::{self, Live};
 use super::youki::Handle;
 use crate::error::{Error, Result};
 use crate::sys;
-use crate::sys::idmap::Extent;
+use crate::sys::idmap::IdMap;
 use crate::sys::process::ProcessId;
 
-/// A mount to make before the container.
+/// A mount upon the root, made before the container is.
 #[derive(Debug)]
-pub struct Mapped {
+pub struct Mount {
     pub source: PathBuf,
-    pub target: PathBuf,
-    pub ids: Vec<Extent>,
+    /// Where it is inside.
+    pub at: PathBuf,
+    /// How ids on disk look to the host; as they are if none.
+    pub ids: Option<IdMap>,
+    pub is_dir: bool,
+    pub read_only: bool,
 }
 
 /// What is needed to start a spark whose bundle is written.
@@ -34,7 +38,9 @@ pub struct Launch {
     pub container: Handle,
     /// The bundle: `init.json` goes there, and what libcontainer gets is in `libcontainer/` below.
     pub bundle: PathBuf,
-    pub mounts: Vec<Mapped>,
+    /// The root subvolume.
+    pub root: PathBuf,
+    pub mounts: Vec<Mount>,
     pub confinement: Confinement,
     pub first_id: u32,
     /// Seconds without a process after which PID 1 leaves. 0 is never.
@@ -126,25 +132,56 @@ impl Launch {
         live::write(&self.bundle, &Live { init, first_id: self.first_id })
     }
 
+    /// Mounts the root at the bundle's mount point, and everything else upon it. Nothing of the spark runs yet, and
+    /// whatever its last run left at these places, nothing is opened and nothing leads out.
     fn mount(&self) -> Result<()> {
-        let mut known: Vec<(&[Extent], OwnedFd)> = Vec::new();
+        let mut maps = Maps::default();
+        let ids = IdMap::range(self.first_id, super::ids::COUNT_INSIDE);
+        let tree = sys::mount::clone_tree(&self.root).map_err(Error::io("mount", &self.root))?;
+        sys::mount::set_attributes(&tree, Some(maps.namespace(ids)?), Default::default())
+            .map_err(|e| no_idmap(&self.root, e))?;
+        let top = self.bundle.join("root");
+        sys::mount::attach(&tree, &top).map_err(Error::io("mount", &top))?;
+
+        // Places are made in the subvolume itself: through the mapped mount, the host's root is nobody.
+        let bare = sys::file::open_dir(&self.root).map_err(Error::io("open", &self.root))?;
+        let mapped = sys::file::open_dir(&top).map_err(Error::io("open", &top))?;
         for mount in &self.mounts {
-            if !known.iter().any(|(ids, _)| *ids == mount.ids) {
-                let ns = sys::idmap::namespace(&mount.ids).map_err(|source| Error::Host {
+            let failed = |e| Error::io("mount something at", &mount.at)(e);
+            sys::beneath::make_mount_point(&bare, &mount.at, mount.is_dir).map_err(failed)?;
+            let tree = sys::mount::clone_tree(&mount.source).map_err(Error::io("mount", &mount.source))?;
+            let ns = mount.ids.map(|ids| maps.namespace(ids)).transpose()?;
+            let limits = sys::mount::Limits { read_only: mount.read_only, inert: true };
+            sys::mount::set_attributes(&tree, ns, limits).map_err(|e| no_idmap(&mount.source, e))?;
+            let flags = rustix::fs::OFlags::PATH;
+            let place = sys::beneath::open_with(&mapped, &mount.at, flags, rustix::fs::Mode::empty())
+                .map_err(failed)?;
+            sys::mount::attach_upon(&tree, &place).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// The namespaces that mounts are mapped through, each made once.
+#[derive(Default)]
+struct Maps(Vec<(IdMap, OwnedFd)>);
+
+impl Maps {
+    fn namespace(&mut self, ids: IdMap) -> Result<BorrowedFd<'_>> {
+        let known = self.0.iter().position(|(known, _)| *known == ids);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let ns = sys::idmap::namespace(ids).map_err(|source| Error::Host {
                     what: "cannot make a user namespace".into(),
                     hint: "see `spark doctor`".into(),
                     source: Some(source),
                 })?;
-                known.push((&mount.ids, ns));
+                self.0.push((ids, ns));
+                self.0.len() - 1
             }
-            let ns = known.iter().find(|(ids, _)| *ids == mount.ids).map(|(_, ns)| ns);
-            let ns =
-                ns.ok_or(Error::Sys { action: "map ids", source: std::io::ErrorKind::NotFound.into() })?;
-            let tree = sys::mount::clone_tree(&mount.source).map_err(Error::io("mount", &mount.source))?;
-            sys::mount::set_idmap(&tree, ns).map_err(|e| no_idmap(&mount.source, e))?;
-            sys::mount::attach(&tree, &mount.target).map_err(Error::io("mount", &mount.target))?;
-        }
-        Ok(())
+        };
+        Ok(self.0[at].1.as_fd())
     }
 }
 

@@ -3,9 +3,11 @@
 //! `openat2(2)` resolves every link as if the directory were `/`, and crosses no magic link, so that nothing
 //! planted inside leads out.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -18,7 +20,9 @@ pub fn open(root: impl AsFd, path: &Path) -> io::Result<File> {
 /// Opens `path` with flags of the caller's, with `root` as `/`.
 pub fn open_with(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io::Result<File> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+    // openat2(2) refuses with O_PATH what it could not mean.
+    let extra = if flags.contains(OFlags::PATH) { OFlags::CLOEXEC } else { OFlags::CLOEXEC | OFlags::NOCTTY };
+    let flags = flags | extra;
     loop {
         match rustix::fs::openat2(&root, path, flags, mode, resolve) {
             Ok(fd) => return Ok(File::from(fd)),
@@ -29,7 +33,73 @@ pub fn open_with(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io:
     }
 }
 
+/// Makes sure that `path` is there to be mounted upon: a directory, or anything else. What is there stays as it is,
+/// and nothing is opened, so a fifo does not block. Missing directories are made, also where a link points.
+///
+/// # Errors
+/// `ELOOP` where links lead on and on.
+pub fn make_mount_point(root: impl AsFd, path: &Path, is_dir: bool) -> io::Result<()> {
+    make(root.as_fd(), path, is_dir, 16)
+}
+
+fn make(root: BorrowedFd<'_>, path: &Path, is_dir: bool, links: u32) -> io::Result<()> {
+    match open_with(root, path, OFlags::PATH, Mode::empty()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        there => return there.map(drop),
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
+    make(root, parent, true, links)?;
+    let dir = open_with(root, parent, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+    if let Ok(target) = rustix::fs::readlinkat(&dir, name, Vec::new()) {
+        let left = links.checked_sub(1).ok_or_else(|| io::Error::from_raw_os_error(libc::ELOOP))?;
+        // Joining an absolute target replaces the parent, and the root stays what it is.
+        return make(root, &parent.join(OsStr::from_bytes(target.as_bytes())), is_dir, left);
+    }
+    if is_dir {
+        return Ok(rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755))?);
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o644))?;
+    Ok(())
+}
+
 /// Reads a regular file of at most `max` bytes.
 pub fn read(root: impl AsFd, path: &Path, max: u64) -> io::Result<Vec<u8>> {
     super::file::read_bounded(open(root, path)?, max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn mount_points_are_made_inside_wherever_links_point() {
+        let outside = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path();
+        let root = File::open(top).unwrap();
+        symlink(outside.path(), top.join("etc")).unwrap();
+        symlink("../../../../run/resolve/stub", top.join("resolv.conf")).unwrap();
+        symlink("loop", top.join("loop")).unwrap();
+        make_mount_point(&root, Path::new("/etc/hosts"), false).unwrap();
+        make_mount_point(&root, Path::new("/resolv.conf"), false).unwrap();
+        make_mount_point(&root, Path::new("/spark/bin"), true).unwrap();
+        assert!(top.join("run/resolve/stub").is_file() && top.join("spark/bin").is_dir());
+        assert!(top.join(outside.path().strip_prefix("/").unwrap()).join("hosts").is_file());
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+        assert!(make_mount_point(&root, Path::new("/loop/x"), true).is_err());
+    }
+
+    #[test]
+    fn a_fifo_blocks_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(&root, "hosts", fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        make_mount_point(&root, Path::new("/hosts"), false).unwrap();
+        assert!(read(&root, Path::new("hosts"), 10).is_err());
+    }
 }

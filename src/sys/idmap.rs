@@ -14,12 +14,32 @@ pub struct Extent {
     pub count: u32,
 }
 
+impl Extent {
+    fn line(self) -> String {
+        format!("{} {} {}", self.inside, self.host, self.count)
+    }
+}
+
+/// How users and groups on disk look to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdMap {
+    pub users: Extent,
+    pub groups: Extent,
+}
+
+impl IdMap {
+    /// Users and groups alike: the ids from 0 on are the host's from `host` on.
+    pub fn range(host: u32, count: u32) -> IdMap {
+        let extent = Extent { inside: 0, host, count };
+        IdMap { users: extent, groups: extent }
+    }
+}
+
 /// Makes a user namespace with this mapping and returns it open. Nothing runs in it.
 ///
 /// # Errors
 /// `ENOSPC` where user namespaces are limited to none, `EPERM` where they are forbidden.
-pub fn namespace(map: &[Extent]) -> io::Result<OwnedFd> {
-    let text: String = map.iter().map(|e| format!("{} {} {}\n", e.inside, e.host, e.count)).collect();
+pub fn namespace(map: IdMap) -> io::Result<OwnedFd> {
     let (ready, ready_tx) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let (hold, hold_tx) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let mut hold_tx = Some(hold_tx);
@@ -40,8 +60,8 @@ pub fn namespace(map: &[Extent]) -> io::Result<OwnedFd> {
         if errno[0] != 0 {
             return Err(io::Error::from_raw_os_error(errno[0].into()));
         }
-        fs::write(format!("/proc/{child}/uid_map"), &text)?;
-        fs::write(format!("/proc/{child}/gid_map"), &text)?;
+        fs::write(format!("/proc/{child}/uid_map"), map.users.line())?;
+        fs::write(format!("/proc/{child}/gid_map"), map.groups.line())?;
         Ok(File::open(format!("/proc/{child}/ns/user"))?.into())
     })();
     drop(hold_tx);

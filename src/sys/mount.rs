@@ -1,7 +1,7 @@
 //! Mounts made from descriptors, in a mount namespace of our own.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::CWD;
@@ -22,17 +22,31 @@ pub fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(CWD, path, flags)?)
 }
 
-/// Maps the ids of a detached mount through a user namespace.
+/// What a mount forbids to those who use it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub read_only: bool,
+    /// No set-uid, no device files.
+    pub inert: bool,
+}
+
+/// Limits a detached mount, and maps its ids through a user namespace.
 ///
 /// # Errors
 /// `EINVAL` where the filesystem cannot be idmapped.
-pub fn set_idmap(tree: impl AsFd, user_ns: impl AsFd) -> io::Result<()> {
-    let attr = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: user_ns.as_fd().as_raw_fd() as u64,
-    };
+pub fn set_attributes(tree: impl AsFd, user_ns: Option<BorrowedFd<'_>>, limits: Limits) -> io::Result<()> {
+    let mut attr_set = 0;
+    if user_ns.is_some() {
+        attr_set |= libc::MOUNT_ATTR_IDMAP;
+    }
+    if limits.read_only {
+        attr_set |= libc::MOUNT_ATTR_RDONLY;
+    }
+    if limits.inert {
+        attr_set |= libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    }
+    let userns_fd = user_ns.map_or(0, |ns| ns.as_raw_fd() as u64);
+    let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd };
     // SAFETY: the path is an empty C string, and `attr` a valid mount_attr of the size given.
     let r = unsafe {
         libc::syscall(
@@ -50,4 +64,10 @@ pub fn set_idmap(tree: impl AsFd, user_ns: impl AsFd) -> io::Result<()> {
 /// Attaches a detached mount at a path.
 pub fn attach(tree: impl AsFd, path: &Path) -> io::Result<()> {
     Ok(rustix::mount::move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+/// Attaches a detached mount upon an open file or directory.
+pub fn attach_upon(tree: impl AsFd, target: impl AsFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(tree, "", target, "", flags)?)
 }

@@ -1,13 +1,14 @@
 //! Where the pool is: loop devices, room, its kind, and whether its mounts can be idmapped.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use super::fix::Fix;
 use super::{Check, Probe};
 use crate::pool::image::{self, Kind};
 use crate::sys;
-use crate::sys::idmap::Extent;
+use crate::sys::idmap::IdMap;
 
 /// What a new pool needs: see `pool::image`.
 const LEAST: u64 = 350 << 20;
@@ -118,9 +119,9 @@ fn try_idmap(probe: &Probe) -> Option<io::Result<()>> {
         return None;
     }
     Some((|| {
-        let namespace = sys::idmap::namespace(&[Extent { inside: 0, host: 1 << 20, count: 1 << 16 }])?;
+        let namespace = sys::idmap::namespace(IdMap::range(1 << 20, 1 << 16))?;
         let tree = sys::mount::clone_tree(&probe.place.pool())?;
-        sys::mount::set_idmap(&tree, &namespace)
+        sys::mount::set_attributes(&tree, Some(namespace.as_fd()), Default::default())
     })())
 }
 
