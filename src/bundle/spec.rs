@@ -47,6 +47,8 @@ pub struct InnerMount {
     pub ids: Option<IdMap>,
     pub is_dir: bool,
     pub read_only: bool,
+    /// Whether a symbolic link in `source` has to be refused: a spark may be able to put one there.
+    pub exact: bool,
 }
 
 /// A bundle, ready to be written.
@@ -101,6 +103,7 @@ fn inner_mounts(input: &Input<'_>) -> Result<Vec<InnerMount>> {
             ids: None,
             is_dir: false,
             read_only: true,
+            exact: false,
         })
         .collect();
     if input.options.shared != Shared::None {
@@ -110,6 +113,7 @@ fn inner_mounts(input: &Input<'_>) -> Result<Vec<InnerMount>> {
             ids: Some(range),
             is_dir: true,
             read_only: input.options.shared == Shared::Ro,
+            exact: false,
         }));
     }
     for wanted in &input.options.mounts {
@@ -153,6 +157,17 @@ fn bind_host_sys(mounts: &mut [Mount]) -> Result<()> {
 fn host_mount(wanted: &BindMount, range: IdMap) -> Result<InnerMount> {
     use std::os::unix::fs::MetadataExt;
     let source = std::fs::canonicalize(&wanted.src).map_err(Error::io("mount", &wanted.src))?;
+    if source != wanted.src {
+        return Err(Error::Host {
+            what: format!(
+                "{} is not what it was: it leads to {} now",
+                wanted.src.display(),
+                source.display()
+            ),
+            hint: "make a spark with the new path, if that is what you want".into(),
+            source: None,
+        });
+    }
     let meta = std::fs::metadata(&source).map_err(Error::io("mount", &source))?;
     let ids = match meta.uid() {
         0 => range,
@@ -162,7 +177,7 @@ fn host_mount(wanted: &BindMount, range: IdMap) -> Result<InnerMount> {
         }
     };
     let at = wanted.dst.clone();
-    Ok(InnerMount { source, at, ids: Some(ids), is_dir: meta.is_dir(), read_only: wanted.ro })
+    Ok(InnerMount { source, at, ids: Some(ids), is_dir: meta.is_dir(), read_only: wanted.ro, exact: true })
 }
 
 fn fill_process(spec: &mut Spec, options: &SparkOptions) -> Result<()> {

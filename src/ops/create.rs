@@ -45,7 +45,7 @@ impl Sparks {
         if request.name.is_some() && self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
-        check(&request.options)?;
+        let options = resolved(request.options.clone())?;
         // Two repositories of one name that begin at once: one of them gets another project than it looked like.
         spark.project = self.ensure_project_of(
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
@@ -58,7 +58,7 @@ impl Sparks {
             id,
             created: chrono::Utc::now(),
             origin: Origin::Base { name: base, id: base_record.id },
-            options: request.options,
+            options,
             ephemeral: request.name.is_none(),
             rest: Default::default(),
         };
@@ -115,7 +115,7 @@ impl Sparks {
         if request.name.is_some() && self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
-        check(&request.options)?;
+        let options = resolved(request.options.clone())?;
         let (base, _, _) = self.base_for(request, observer)?;
         let dir = self.pool.place.bundle(&id);
         let root = SparkPaths(&self.dir(&spark)).root();
@@ -123,7 +123,7 @@ impl Sparks {
             id: &id,
             project: &spark.project,
             name: &spark.name,
-            options: &request.options,
+            options: &options,
             first_id: 0x7000_0000,
             dir: &dir,
             templates: &self.context.templates,
@@ -133,7 +133,7 @@ impl Sparks {
         let config = serde_json::to_value(spec::compose(&input)?.spec)
             .map_err(|e| Error::Sys { action: "show config.json", source: e.into() })?;
         let name = request.name.as_ref().map(|_| spark.name.clone());
-        Ok(Plan { project: spark.project, name, base, options: request.options.clone(), config })
+        Ok(Plan { project: spark.project, name, base, options, config })
     }
 
     fn name_new(&self, request: &Request, id: &Id) -> Result<SparkId> {
@@ -163,12 +163,11 @@ fn taken(spark: &SparkId) -> Error {
     Error::Exists { kind: "spark", name: spark.name.to_string(), in_project: Some(spark.project.to_string()) }
 }
 
-/// What can be known to be wrong before anything is made.
-fn check(options: &SparkOptions) -> Result<()> {
-    for mount in &options.mounts {
-        if let Err(e) = std::fs::metadata(&mount.src) {
-            return Err(Error::io("mount", &mount.src)(e));
-        }
+/// Host paths without symbolic links: resolved once, by who makes the spark. What runs in a spark may be able to
+/// change a link on the way, and must not choose with it what is mounted at the next start.
+fn resolved(mut options: SparkOptions) -> Result<SparkOptions> {
+    for mount in &mut options.mounts {
+        mount.src = std::fs::canonicalize(&mount.src).map_err(Error::io("mount", &mount.src))?;
     }
-    Ok(())
+    Ok(options)
 }

@@ -129,6 +129,7 @@ impl Sparks {
             ids: m.ids,
             is_dir: m.is_dir,
             read_only: m.read_only,
+            exact: m.exact,
         });
         Ok(Launch {
             container: self.handle(record),

@@ -30,6 +30,8 @@ pub struct Mount {
     pub ids: Option<IdMap>,
     pub is_dir: bool,
     pub read_only: bool,
+    /// Whether a symbolic link in `source` is refused.
+    pub exact: bool,
 }
 
 /// What is needed to start a spark whose bundle is written.
@@ -149,7 +151,8 @@ impl Launch {
         for mount in &self.mounts {
             let failed = |e| Error::io("mount something at", &mount.at)(e);
             sys::beneath::make_mount_point(&bare, &mount.at, mount.is_dir).map_err(failed)?;
-            let tree = sys::mount::clone_tree(&mount.source).map_err(Error::io("mount", &mount.source))?;
+            let clone = if mount.exact { sys::mount::clone_tree_exact } else { sys::mount::clone_tree };
+            let tree = clone(&mount.source).map_err(Error::io("mount", &mount.source))?;
             let ns = mount.ids.map(|ids| maps.namespace(ids)).transpose()?;
             let limits = sys::mount::Limits { read_only: mount.read_only, inert: true };
             sys::mount::set_attributes(&tree, ns, limits).map_err(|e| no_idmap(&mount.source, e))?;
@@ -214,6 +217,8 @@ impl Executor for Init {
         let confined = self
             .confinement
             .before_drop()
+            // libcontainer leaves it in the groups of who called `spark`.
+            .and_then(|()| sys::exec::become_user(0, 0, &[]))
             .and_then(|()| self.confinement.drop_capabilities(0))
             .and_then(|()| self.confinement.after_drop());
         let e = match confined {

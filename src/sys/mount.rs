@@ -16,6 +16,19 @@ pub fn unshare() -> io::Result<()> {
     Ok(rustix::mount::mount_change("/", slave)?)
 }
 
+/// A detached copy of the mount at `path`, in which no part may be a symbolic link.
+///
+/// # Errors
+/// `ELOOP` where one is: whoever may write there could lead anywhere.
+pub fn clone_tree_exact(path: &Path) -> io::Result<OwnedFd> {
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let resolve = rustix::fs::ResolveFlags::NO_SYMLINKS;
+    let fd = rustix::fs::openat2(CWD, path, flags, rustix::fs::Mode::empty(), resolve)?;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(rustix::mount::open_tree(fd, "", flags)?)
+}
+
 /// A detached copy of the mount at `path`.
 pub fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
