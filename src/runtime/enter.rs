@@ -17,7 +17,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
 
-use super::confine::Confinement;
+use super::confine::{self, Confinement};
 use super::console::ConsoleSocket;
 use super::live::Live;
 use super::users::User;
@@ -124,7 +124,7 @@ fn build(
         "terminal": console.is_some(),
         "user": {"uid": 0, "gid": 0},
         "args": ["exec"],
-        "env": [],
+        "env": [confine::HOME],
         "cwd": "/",
     });
     let memfd = rustix::fs::memfd_create("process", rustix::fs::MemfdFlags::CLOEXEC)
@@ -210,7 +210,7 @@ impl Plan {
     /// The order matters: see docs/security.md before changing it.
     fn confine(&self) -> io::Result<()> {
         sys::exec::set_undumpable()?;
-        self.give_streams();
+        self.give_streams()?;
         sys::exec::enter_user_namespace(self.user_ns.as_fd())?;
         self.confinement.before_drop()?;
         sys::exec::keep_capabilities(true)?;
@@ -218,24 +218,34 @@ impl Plan {
         sys::exec::set_undumpable()?;
         self.confinement.drop_capabilities(self.user.uid)?;
         sys::exec::keep_capabilities(false)?;
-        sys::exec::close_others_on_exec()?;
+        // For good, and not only when it is executed: what the spark chose as directory, program or interpreter may
+        // lead through /proc/self/fd.
+        sys::exec::close_others(self.report.as_raw_fd())?;
         self.confinement.after_drop()
     }
 
     /// `/dev/stdin` and its like open the stream's inode anew, so that has to belong to the user inside. Files are
-    /// the caller's and stay so; so does the caller's own terminal.
-    fn give_streams(&self) {
+    /// the caller's and stay so, fifos with a name among them; so does the caller's own terminal.
+    ///
+    /// # Errors
+    /// `EISDIR` for a directory: all of the host's files would be in reach from there.
+    fn give_streams(&self) -> io::Result<()> {
         for fd in 0..3 {
             let stream = sys::exec::standard_stream(fd);
             let Ok(stat) = rustix::fs::fstat(stream) else { continue };
             let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            if kind.is_dir() {
+                return Err(io::Error::from_raw_os_error(libc::EISDIR));
+            }
             let own_terminal = self.terminal && kind.is_char_device();
-            if kind.is_fifo() || own_terminal {
+            let pipe = kind.is_fifo() && sys::file::is_pipe(stream).unwrap_or(false);
+            if pipe || own_terminal {
                 // Group 5 is `tty`, as the terminal's own mount has it.
                 let gid = own_terminal.then_some(self.first_id + 5);
                 let _ = sys::exec::give_to(stream, self.first_id + self.user.uid, gid);
             }
         }
+        Ok(())
     }
 
     fn run(&self) -> (u8, io::Error) {
@@ -288,7 +298,8 @@ impl Executor for Enter {
         let (step, e) = self.0.run();
         let errno = e.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
         sys::exec::report(self.0.report.as_raw_fd(), &[step, errno[0], errno[1], errno[2], errno[3]]);
-        Err(ExecutorError::Other(e.to_string()))
+        // Not back to libcontainer: its descriptors may be closed already.
+        sys::process::exit_now(127)
     }
 
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {

@@ -43,10 +43,19 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     }
 }
 
-/// Marks every descriptor from 3 on close-on-exec.
-pub fn close_others_on_exec() -> io::Result<()> {
-    // SAFETY: close_range(2) with CLOEXEC closes nothing now.
-    check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+/// Closes every descriptor from 3 on but `kept`, also those that others in this process believe to own: nothing may
+/// use or drop one afterwards. `kept` becomes close-on-exec.
+pub fn close_others(kept: RawFd) -> io::Result<()> {
+    let close = |from: RawFd, to: libc::c_uint, flags: libc::c_uint| {
+        // SAFETY: close_range(2) takes plain numbers. The caller ends by execve(2) or _exit(2) alone, so no owner of
+        // a closed descriptor ever comes to use or to close it.
+        check(unsafe { libc::syscall(libc::SYS_close_range, from, to, flags) })
+    };
+    close(kept, kept as libc::c_uint, libc::CLOSE_RANGE_CLOEXEC)?;
+    if kept > 3 {
+        close(3, kept as libc::c_uint - 1, 0)?;
+    }
+    close(kept + 1, libc::c_uint::MAX, 0)
 }
 
 /// Installs a seccomp filter made of ready instructions.

@@ -68,6 +68,12 @@ pub fn is_btrfs(path: &Path) -> io::Result<bool> {
     Ok(rustix::fs::statfs(path)?.f_type as i64 == BTRFS_SUPER_MAGIC)
 }
 
+/// Whether a fifo has no name: made by pipe(2), and of nobody but those who hold it.
+pub fn is_pipe(fd: impl AsFd) -> io::Result<bool> {
+    const PIPEFS_MAGIC: i64 = 0x5049_5045;
+    Ok(rustix::fs::fstatfs(fd)?.f_type as i64 == PIPEFS_MAGIC)
+}
+
 /// Whether a directory is the top of a mount.
 pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     let flags = rustix::fs::StatxFlags::BASIC_STATS;
