@@ -204,6 +204,17 @@ fn null() -> Result<OwnedFd> {
     Ok(file.into())
 }
 
+/// Where cgroup v1 is mounted, libcontainer forgets `ro` in a user namespace.
+fn close_cgroups(spec: &Spec) -> std::io::Result<()> {
+    let read_only = |m: &&oci_spec::runtime::Mount| m.options().iter().flatten().any(|o| o == "ro");
+    for mount in
+        spec.mounts().iter().flatten().filter(|m| m.typ().as_deref() == Some("cgroup")).filter(read_only)
+    {
+        sys::mount::set_read_only(mount.destination())?;
+    }
+    Ok(())
+}
+
 /// Becomes PID 1.
 #[derive(Clone)]
 struct Init {
@@ -213,10 +224,9 @@ struct Init {
 }
 
 impl Executor for Init {
-    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        let confined = self
-            .confinement
-            .before_drop()
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let confined = close_cgroups(spec)
+            .and_then(|()| self.confinement.before_drop())
             // libcontainer leaves it in the groups of who called `spark`.
             .and_then(|()| sys::exec::become_user(0, 0, &[]))
             .and_then(|()| self.confinement.drop_capabilities(0))

@@ -74,6 +74,27 @@ pub fn set_attributes(tree: impl AsFd, user_ns: Option<BorrowedFd<'_>>, limits: 
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Makes the mount at `path`, and all below it, read-only. No part of the path may be a symbolic link.
+pub fn set_read_only(path: &Path) -> io::Result<()> {
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let resolve = rustix::fs::ResolveFlags::NO_SYMLINKS;
+    let fd = rustix::fs::openat2(CWD, path, flags, rustix::fs::Mode::empty(), resolve)?;
+    let attr =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is an empty C string, and `attr` a valid mount_attr of the size given.
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Attaches a detached mount at a path.
 pub fn attach(tree: impl AsFd, path: &Path) -> io::Result<()> {
     Ok(rustix::mount::move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
