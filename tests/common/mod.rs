@@ -79,14 +79,14 @@ impl Machine {
 
     /// The operations, for tests of the library. The project is `default`.
     pub fn sparks(&self) -> Sparks {
-        self.sparks_in(&self.work())
+        self.sparks_in(&self.work(), None)
     }
 
-    /// The operations as seen from a directory.
-    pub fn sparks_in(&self, cwd: &Path) -> Sparks {
+    /// The operations as seen from a directory, and with a project named.
+    pub fn sparks_in(&self, cwd: &Path, project: Option<&str>) -> Sparks {
         let context = Context {
             place: self.place(),
-            project: None,
+            project: project.map(|p| p.parse().unwrap()),
             cwd: cwd.to_owned(),
             base: None,
             templates: self.dir.path().join("templates"),
@@ -159,21 +159,27 @@ fn loop_devices(image: &Path) -> String {
     output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
 }
 
-/// Kills what a bundle of this run directory names as its init, and nothing else.
+/// Ends what runs in the bundles of this run directory, and nothing else: init, cgroup, claim of ids.
 fn end_processes(run: &Path) {
     let Ok(bundles) = std::fs::read_dir(run.join("bundles")) else {
         return;
     };
     for bundle in bundles.flatten() {
-        let Ok(text) = std::fs::read(bundle.path().join("init.json")) else {
-            continue;
-        };
-        let Ok(init) = serde_json::from_slice::<sparks::sys::process::ProcessId>(&text) else {
-            continue;
-        };
-        if let Ok(pidfd) = init.open() {
+        if let Some(live) = sparks::runtime::live::read(&bundle.path())
+            && let Ok(pidfd) = live.pidfd()
+        {
             let _ = sparks::sys::process::signal(&pidfd, rustix::process::Signal::KILL);
             let _ = sparks::sys::process::wait_end(&pidfd, Some(PATIENCE));
+        }
+        let id = bundle.file_name().to_string_lossy().into_owned();
+        let container = sparks::runtime::youki::Handle {
+            cgroup: Path::new("/spark").join(&id),
+            id,
+            oci: run.join("oci"),
+        };
+        let _ = container.remove();
+        if let Some(first) = sparks::runtime::ids::claimed_by(&bundle.path()) {
+            sparks::runtime::ids::release(first, &bundle.path());
         }
     }
 }

@@ -6,3 +6,11 @@
 mod common;
 
 mod base;
+mod bundle;
+mod confine;
+mod escape;
+mod hostile;
+mod inside;
+mod project;
+mod shared;
+mod terminal;

@@ -42,37 +42,23 @@ fn made(sparks: &Sparks) -> Name {
 
 fn staging(sparks: &Sparks, name: &Name) -> usize {
     let path = sparks.project_info(name).unwrap().path;
-    fs::read_dir(path.parent().unwrap().parent().unwrap().join("staging"))
-        .unwrap()
-        .count()
+    fs::read_dir(path.parent().unwrap().parent().unwrap().join("staging")).unwrap().count()
 }
 
 #[test]
 fn outside_of_a_repository_it_is_default_and_a_named_one_wins_everywhere() {
     let (machine, dir) = (Machine::new(), folder());
     let repo = repository(&dir.path().join("shop"));
-    assert_eq!(
-        machine.sparks_in(dir.path(), None).project().unwrap(),
-        name("default")
-    );
+    assert_eq!(machine.sparks_in(dir.path(), None).project().unwrap(), name("default"));
     assert_eq!(machine.sparks_in(&repo, None).project().unwrap(), name("shop"));
-    assert_eq!(
-        machine.sparks_in(&repo, Some("mine")).project().unwrap(),
-        name("mine")
-    );
-    assert!(
-        machine.sparks_in(&repo, None).project_list().unwrap().is_empty(),
-        "asking makes nothing"
-    );
+    assert_eq!(machine.sparks_in(&repo, Some("mine")).project().unwrap(), name("mine"));
+    assert!(machine.sparks_in(&repo, None).project_list().unwrap().is_empty(), "asking makes nothing");
 }
 
 #[test]
 fn a_repository_keeps_its_name_and_one_of_the_same_folder_name_gets_another_and_keeps_that() {
     let (machine, dir) = (Machine::new(), folder());
-    let (a, b) = (
-        repository(&dir.path().join("a/shop")),
-        repository(&dir.path().join("b/shop")),
-    );
+    let (a, b) = (repository(&dir.path().join("a/shop")), repository(&dir.path().join("b/shop")));
     let (in_a, in_b) = (machine.sparks_in(&a, None), machine.sparks_in(&b, None));
     assert_eq!(made(&in_a), name("shop"));
     let second = made(&in_b);
@@ -90,10 +76,7 @@ fn a_repository_keeps_its_name_and_one_of_the_same_folder_name_gets_another_and_
 fn a_project_made_by_hand_is_no_repositorys() {
     let (machine, dir) = (Machine::new(), folder());
     let repo = repository(&dir.path().join("shop"));
-    machine
-        .sparks_in(&repo, Some("shop"))
-        .ensure_project(&name("shop"))
-        .unwrap();
+    machine.sparks_in(&repo, Some("shop")).ensure_project(&name("shop")).unwrap();
     let here = machine.sparks_in(&repo, None);
     assert!(here.project().unwrap().as_str().starts_with("shop-"));
     assert_eq!(here.project_info(&name("shop")).unwrap().git, None);
@@ -103,15 +86,8 @@ fn a_project_made_by_hand_is_no_repositorys() {
 fn a_repository_in_a_folder_named_default_is_not_the_default_project() {
     let (machine, dir) = (Machine::new(), folder());
     let repo = repository(&dir.path().join("default"));
-    assert!(
-        made(&machine.sparks_in(&repo, None))
-            .as_str()
-            .starts_with("default-")
-    );
-    assert_eq!(
-        machine.sparks_in(dir.path(), None).project().unwrap(),
-        name("default")
-    );
+    assert!(made(&machine.sparks_in(&repo, None)).as_str().starts_with("default-"));
+    assert_eq!(machine.sparks_in(dir.path(), None).project().unwrap(), name("default"));
 }
 
 #[test]
@@ -128,10 +104,7 @@ fn a_new_project_is_private_but_for_what_it_shares_and_says_whose_it_is() {
     assert!(info.git_exists && info.current && info.broken.is_none() && info.sparks == 0);
 
     fs::remove_dir_all(&repo).unwrap();
-    let vanished = machine
-        .sparks_in(dir.path(), None)
-        .project_info(&name("shop"))
-        .unwrap();
+    let vanished = machine.sparks_in(dir.path(), None).project_info(&name("shop")).unwrap();
     assert!(!vanished.git_exists && !vanished.current);
 }
 
@@ -188,11 +161,9 @@ fn a_project_with_sparks_or_data_is_not_deleted_and_loses_nothing() {
     let shop = name("shop");
     sparks.ensure_project(&shop).unwrap();
     let path = sparks.project_info(&shop).unwrap().path;
-    for (sub, said) in [
-        ("sparks/web", "1 spark"),
-        ("data/db", "1 data volume"),
-        ("sparks/Not a name", "1 spark"),
-    ] {
+    for (sub, said) in
+        [("sparks/web", "1 spark"), ("data/db", "1 data volume"), ("sparks/Not a name", "1 spark")]
+    {
         fs::create_dir(path.join(sub)).unwrap();
         let e = sparks.project_delete(&shop).unwrap_err();
         assert_eq!(e.code(), Code::WrongState);
@@ -202,12 +173,7 @@ fn a_project_with_sparks_or_data_is_not_deleted_and_loses_nothing() {
     fs::write(path.join("shared/tool"), "x").unwrap();
     sparks.project_delete(&shop).unwrap();
     assert!(!path.exists());
-    assert_eq!(
-        fs::read_dir(path.parent().unwrap().parent().unwrap().join("staging"))
-            .unwrap()
-            .count(),
-        0
-    );
+    assert_eq!(fs::read_dir(path.parent().unwrap().parent().unwrap().join("staging")).unwrap().count(), 0);
 }
 
 #[test]
@@ -218,10 +184,7 @@ fn deleting_what_is_not_there_suggests_what_is() {
     let e = sparks.project_delete(&name("shpo")).unwrap_err();
     assert_eq!(e.code(), Code::NotFound);
     assert_eq!(e.hint().unwrap(), "did you mean `shop`?");
-    assert_eq!(
-        sparks.project_info(&name("shpo")).unwrap_err().code(),
-        Code::NotFound
-    );
+    assert_eq!(sparks.project_info(&name("shpo")).unwrap_err().code(), Code::NotFound);
 }
 
 #[test]
@@ -236,16 +199,10 @@ fn a_delete_waits_for_who_publishes_into_the_project_and_then_refuses() {
         let (done, deleted) = mpsc::channel();
         let shop = &shop;
         scope.spawn(move || done.send(sparks.project_delete(shop)).unwrap());
-        assert!(
-            deleted.recv_timeout(Duration::from_millis(200)).is_err(),
-            "it did not wait"
-        );
+        assert!(deleted.recv_timeout(Duration::from_millis(200)).is_err(), "it did not wait");
         fs::create_dir(path.join("sparks/web")).unwrap();
         drop(creator);
-        let e = deleted
-            .recv_timeout(Duration::from_secs(10))
-            .unwrap()
-            .unwrap_err();
+        let e = deleted.recv_timeout(Duration::from_secs(10)).unwrap().unwrap_err();
         assert_eq!(e.code(), Code::WrongState);
     });
     assert!(path.join("sparks/web").exists());
@@ -258,14 +215,8 @@ fn a_damaged_record_is_listed_as_such_and_hides_nothing() {
     let sparks = machine.sparks_in(&repo, None);
     made(&sparks);
     sparks.ensure_project(&name("other")).unwrap();
-    let record = sparks
-        .project_info(&name("shop"))
-        .unwrap()
-        .path
-        .join("project.json");
-    let spoil: [&dyn Fn(); 2] = [&|| fs::write(&record, "{").unwrap(), &|| {
-        fs::remove_file(&record).unwrap()
-    }];
+    let record = sparks.project_info(&name("shop")).unwrap().path.join("project.json");
+    let spoil: [&dyn Fn(); 2] = [&|| fs::write(&record, "{").unwrap(), &|| fs::remove_file(&record).unwrap()];
     for spoil in spoil {
         spoil();
         // It may be this repository's: another project is not begun in its stead.
@@ -273,10 +224,7 @@ fn a_damaged_record_is_listed_as_such_and_hides_nothing() {
         assert_eq!(e.code(), Code::Corrupt);
         assert!(e.hint().unwrap().contains("-P shop"));
         let list = sparks.project_list().unwrap();
-        let broken: Vec<_> = list
-            .iter()
-            .map(|p| (p.name.as_str(), p.broken.is_some()))
-            .collect();
+        let broken: Vec<_> = list.iter().map(|p| (p.name.as_str(), p.broken.is_some())).collect();
         assert_eq!(broken, [("other", false), ("shop", true)]);
     }
     let by_hand = machine.sparks_in(&repo, Some("shop"));

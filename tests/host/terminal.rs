@@ -1,0 +1,144 @@
+//! Terminals: `console` and `exec -t` on a real pty.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Child;
+use std::sync::{Arc, Mutex};
+
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+
+use crate::common::{Machine, wait_for};
+use crate::inside::{USER, machine, spark};
+
+/// A user at a terminal.
+struct Seat {
+    master: OwnedFd,
+    child: Child,
+    screen: Arc<Mutex<String>>,
+}
+
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+impl Seat {
+    fn new(machine: &Machine, args: &[&str]) -> Seat {
+        let master =
+            rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        rustix::pty::grantpt(&master).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        rustix::termios::tcsetwinsize(&master, size(30, 90)).unwrap();
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let mut command = machine.command(args);
+        let stream = || slave.as_fd().try_clone_to_owned().unwrap();
+        command.stdin(stream()).stdout(stream()).stderr(stream());
+        // SAFETY: setsid(2) and ioctl(2) are safe between fork and exec.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(|| {
+                libc::setsid();
+                libc::ioctl(0, libc::TIOCSCTTY, 0);
+                Ok(())
+            });
+        }
+        let child = command.spawn().unwrap();
+        let screen = Arc::new(Mutex::new(String::new()));
+        let (mut reader, shown) = (std::fs::File::from(master.try_clone().unwrap()), screen.clone());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = reader.read(&mut buffer) {
+                shown.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
+            }
+        });
+        Seat { master, child, screen }
+    }
+
+    fn types(&self, text: &str) {
+        rustix::io::write(&self.master, text.as_bytes()).unwrap();
+    }
+
+    /// Waits until the screen has shown something since it was last cleared, and clears it.
+    #[track_caller]
+    fn shows(&self, text: &str) -> String {
+        let there = wait_for(|| self.screen.lock().unwrap().contains(text));
+        let screen = std::mem::take(&mut *self.screen.lock().unwrap());
+        assert!(there, "`{text}` does not appear: {screen}");
+        screen
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_console_has_a_terminal_of_its_own_with_job_control_interrupt_and_resize() {
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    for user in ["0", USER] {
+        let mut seat = Seat::new(&machine, &["exec", "-u", user, "web", "--", "/bin/sh", "-i"]);
+        seat.types("tty; stat -c %u:%g $(tty); echo 'rea'dy\n");
+        let shown = seat.shows("ready\r");
+        let id = user.split(':').next().unwrap();
+        assert!(shown.contains("/dev/pts/0") && shown.contains(&format!("{id}:5")), "{shown}");
+        assert!(!shown.contains("job control turned off"), "{shown}");
+        seat.types("echo tty > /dev/tty; stty size; echo siz'e'd\n");
+        assert!(seat.shows("sized\r").contains("30 90"));
+        rustix::termios::tcsetwinsize(&seat.master, size(41, 121)).unwrap();
+        assert!(wait_for(|| {
+            seat.types("stty size\n");
+            seat.screen.lock().unwrap().contains("41 121\r")
+        }));
+        // ^C ends the command, and not the shell or us.
+        seat.types("sleep 100; echo status-$?\n");
+        assert!(wait_for(|| runs(&machine, "sleep")));
+        seat.types("\x03");
+        assert!(wait_for(|| !runs(&machine, "sleep")));
+        // ^Z stops it, and it is there still.
+        seat.types("cat\n");
+        assert!(wait_for(|| runs(&machine, "cat")));
+        seat.types("echoed\n");
+        seat.shows("echoed\r\nechoed");
+        seat.types("\x1a");
+        seat.shows("Stopped");
+        seat.types("fg\n");
+        // What is typed before belongs to the shell.
+        seat.shows("fg\r\ncat\r");
+        seat.types("again\n");
+        seat.shows("again\r\nagain");
+        seat.types("\x04");
+        seat.types("exit 7\n");
+        assert_eq!(seat.child.wait().unwrap().code(), Some(7));
+    }
+}
+
+/// Whether a command of this name runs in the spark.
+fn runs(machine: &Machine, name: &str) -> bool {
+    let pids = std::fs::read_to_string(cgroup(machine)).unwrap();
+    let line = |pid: &str| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    pids.split_whitespace().any(|pid| line(pid).starts_with(name.as_bytes()))
+}
+
+fn cgroup(machine: &Machine) -> std::path::PathBuf {
+    let info = machine.spark(&["info", "web", "--json"]).json();
+    let below = info["oci"]["cgroup"].as_str().unwrap().trim_start_matches('/').to_owned();
+    let fs = std::path::Path::new("/sys/fs/cgroup");
+    let v1 = fs.join("pids").join(&below);
+    if v1.exists() { v1 } else { fs.join(below) }.join("cgroup.procs")
+}
+
+#[test]
+fn the_callers_terminal_is_out_of_reach_without_one_of_its_own() {
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    let script = "(echo x > /dev/tty) 2>&1; stty -F /dev/tty size 2>&1; cut -d' ' -f7 /proc/self/stat";
+    let mut seat = Seat::new(&machine, &["exec", "-T", "web", "--", "/bin/sh", "-c", script]);
+    assert!(seat.child.wait().unwrap().success());
+    let shown = seat.shows("\n0\r");
+    assert_eq!(shown.matches("No such device or address").count(), 2, "{shown}");
+}
