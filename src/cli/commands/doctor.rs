@@ -33,7 +33,7 @@ pub(crate) fn doctor(ctx: &Ctx, args: DoctorArgs) -> Result<Status> {
 fn verdict(check: &Value) -> &'static str {
     match (check["ok"].as_bool(), check["severity"].as_str()) {
         (Some(true), _) => "ok",
-        (_, Some("warning" | "warn" | "info" | "advice" | "note" | "optional")) => "warn",
+        (_, Some("recommended")) => "warn",
         _ => "FAIL",
     }
 }
@@ -56,14 +56,23 @@ fn text(checks: &[Value]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::doctor::Severity;
     use serde_json::json;
+
+    #[test]
+    fn only_what_is_required_fails() {
+        for (severity, expected) in [(Severity::Required, "FAIL"), (Severity::Recommended, "warn")] {
+            assert_eq!(verdict(&json!({"ok": false, "severity": severity})), expected);
+            assert_eq!(verdict(&json!({"ok": true, "severity": severity})), "ok");
+        }
+    }
 
     #[test]
     fn a_failed_check_says_what_to_type() {
         let checks = [
-            json!({"name": "kernel", "ok": true, "severity": "error", "found": "6.18", "remedy": null}),
-            json!({"name": "tools", "ok": false, "severity": "error", "found": "no mkfs", "remedy": "apt install x"}),
-            json!({"name": "pool", "ok": false, "severity": "warning", "found": "a loop", "remedy": "y"}),
+            json!({"name": "kernel", "ok": true, "severity": "required", "found": "6.18", "remedy": null}),
+            json!({"name": "tools", "ok": false, "severity": "required", "found": "no mkfs", "remedy": "apt install x"}),
+            json!({"name": "pool", "ok": false, "severity": "recommended", "found": "a loop", "remedy": "y"}),
         ];
         let expected = "ok    kernel  6.18\nFAIL  tools   no mkfs\n              hint: apt install x\n\
                         warn  pool    a loop\n              hint: y\n";
