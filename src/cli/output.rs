@@ -178,6 +178,10 @@ fn write_fields(out: &mut String, value: &Value, indent: usize) {
                 }
             }
             Value::Array(items) if items.is_empty() => {}
+            // In a table an empty cell says it; after a colon it would look forgotten.
+            Value::Bool(false) => {
+                let _ = writeln!(out, "{:indent$}{shown}: no", "");
+            }
             _ => {
                 let _ = writeln!(out, "{:indent$}{shown}: {}", "", cell(key, value));
             }
@@ -216,7 +220,7 @@ fn cell(field: &str, value: &Value) -> String {
 }
 
 fn is_size(field: &str) -> bool {
-    matches!(field, "size" | "free" | "used" | "total" | "available" | "memory" | "bytes")
+    matches!(field, "size" | "allocated" | "free" | "used" | "total" | "available" | "memory" | "bytes")
         || field.ends_with("_bytes")
 }
 
@@ -266,10 +270,11 @@ mod tests {
     fn nested_fields_are_indented_and_empty_ones_left_out() {
         let text =
             fields(&json!({"name": "web", "pid": null, "oci": {"id": "x", "root": "/r"}, "tags": ["a", "b"],
-            "memory": 2147483648u64, "mounts": [{"src": "/a", "dst": "/b"}]}));
+            "memory": 2147483648u64, "mounts": [{"src": "/a", "dst": "/b"}], "ephemeral": false}));
         assert!(text.contains("oci:\n  id: x\n  root: /r\n"), "{text}");
         assert!(text.contains("tags: a, b\n") && text.contains("memory: 2.0 GiB\n"), "{text}");
         assert!(text.contains("mounts:\n  ") && text.contains("src=/a"), "{text}");
-        assert!(!text.contains("pid"));
+        assert!(!text.contains("pid") && text.ends_with("ephemeral: no\n"), "{text}");
+        assert!(text.starts_with("name: web\n"), "fields stand in the order of the record: {text}");
     }
 }
