@@ -10,7 +10,7 @@ use clap::Parser;
 
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{Place, ROOT, RUN};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::ops::{Context, Sparks};
 
 mod args;
@@ -137,7 +137,7 @@ impl Ctx {
 
     /// Opens the pool, if there is one.
     fn open(&self) -> Result<Option<Sparks>> {
-        let sparks = Sparks::open(self.context.clone())?;
+        let sparks = Sparks::open(self.context.clone()).map_err(needs_root)?;
         if let Some(sparks) = &sparks {
             collect_abandoned(sparks);
         }
@@ -146,7 +146,7 @@ impl Ctx {
 
     /// Opens the pool, making it if there is none.
     fn sparks(&self, progress: &Progress) -> Result<Sparks> {
-        let sparks = Sparks::open_or_init(self.context.clone(), progress)?;
+        let sparks = Sparks::open_or_init(self.context.clone(), progress).map_err(needs_root)?;
         collect_abandoned(&sparks);
         Ok(sparks)
     }
@@ -183,6 +183,17 @@ impl Ctx {
             }
         }
         worst
+    }
+}
+
+/// To somebody who is not root, a pool that stays closed says only that.
+pub(crate) fn needs_root(error: Error) -> Error {
+    match error.code() {
+        Code::Denied if !rustix::process::geteuid().is_root() => Error::Denied {
+            what: "spark needs root: it makes containers, mounts and snapshots".into(),
+            hint: "run it as root: `sudo spark …`".into(),
+        },
+        _ => error,
     }
 }
 

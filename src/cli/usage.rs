@@ -58,7 +58,18 @@ fn translate(error: &clap::Error) -> Error {
             Some(arg) => (format!("`{arg}` is one argument too many"), None),
             None => (first_paragraph(error), None),
         },
-        (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, _) => ("a command is missing".into(), None),
+        (ErrorKind::ValueValidation, _) => match (context(ContextKind::InvalidArg), error.source()) {
+            // `--size <SIZE>`: the name is enough, since the reason says what is wrong with the value.
+            (Some(arg), Some(why)) => (format!("{}: {why}", arg.split(" <").next().unwrap_or(&arg)), None),
+            _ => (first_paragraph(error), None),
+        },
+        (ErrorKind::MissingRequiredArgument, _) => match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::Strings(missing)) => (format!("`{}` is missing", missing.join(" ")), None),
+            _ => (first_paragraph(error), None),
+        },
+        (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand, _) => {
+            ("a command is missing".into(), None)
+        }
         _ => (first_paragraph(error), None),
     };
     let hint = hint.or_else(|| usage(error)).or_else(|| match error.kind() {

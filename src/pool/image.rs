@@ -168,7 +168,7 @@ pub fn grow(place: &Place, size: Option<u64>) -> Result<()> {
             let Some(size) = size else {
                 return Err(Error::Usage {
                     message: "the new size is missing".into(),
-                    hint: Some("give it with `--size 200G`".into()),
+                    hint: Some("give it with `spark pool grow 200G`".into()),
                 });
             };
             let now = std::fs::metadata(&image).map_err(Error::io("inspect", &image))?.len();

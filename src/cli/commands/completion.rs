@@ -12,8 +12,8 @@ use crate::error::Result;
 /// For bash: `source <(spark completion bash)`.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionArgs {
-    /// The shell
-    #[arg(value_name = "SHELL")]
+    /// The shell: bash, elvish, fish, powershell or zsh
+    #[arg(value_name = "SHELL", hide_possible_values = true)]
     shell: clap_complete::Shell,
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::cli::report::Status;
-use crate::cli::{Ctx, output};
+use crate::cli::{Ctx, needs_root, output};
 use crate::domain::limits::parse_size;
 use crate::error::{Error, Result};
 use crate::ops::pool::{self as ops, InitOptions};
@@ -19,7 +19,9 @@ pub(crate) struct PoolArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make the pool: in place on btrfs, else on a loop image; the first `create` does this by itself
+    /// Make the pool
+    ///
+    /// In place where `SPARK_ROOT` is on btrfs, else on a loop image. The first `spark create` does this by itself.
     Init {
         /// Size of the loop image, such as 50G; it takes space only as it fills [default: 3/4 of what is free]
         #[arg(long, value_parser = parse_size)]
@@ -32,7 +34,7 @@ enum Action {
     Info,
     /// Make the pool larger
     Grow {
-        /// Size to grow to, such as 100G [default: what the host can give]
+        /// Size to grow to, such as 100G; a pool on a device takes all of it without
         #[arg(value_name = "SIZE", value_parser = parse_size)]
         size: Option<u64>,
     },
@@ -41,14 +43,14 @@ enum Action {
 pub(crate) fn pool(ctx: &Ctx, args: PoolArgs) -> Result<Status> {
     let info = match args.action {
         Action::Init { size, device } => {
-            let (info, new) = ops::init(&ctx.context, &InitOptions { size, device })?;
+            let (info, new) = ops::init(&ctx.context, &InitOptions { size, device }).map_err(needs_root)?;
             if !new {
                 ctx.say("there is a pool already");
             }
             info
         }
-        Action::Info => ops::info(&ctx.context)?.ok_or_else(none)?,
-        Action::Grow { size } => ops::grow(&ctx.context, size)?,
+        Action::Info => ops::info(&ctx.context).map_err(needs_root)?.ok_or_else(none)?,
+        Action::Grow { size } => ops::grow(&ctx.context, size).map_err(needs_root)?,
     };
     output::print_record(ctx.json, &info)?;
     Ok(0)

@@ -18,8 +18,9 @@ pub(crate) struct StopArgs {
     /// Sparks to stop
     #[arg(required = true, value_name = "SPARK")]
     names: Vec<SparkRef>,
-    /// Seconds to wait between SIGTERM and SIGKILL
+    /// Seconds to wait between SIGTERM and SIGKILL [default: 10]
     #[arg(short, long, value_name = "SECS", value_parser = parse_duration, default_value = "10")]
+    #[arg(hide_default_value = true)]
     time: Duration,
 }
 
