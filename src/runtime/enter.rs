@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -92,9 +92,9 @@ impl Entry {
         let built = build(&self.container, Enter(Rc::new(plan)), console.as_ref(), streams);
         let pid = match built {
             Ok(pid) => pid,
-            Err(e) => return Err(report(from).unwrap_or(other(e))),
+            Err(e) => return Err(report(from, &self.workdir).unwrap_or(other(e))),
         };
-        if let Some(failure) = report(from) {
+        if let Some(failure) = report(from, &self.workdir) {
             let _ = sys::process::reap(pid, true);
             return Err(failure);
         }
@@ -149,7 +149,7 @@ fn build(
 }
 
 /// Reads what the child reported. Nothing at all means that it was executed: the pipe is close-on-exec.
-fn report(from: OwnedFd) -> Option<Failure> {
+fn report(from: OwnedFd, workdir: &Path) -> Option<Failure> {
     let mut bytes = Vec::new();
     let _ = File::from(from).take(64).read_to_end(&mut bytes);
     let (step, errno) = match bytes.as_slice() {
@@ -159,7 +159,7 @@ fn report(from: OwnedFd) -> Option<Failure> {
     let source = io::Error::from_raw_os_error(errno);
     Some(match step {
         STEP_EXEC => Failure::Exec(source),
-        STEP_WORKDIR => Failure::Other(Error::Sys { action: "change to the working directory", source }),
+        STEP_WORKDIR => Failure::Other(Error::io("change to the working directory", workdir)(source)),
         _ => Failure::Other(Error::Sys { action: "confine the command", source }),
     })
 }
