@@ -96,8 +96,7 @@ impl Machine {
 
     /// Runs the `spark` of this build, and waits for it.
     pub fn spark(&self, args: &[&str]) -> Output {
-        let output = self.command(args).output().unwrap();
-        Output { command: args.join(" "), output }
+        Output::of(&args.join(" "), &mut self.command(args))
     }
 
     /// The `spark` of this build, not started yet: nothing of the caller's environment that it would read.
@@ -207,6 +206,11 @@ pub struct Output {
 }
 
 impl Output {
+    /// Of a command that is called `name`.
+    pub fn of(name: &str, command: &mut Command) -> Output {
+        Output { command: name.to_owned(), output: command.output().unwrap() }
+    }
+
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.output.stdout).into_owned()
     }

@@ -1,0 +1,14 @@
+//! The command line as people and scripts see it, through the program itself. As root, on a real btrfs.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bases;
+mod errors;
+mod help;
+mod places;
+mod sparks;
+mod status;
+mod transcript;

@@ -1,0 +1,143 @@
+//! The life of sparks.
+
+use crate::common::wait_for;
+use crate::transcript::Transcript;
+
+#[test]
+fn a_spark_is_made_listed_and_shown() {
+    let mut t = Transcript::new();
+    t.run("list");
+    t.run("list --json");
+    t.run("create web");
+    t.run("create web");
+    t.run("create db --no-start --label tier=data -e A=1 -w /srv -u nobody --memory 512M --json");
+    t.run("create");
+    t.run("create quiet -q");
+    t.run("create -");
+    t.run("create shop/web");
+    t.run("create plan --dry-run --cpus 1.5");
+    t.run("create bad --base nope");
+    t.run("create bad --mount type=bind,src=/does/not/exist,dst=/x");
+    t.run("ls");
+    t.run("list -a");
+    t.run("list -q");
+    t.run("list -aq --json");
+    t.run("list -P shop --json");
+    t.run("info web");
+    t.run("info db");
+    t.run("info web --json");
+    t.run("info wbe");
+    t.matches("create_list_info");
+}
+
+#[test]
+fn the_plan_as_json_holds_the_oci_configuration() {
+    let t = Transcript::new();
+    let plan = t.machine.spark(&["create", "web", "--dry-run", "--json"]).json();
+    assert_eq!(plan["name"], "web");
+    assert_eq!(plan["config"]["ociVersion"].as_str().unwrap().split('.').next(), Some("1"));
+    assert!(plan["config"]["linux"]["uidMappings"].is_array(), "{plan}");
+    assert_eq!(t.machine.spark(&["list", "--json"]).json(), serde_json::json!([]));
+}
+
+#[test]
+fn commands_run_in_sparks() {
+    let mut t = Transcript::new();
+    t.run("create web");
+    t.run("exec web echo hello");
+    t.run("exec web -- sh -c 'echo out; echo err >&2; exit 3'");
+    t.run("exec -e A=1 -e A=2 -w /tmp -u nobody web -- sh -c 'echo $A $PWD $(id -u)'");
+    t.run("exec - -- sh -c 'hostname | cut -c 1-4; echo $PWD'");
+    t.run("exec - --base nope true");
+    t.run("exec web --pids 64 true");
+    t.run("exec web -w /does/not/exist true");
+    t.run("exec web -u nobody2 true");
+    t.run("exec web nope");
+    t.run("exec web --json nope");
+    t.run("exec web");
+    t.run("exec -d - true");
+    t.run("console web -- sh -c 'echo no terminal; exit 5'");
+    t.run("console nope");
+    t.run("list -q");
+    t.matches("exec_console");
+}
+
+#[test]
+fn sparks_stop_resume_and_pause() {
+    let mut t = Transcript::new();
+    t.run("create web");
+    t.run("pause web");
+    t.run("pause web");
+    t.run("list");
+    t.run("resume web");
+    t.run("resume web");
+    t.run("stop web -t 1");
+    t.run("stop web");
+    t.run("pause web");
+    t.run("list");
+    t.run("resume web nope --json");
+    t.run("stop nope web");
+    t.run("stop web -t soon");
+    t.matches("stop_resume_pause");
+}
+
+#[test]
+fn sparks_are_deleted_brought_back_and_renamed() {
+    let mut t = Transcript::new();
+    t.run("create web");
+    t.run("delete web");
+    t.run("delete -f web");
+    t.run("delete web");
+    t.run("list --deleted");
+    t.run("list --deleted --json");
+    t.run("list --deleted -q");
+    t.run("undelete wbe");
+    t.run("undelete web");
+    t.run("rename web shop");
+    t.run("rename web shop");
+    t.run("create web --no-start");
+    t.run("rename web shop");
+    t.run("rename web Web");
+    t.run("rm web shop nope --json");
+    t.run("create web --no-start");
+    t.run("undelete web");
+    t.run("undelete web --as old --json");
+    t.run("rm --now web old");
+    t.run("list --deleted");
+    t.matches("delete_undelete_rename");
+}
+
+#[test]
+fn detached_commands_write_to_the_log() {
+    let mut t = Transcript::new();
+    t.run("create web");
+    t.run("logs web");
+    let pid = t.machine.spark(&["exec", "-d", "web", "--", "sh", "-c", "echo one; echo two >&2; echo three"]);
+    assert!(pid.ok().trim().parse::<i32>().unwrap() > 1);
+    assert!(wait_for(|| t.machine.spark(&["logs", "web"]).ok().contains("three")));
+    let json = t.machine.spark(&["exec", "-d", "web", "--json", "--", "true"]).json();
+    assert!(json["pid"].as_i64().unwrap() > 1);
+    t.run("logs web");
+    t.run("logs web -n 1");
+    t.run("logs web --json");
+    t.run("logs web --json -f");
+    t.run("logs nope");
+    t.run("exec -d web nope");
+    t.matches("logs");
+}
+
+#[test]
+fn gc_names_what_it_frees() {
+    let mut t = Transcript::new();
+    t.run("gc");
+    t.run("gc --json");
+    let half_made = t.machine.pool().join("staging/01ARZ3NDEKTSV4RRFFQ69G5FAV");
+    std::fs::create_dir(&half_made).unwrap();
+    t.run("gc --dry-run");
+    t.run("gc --dry-run --json");
+    assert!(half_made.exists());
+    t.run("gc");
+    assert!(!half_made.exists());
+    t.run("gc");
+    t.matches("gc");
+}
