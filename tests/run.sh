@@ -1,0 +1,285 @@
+#!/bin/bash
+# Installs what is missing and runs every test:
+#
+#   sudo tests/run.sh                      all of them
+#   sudo tests/run.sh fmt unit host        some parts
+#   sudo tests/run.sh host -- base::list   arguments for the test programs
+#   tests/run.sh --list                    the parts
+#
+# Parts are fmt, clippy, shell, unit, doc, each file and directory of tests/ that
+# is a Rust test program, docs, quickstart, vm and left. The programs are built
+# by whoever the checkout belongs to and run as root. A part that fails does not
+# keep the others from running. The last line is `N passed, N failed`.
+#
+# SPARK_VM_CACHE  where the image of the test VM is kept (/var/cache/spark-vm)
+set -uo pipefail
+
+# shellcheck source=../scripts/prepare.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../scripts/prepare.sh"
+
+test_packages=(shellcheck python3 bsdutils jq iproute2 nftables procps xz-utils zstd)
+# Longer than any part takes on two slow cores.
+part_seconds=1500
+
+build_tests=(cargo test --locked --features faults)
+
+### The parts. Each is a function part_NAME, and fails if its tests do.
+
+part_fmt() { as_caller cargo fmt --check; }
+
+part_clippy() {
+    as_caller cargo clippy --locked --all-targets --features faults -- -D warnings
+}
+
+part_shell() {
+    local scripts
+    mapfile -t scripts < <(find examples scripts tests .ci -type f \( -name '*.sh' -o -path .ci/run \) | sort)
+    shellcheck "${scripts[@]}" && tests/smoke.sh --list
+}
+
+part_doc() { as_caller "${build_tests[@]}" --doc; }
+
+part_docs() { python3 tests/docs.py --spark "$debug/spark"; }
+
+# The quickstart twice, the second time over what the first left. Then what it
+# says of removing everything, typed as it stands there.
+part_quickstart() {
+    local line
+    mkdir -m 700 "$work/root"
+    apart examples/quickstart.sh || return
+    apart examples/quickstart.sh >"$work/quickstart.log" 2>&1 || {
+        echo 'The second time:'
+        cat "$work/quickstart.log"
+        return 1
+    }
+    for line in '^Hello, world!' '^written before the stop' '^/dev/pts/'; do
+        grep -q "$line" "$work/quickstart.log" || {
+            echo "The second time it printed no line like $line"
+            return 1
+        }
+    done
+    sed '1,/^### To remove everything/d' "$work/quickstart.log" >"$work/remove.sh"
+    bash -ex "$work/remove.sh" && [ ! -e "$work/root" ] && [ ! -e "$run" ]
+}
+
+# Runs a command with a place of its own for sparks.
+apart() { SPARK_ROOT=$work/root SPARK_RUN=$run "$@"; }
+
+part_vm() {
+    mkdir -p "$work/bin"
+    build_release && cp "$release/spark" "$work/bin/" && tests/vm/run.sh "$work/bin"
+}
+
+# Compares what this machine has now with what it had before.
+part_left() {
+    local tries
+    remove_empty_cgroups
+    # The kernel takes a moment to let go of a loop device.
+    for tries in {1..50}; do
+        state >"$work/after"
+        [ -n "$(comm -13 "$work/before" "$work/after")" ] || return 0
+        sleep 0.2
+    done
+    echo "After $tries tries this is left:"
+    comm -13 "$work/before" "$work/after"
+    return 1
+}
+
+# What tests could leave behind, a line each, sorted.
+state() {
+    {
+        findmnt -rn -o TARGET,SOURCE,FSTYPE | sed 's/^/mount /'
+        losetup -a | sed 's/^/loop device /'
+        find /sys/fs/cgroup -type d -path '*/spark*' | sed 's/^/cgroup /'
+        ip -o link 2>/dev/null | sed -E 's/^[0-9]+: ([^:@]+).*/link \1/'
+        ip netns list 2>/dev/null | sed 's/^/network namespace /'
+        nft list ruleset 2>/dev/null | sed 's/ packets [0-9]* bytes [0-9]*//; s/^/nft /'
+        pgrep -l '^(spark|qemu|youki|containerd-shim)' | sed 's/^/process /'
+        find /run -maxdepth 1 -name 'spark*' ! -name spark-ids
+        find /run/spark-ids -mindepth 1 2>/dev/null
+        find /tmp /var/tmp /var/lib /etc -maxdepth 1 -iname '*spark*'
+        [ "$caller" = root ] || find "$checkout" "$caller_home/.cargo" "$caller_home/.cache" \
+            -user root 2>/dev/null | sed "s/^/file of root's /"
+    } | sort -u
+}
+
+# libcontainer leaves the directory that it made above those of the sparks.
+remove_empty_cgroups() {
+    find /sys/fs/cgroup -depth -type d -path '*/spark' -exec rmdir {} + 2>/dev/null || true
+}
+
+### Test programs
+
+# Writes NAME PATH of every test program that cargo builds; `unit NAME` for the
+# tests inside of the library and the binaries.
+build_test_programs() {
+    as_caller "${build_tests[@]}" --no-run --message-format=json-render-diagnostics >"$work/build.json" ||
+        return
+    python3 - "$work/build.json" >"$work/programs" <<'PY'
+import json, sys
+for line in open(sys.argv[1]):
+    m = json.loads(line)
+    if m.get("reason") != "compiler-artifact" or not m.get("executable") or not m["profile"]["test"]:
+        continue
+    kind = m["target"]["kind"][0]
+    print(m["target"]["name"] if kind == "test" else "unit", m["executable"])
+PY
+}
+
+run_programs() { # NAME
+    local name path status=0
+    while read -r name path; do
+        [ "$name" = "$1" ] || continue
+        "$path" "${arguments[@]}" || status=1
+    done <"$work/programs"
+    return "$status"
+}
+
+### Running parts and counting
+
+passed=0
+failed=0
+summary=()
+job=
+
+# Adds up what a log counts: Rust's `test result:` lines, and `N passed, N failed`.
+counts_in() { # LOG
+    awk '
+        /^test result: / || /^[0-9]+ passed, [0-9]+ failed$/ {
+            for (i = 2; i <= NF; i++) {
+                if ($i ~ /^passed/) good += $(i - 1)
+                if ($i ~ /^failed/) bad += $(i - 1)
+            }
+        }
+        END { print good + 0, bad + 0 }' "$1"
+}
+
+end_job() {
+    [ -z "$job" ] || kill -TERM -- "-$job" 2>/dev/null
+}
+
+# Runs a part and shows what it writes. A part that counts nothing counts as one.
+run_part() { # NAME COMMAND...
+    local name=$1 start=$SECONDS status=0 good bad timer
+    shift
+    printf '\n===== %s\n' "$name"
+    : >"$work/log"
+    # A process group of its own, so that a part that hangs can be ended whole.
+    set -m
+    "$@" >>"$work/log" 2>&1 </dev/null &
+    job=$!
+    { sleep "$part_seconds" && echo "===== $name takes too long" && end_job; } &
+    timer=$!
+    set +m
+    # Not through a pipe: what a part leaves behind must not keep this waiting.
+    tail -n +1 -f -s 0.2 --pid="$job" "$work/log"
+    wait "$job" || status=$?
+    job=
+    kill -TERM -- "-$timer" 2>/dev/null
+    wait "$timer" 2>/dev/null
+    read -r good bad < <(counts_in "$work/log")
+    if [ "$status" = 0 ] && [ "$((good + bad))" = 0 ]; then
+        good=1
+    elif [ "$status" != 0 ] && [ "$bad" = 0 ]; then
+        bad=1
+    fi
+    passed=$((passed + good))
+    failed=$((failed + bad))
+    summary+=("$(printf '%-12s %5d passed %4d failed %5d s' "$name" "$good" "$bad" "$((SECONDS - start))")")
+    printf '===== %s\n' "${summary[-1]}"
+}
+
+# The Rust test programs of tests/, as cargo names them.
+test_programs() {
+    local path name
+    for path in tests/*.rs tests/*/main.rs; do
+        name=${path#tests/}
+        name=${name%/main.rs}
+        echo "${name%.rs}"
+    done | sort
+}
+
+all_parts() {
+    echo fmt clippy shell unit doc
+    test_programs
+    echo docs quickstart vm left
+}
+
+cleanup() {
+    end_job
+    if [ -n "${work:-}" ]; then
+        # A part that failed may have left its pool mounted.
+        [ ! -e "$work/root/pool/layout.json" ] || [ ! -x "$release/spark" ] ||
+            apart "$release/spark" list -a -q | apart xargs -r "$release/spark" stop -t 0
+        findmnt -rn -o TARGET | grep "^$work/" | tac | while read -r mount; do umount "$mount"; done
+        rm -rf --one-file-system "$work" "$run"
+    fi
+}
+
+### What to do
+
+mapfile -t known < <(all_parts | tr ' ' '\n')
+parts=()
+arguments=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    --list)
+        printf '%s\n' "${known[@]}"
+        exit
+        ;;
+    --)
+        shift
+        arguments=("$@")
+        break
+        ;;
+    *)
+        [[ " ${known[*]} " = *" $1 "* ]] || fail "there is no part \`$1\`: there are ${known[*]}"
+        parts+=("$1")
+        ;;
+    esac
+    shift
+done
+[ "${#parts[@]}" != 0 ] || parts=("${known[@]}")
+# The comparison is of all that came before.
+[ "${parts[-1]}" = left ] || parts+=(left)
+
+need_root
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+start=$SECONDS
+
+echo '===== install what is missing'
+[[ " ${parts[*]} " != *' vm '* ]] || mapfile -t vm_packages < <(tests/vm/image.sh --packages | tr ' ' '\n')
+install_missing "${build_packages[@]}" "${run_packages[@]}" "${test_packages[@]}" "${vm_packages[@]}" ||
+    fail 'cannot install what is missing'
+find_cargo
+echo "cargo is $caller's, building goes to $target"
+if ! as_caller cargo fmt --version >/dev/null 2>&1 || ! as_caller cargo clippy --version >/dev/null 2>&1; then
+    as_caller rustup component add rustfmt clippy
+fi
+
+work=$(mktemp -d /var/tmp/run-tests.XXXXXX)
+run=$(mktemp -d /run/run-tests.XXXXXX)
+chmod 711 "$run"
+debug=$target/debug
+release=$target/release
+export SPARK_VM_CACHE=${SPARK_VM_CACHE:-/var/cache/spark-vm}
+# Snapshots of expected output are compared, never written.
+export INSTA_UPDATE=no INSTA_WORKSPACE_ROOT=$checkout CARGO_MANIFEST_DIR=$checkout
+unset SPARK_ROOT SPARK_RUN SPARK_PROJECT SPARK_BASE SPARK_LOG SPARK_CONFIG
+
+run_part build build_test_programs
+state >"$work/before"
+for part in "${parts[@]}"; do
+    if declare -F "part_$part" >/dev/null; then
+        run_part "$part" "part_$part"
+    else
+        run_part "$part" run_programs "$part"
+    fi
+done
+
+printf '\n===== all of it in %d s\n' "$((SECONDS - start))"
+printf '%s\n' "${summary[@]}"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
