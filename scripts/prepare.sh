@@ -48,7 +48,8 @@ install_missing() { # PKG...
     command=(apt-get install -y --no-install-recommends "${missing[@]}")
     export DEBIAN_FRONTEND=noninteractive
     # A fresh machine has no package lists, and an old one lists what is gone.
-    apt-get update
+    echo '$ apt-get update'
+    apt-get update || echo '(Going on with the package lists that are there.)'
     echo "\$ ${command[*]}"
     "${command[@]}" </dev/null
 }

@@ -17,7 +17,7 @@ set -uo pipefail
 # shellcheck source=../scripts/prepare.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../scripts/prepare.sh"
 
-test_packages=(shellcheck python3 bsdutils jq iproute2 nftables procps xz-utils zstd)
+test_packages=(shellcheck python3 bsdutils git jq runc iproute2 nftables procps xz-utils zstd)
 # Longer than any part takes on two slow cores.
 part_seconds=1500
 
