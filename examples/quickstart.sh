@@ -81,7 +81,7 @@ if [ -n "$terminal" ]; then
     try 'spark console quickstart || true'
 else
     # A console needs a terminal: script(1) makes one, and types.
-    try "printf 'tty; hostname; cat note; exit 0\r' | script -qec 'spark console quickstart' /dev/null"
+    try "(sleep 2; printf 'tty; hostname; cat note; exit 0\r') | script -qec 'spark console quickstart' /dev/null"
 fi
 
 heading 'Deleted, it can be had back for a day'

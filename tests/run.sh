@@ -52,7 +52,7 @@ part_quickstart() {
         cat "$work/quickstart.log"
         return 1
     }
-    for line in '^Hello, world!' '^written before the stop' '^/dev/pts/'; do
+    for line in '^Hello, world!' '^written before the stop' '/dev/pts/[0-9]'; do
         grep -q "$line" "$work/quickstart.log" || {
             echo "The second time it printed no line like $line"
             return 1
@@ -128,6 +128,10 @@ PY
 
 run_programs() { # NAME
     local name path status=0
+    grep -q "^$1 " "$work/programs" || {
+        echo "cargo built no test program $1"
+        return 1
+    }
     while read -r name path; do
         [ "$name" = "$1" ] || continue
         "$path" "${arguments[@]}" || status=1
@@ -207,6 +211,7 @@ all_parts() {
 
 cleanup() {
     end_job
+    [ -z "$job" ] || wait "$job" 2>/dev/null
     if [ -n "${work:-}" ]; then
         # A part that failed may have left its pool mounted.
         [ ! -e "$work/root/pool/layout.json" ] || [ ! -x "$release/spark" ] ||
