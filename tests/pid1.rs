@@ -1,5 +1,8 @@
 //! PID 1 of a spark in PID namespaces of its own. Needs root.
 
+#![allow(clippy::unwrap_used)]
+#![allow(unsafe_code, reason = "it clones as the runtime does, by the system call")]
+
 use std::ffi::CString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

@@ -103,9 +103,12 @@ state() {
     } | sort -u
 }
 
-# libcontainer leaves the directory that it made above those of the sparks.
+# libcontainer leaves the directory that it made above those of the sparks. One
+# that was there before may be in use.
 remove_empty_cgroups() {
-    find /sys/fs/cgroup -depth -type d -path '*/spark' -exec rmdir {} + 2>/dev/null || true
+    find /sys/fs/cgroup -depth -type d -path '*/spark' | while read -r dir; do
+        grep -qxF "cgroup $dir" "$work/before" || rmdir "$dir" 2>/dev/null
+    done
 }
 
 ### Test programs

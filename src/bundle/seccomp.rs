@@ -133,6 +133,6 @@ mod tests {
     #[test]
     fn the_embedded_profile_compiles_to_whole_instructions() {
         let filter = compile(&profile().unwrap()).unwrap();
-        assert!(filter.len() > 1000 && filter.len() % size_of::<libc::sock_filter>() == 0);
+        assert!(filter.len() > 1000 && filter.len().is_multiple_of(size_of::<libc::sock_filter>()));
     }
 }
