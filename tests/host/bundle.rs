@@ -1,10 +1,11 @@
 //! The bundle of a spark is one that another runtime runs, and both identities lead to each other.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use sparks::sys::idmap::{Extent, namespace};
+use sparks::sys::idmap::{IdMap, namespace};
 use sparks::sys::mount;
 
 use crate::inside::{machine, root, spark};
@@ -64,7 +65,7 @@ fn runc_runs_the_bundle_of_a_spark() {
         let target = mine.join(n.to_string());
         std::fs::create_dir_all(&target).unwrap();
         let tree = mount::clone_tree(source).unwrap();
-        mount::set_idmap(&tree, &user_ns).unwrap();
+        mount::set_attributes(&tree, Some(user_ns.as_fd()), mount::Limits::default()).unwrap();
         mount::attach(&tree, &target).unwrap();
         mounted.push(target);
     }
@@ -113,7 +114,7 @@ fn runc_runs_the_bundle_of_a_spark() {
 
 /// `sys::idmap` forks, and the test runner has threads: another process holds the namespace while it is opened.
 fn user_namespace(first: u32) -> std::os::fd::OwnedFd {
-    let refused = namespace(&[Extent { inside: 0, host: first, count: 65536 }]);
+    let refused = namespace(IdMap::range(first, 65536));
     assert!(refused.is_err(), "the test runner has threads");
     let mut holder = Command::new("unshare")
         .args(["--user", "sleep", "20"])
