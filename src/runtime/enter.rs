@@ -120,12 +120,15 @@ fn build(
     let failed = |e| container.failed("exec in", e);
     // The tenant's own process is only a shell for our executor. It is root of the host until that has run, so
     // users other than root go to the executor, never to the builder: it could not enter the user namespace then.
+    // Until there it keeps one capability, to give pipes away; that it owns the user namespace is what lets it in.
+    let only = ["CAP_CHOWN"];
     let process = serde_json::json!({
         "terminal": console.is_some(),
         "user": {"uid": 0, "gid": 0},
         "args": ["exec"],
         "env": [confine::HOME],
         "cwd": "/",
+        "capabilities": {"bounding": only, "effective": only, "permitted": only, "inheritable": [], "ambient": []},
     });
     let memfd = rustix::fs::memfd_create("process", rustix::fs::MemfdFlags::CLOEXEC)
         .map_err(|e| Error::sys("describe the process")(e.into()))?;

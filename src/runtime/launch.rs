@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
@@ -49,6 +50,9 @@ pub struct Launch {
     pub idle_stop: u32,
 }
 
+/// Longer than any start takes, on any host.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A helper at work.
 #[derive(Debug)]
 pub struct Starting {
@@ -65,7 +69,15 @@ impl Starting {
     /// `internal` with libcontainer's words. Nothing of the container is left then, unless this process dies.
     pub fn wait(self) -> Result<Live> {
         let mut detail = String::new();
-        let _ = File::from(self.report).take(16 << 10).read_to_string(&mut detail);
+        // Readable as soon as the helper says something or ends. One that does neither would hold the spark's lock for good.
+        let told = sys::process::wait_end(&self.report, Some(PATIENCE))
+            .map_err(Error::sys("wait for the helper"))?;
+        if told {
+            let _ = File::from(self.report).take(16 << 10).read_to_string(&mut detail);
+        } else {
+            detail = format!("it did not start within {} seconds", PATIENCE.as_secs());
+            sys::process::kill_child(self.helper).map_err(Error::sys("end the helper"))?;
+        }
         let ended = sys::process::reap(self.helper, true).map_err(Error::sys("wait for the helper"))?;
         let failed = |detail| Error::Runtime { action: "start", id: self.container.id.clone(), detail };
         match ended.map(|e| e.status()) {

@@ -85,7 +85,7 @@ pub fn single_threaded() -> bool {
     std::fs::read_dir("/proc/self/task").map(|tasks| tasks.count() == 1).unwrap_or(false)
 }
 
-/// Waits until the process of a pidfd has ended. False if the time is up first.
+/// Waits until the process of a pidfd has ended, or a pipe has something to read. False if the time is up first.
 pub fn wait_end(pidfd: impl AsFd, timeout: Option<Duration>) -> io::Result<bool> {
     let deadline = timeout.map(|t| Instant::now() + t);
     loop {
@@ -130,6 +130,12 @@ pub fn signal_group(leader: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill(2) takes plain numbers.
     let r = unsafe { libc::kill(-leader, signal) };
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Kills a child that has not been reaped.
+pub fn kill_child(pid: i32) -> io::Result<()> {
+    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::kill_process(pid, Signal::KILL)?)
 }
 
 /// How a child ended.
