@@ -57,8 +57,8 @@ class Machine:
 
     def __init__(self, spark):
         self.spark = spark
-        self.dir = tempfile.mkdtemp(prefix="docs-test-", dir="/var/tmp")
-        self.run = tempfile.mkdtemp(prefix="docs-test-", dir="/run")
+        self.dir = tempfile.mkdtemp(prefix="sparks-docs-", dir="/var/tmp")
+        self.run = tempfile.mkdtemp(prefix="sparks-docs-", dir="/run")
         os.chmod(self.run, 0o711)
         for name in ("bin", "root", "work"):
             os.mkdir(f"{self.dir}/{name}", 0o700)
@@ -74,7 +74,11 @@ class Machine:
         self.shell = None
 
     def __enter__(self):
-        self.once("spark pool init --size 2G")
+        try:
+            self.once("spark pool init --size 2G")
+        except BaseException:
+            self.__exit__()
+            raise
         self.shell = subprocess.Popen(
             ["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, env=self.env, cwd=f"{self.dir}/work",
@@ -86,7 +90,7 @@ class Machine:
         if self.shell:
             self.shell.stdin.close()
             self.shell.wait(timeout=60)
-        self.once("spark list -a -q | xargs -r spark stop -t 0")
+        self.once("spark list -a -q | xargs -r spark stop -t 0; true")
         self.once(f"! mountpoint -q {self.dir}/root/pool || umount {self.dir}/root/pool")
         shutil.rmtree(self.dir)
         shutil.rmtree(self.run)
