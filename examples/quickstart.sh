@@ -11,8 +11,8 @@
 # SPARK_ROOT and SPARK_RUN, if set, say where everything goes instead.
 set -euo pipefail
 
-# shellcheck source=../scripts/prepare.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../scripts/prepare.sh"
+# shellcheck source=../tests/prepare.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../tests/prepare.sh"
 
 need_root
 root=${SPARK_ROOT:-/var/lib/spark}

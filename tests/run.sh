@@ -14,8 +14,8 @@
 # SPARK_VM_CACHE  where the image of the test VM is kept (/var/cache/spark-vm)
 set -uo pipefail
 
-# shellcheck source=../scripts/prepare.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../scripts/prepare.sh"
+# shellcheck source=prepare.sh
+. "$(dirname "${BASH_SOURCE[0]}")/prepare.sh"
 
 test_packages=(shellcheck python3 bsdutils git jq runc iproute2 nftables procps xz-utils zstd)
 # Longer than any part takes on two slow cores.
