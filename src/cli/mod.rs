@@ -135,6 +135,11 @@ impl Ctx {
         Progress::new(self.verbose, quiet)
     }
 
+    /// Opens the pool, if there is one, for the verb that tells what a crash left: nothing is collected before.
+    fn open_as_it_is(&self) -> Result<Option<Sparks>> {
+        Sparks::open(self.context.clone())
+    }
+
     /// Opens the pool, if there is one.
     fn open(&self) -> Result<Option<Sparks>> {
         let sparks = Sparks::open(self.context.clone()).map_err(needs_root)?;

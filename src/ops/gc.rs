@@ -30,6 +30,7 @@ impl Sparks {
     /// Collects what is left over, or only says what. What another command is working on is never touched.
     pub fn gc(&self, dry_run: bool) -> Result<Vec<Item>> {
         let mut items = Vec::new();
+        self.gc_waiting(dry_run, &mut items)?;
         self.gc_ephemeral(dry_run, &mut items)?;
         self.gc_staging(dry_run, &mut items)?;
         self.gc_trash(dry_run, &mut items)?;
@@ -37,6 +38,28 @@ impl Sparks {
         self.gc_index(dry_run, &mut items)?;
         self.gc_ids(dry_run, &mut items);
         Ok(items)
+    }
+
+    /// Processes that a killed command left waiting for it, with its lock.
+    fn gc_waiting(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
+        for path in entries(&self.pool.place.run.join("bundles"))? {
+            let id = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let Some(found) = self.pool.find_container(id)? else { continue };
+            let dir = self.pool.paths.spark(&found.project, &found.name);
+            let Ok(fd) = sys::file::open_dir(&dir) else { continue };
+            if !matches!(sys::flock::try_lock_dir(&dir), Ok(None)) {
+                continue;
+            }
+            let failed = || Error::io("look at the lock of", &dir);
+            for pid in sys::flock::orphans(&fd).map_err(failed())? {
+                let owner = format!("{}/{}", found.project, found.name);
+                items.push(Item::new("waiting process", owner, Path::new(&format!("/proc/{pid}"))));
+            }
+            if !dry_run {
+                sys::flock::end_orphans(&fd).map_err(failed())?;
+            }
+        }
+        Ok(())
     }
 
     fn gc_ephemeral(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
@@ -55,14 +78,13 @@ impl Sparks {
         for path in entries(&self.pool.paths.staging())? {
             // Whoever is making something holds its lock.
             let lock = sys::flock::try_lock_dir(&path);
-            if matches!(lock, Ok(None)) {
-                continue;
+            match &lock {
+                Ok(None) => continue,
+                // It was being finished while we looked.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                _ => {}
             }
-            let made: Option<SparkRecord> = record::read(&path.join("spark.json")).unwrap_or_default();
-            let owner = match made {
-                Some(record) => format!("spark {}", record.id),
-                None => "an operation that did not finish".to_owned(),
-            };
+            let owner = owner_of(&path);
             items.push(Item::new("half-made", owner, &path));
             if !dry_run {
                 stage::destroy(&path)?;
@@ -75,6 +97,8 @@ impl Sparks {
         let now = chrono::Utc::now();
         for entry in self.pool.trashed()? {
             if entry.origin.until <= now {
+                // Somebody is bringing it back.
+                let Ok(Some(_lock)) = sys::flock::try_lock_dir(&entry.path) else { continue };
                 let owner = format!("{}/{}", entry.origin.project, entry.origin.name);
                 items.push(Item::new("deleted spark", owner, &entry.path));
                 if !dry_run {
@@ -120,12 +144,7 @@ impl Sparks {
     }
 
     fn remove_container(&self, id: &Id, bundle: &Path) -> Result<()> {
-        let handle = crate::runtime::youki::Handle {
-            id: id.to_string(),
-            oci: self.pool.place.oci(),
-            cgroup: crate::bundle::spec::cgroup(id),
-        };
-        handle.remove()?;
+        self.handle_of(id).remove()?;
         self.clear_bundle(bundle, ids::claimed_by(bundle));
         Ok(())
     }
@@ -154,6 +173,16 @@ impl Sparks {
             }
         }
     }
+}
+
+/// Whose something half-made or half-freed was, as far as that can be told.
+fn owner_of(path: &Path) -> String {
+    if let Ok(Some(record)) = record::read::<SparkRecord>(&path.join("spark.json")) {
+        return format!("spark {}", record.id);
+    }
+    let kinds = [("base.json", "a base"), ("project.json", "a project"), ("project", "a project")];
+    let kind = kinds.iter().find(|(file, _)| path.join(file).exists());
+    kind.map_or("an operation that did not finish", |(_, kind)| kind).to_owned()
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {

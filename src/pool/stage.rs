@@ -20,11 +20,16 @@ pub struct Stage {
 impl Pool {
     /// Begins to make something. The directory is locked, so that `gc` tells it from what a crash left.
     pub fn stage(&self) -> Result<Stage> {
-        let path = self.paths.staging().join(Id::generate().as_str());
-        std::fs::create_dir(&path).map_err(Error::io("create", &path))?;
-        let lock =
-            sys::flock::lock_dir(&path, sys::flock::Mode::Exclusive).map_err(Error::io("lock", &path))?;
-        Ok(Stage { path, lock: Some(lock) })
+        loop {
+            let path = self.paths.staging().join(Id::generate().as_str());
+            std::fs::create_dir(&path).map_err(Error::io("create", &path))?;
+            match sys::flock::lock_dir(&path, sys::flock::Mode::Exclusive) {
+                Ok(lock) => return Ok(Stage { path, lock: Some(lock) }),
+                // `gc` came between the two, and took it for a crash's.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("lock", &path)(e)),
+            }
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct GcArgs {
 }
 
 pub(crate) fn gc(ctx: &Ctx, args: GcArgs) -> Result<Status> {
-    let items = ctx.open()?.map(|sparks| sparks.gc(args.dry_run)).transpose()?.unwrap_or_default();
+    let items = ctx.open_as_it_is()?.map(|sparks| sparks.gc(args.dry_run)).transpose()?.unwrap_or_default();
     if items.is_empty() {
         ctx.say("nothing to collect");
     }
