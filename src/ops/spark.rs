@@ -8,7 +8,7 @@ use super::Sparks;
 use crate::bundle::spec::cgroup;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
-use crate::domain::spark::{SparkRecord, State};
+use crate::domain::spark::{Id, SparkRecord, State};
 use crate::error::{Error, Result};
 use crate::pool::record;
 use crate::runtime::live::{self, Live};
@@ -35,7 +35,7 @@ pub(crate) struct Opened {
     pub dir: PathBuf,
     pub record: SparkRecord,
     /// Held as long as this is.
-    pub _lock: OwnedFd,
+    pub lock: OwnedFd,
 }
 
 impl Sparks {
@@ -70,11 +70,16 @@ impl Sparks {
             return Err(self.no_such_spark(&spark.project, &spark.name));
         };
         let record = self.record(spark)?;
-        Ok(Opened { id: spark.clone(), dir, record, _lock: lock })
+        Ok(Opened { id: spark.clone(), dir, record, lock })
     }
 
     pub(crate) fn handle(&self, record: &SparkRecord) -> Handle {
         Handle { id: record.oci_id.clone(), oci: self.pool.place.oci(), cgroup: cgroup(&record.id) }
+    }
+
+    /// The container of a spark of which nothing but its id is known.
+    pub(crate) fn handle_of(&self, id: &Id) -> Handle {
+        Handle { id: id.to_string(), oci: self.pool.place.oci(), cgroup: cgroup(id) }
     }
 
     pub(crate) fn bundle(&self, record: &SparkRecord) -> PathBuf {

@@ -1,5 +1,6 @@
 //! `resume`, and the start of a container that it shares with `create`.
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,8 @@ use crate::runtime::confine::{self, Confinement};
 use crate::runtime::ids;
 use crate::runtime::launch::{Launch, Mount, Starting};
 use crate::runtime::live::Live;
+use crate::runtime::youki::Handle;
+use crate::sys;
 use crate::sys::flock::Mode;
 
 /// A start under way. Wait for it.
@@ -23,6 +26,8 @@ use crate::sys::flock::Mode;
 pub(crate) struct Begun<'a> {
     sparks: &'a Sparks,
     starting: Starting,
+    container: Handle,
+    lock: BorrowedFd<'a>,
     bundle: PathBuf,
     first_id: u32,
 }
@@ -30,7 +35,16 @@ pub(crate) struct Begun<'a> {
 impl Begun<'_> {
     /// Waits until it runs. A start that failed leaves nothing in `/run`.
     pub(crate) fn wait(self) -> Result<Live> {
-        self.starting.wait().inspect_err(|_| self.sparks.clear_bundle(&self.bundle, Some(self.first_id)))
+        self.starting.wait().or_else(|first| {
+            let undone = sys::flock::end_heirs(self.lock)
+                .map_err(Error::sys("end what the helper left"))
+                .and_then(|()| self.container.remove());
+            self.sparks.clear_bundle(&self.bundle, Some(self.first_id));
+            match undone {
+                Ok(()) => Err(first),
+                Err(undo) => Err(Error::Undo { first: first.into(), undo: undo.into() }),
+            }
+        })
     }
 }
 
@@ -61,11 +75,16 @@ impl Sparks {
             id: opened.record.id.clone(),
         };
         self.pool.index_spark(&opened.record.oci_id, &identity)?;
-        self.launch(&opened.id, &opened.record)?.wait()
+        self.launch(&opened.id, &opened.record, &[opened.lock.as_fd()])?.wait()
     }
 
-    /// Begins to start a spark. The caller holds its exclusive lock.
-    pub(crate) fn launch(&self, spark: &SparkId, record: &SparkRecord) -> Result<Begun<'_>> {
+    /// Begins to start a spark. The caller holds its exclusive lock, the first of `locks`.
+    pub(crate) fn launch<'a>(
+        &'a self,
+        spark: &SparkId,
+        record: &SparkRecord,
+        locks: &[BorrowedFd<'a>],
+    ) -> Result<Begun<'a>> {
         let root = SparkPaths(&self.dir(spark)).root();
         if !root.is_dir() {
             return Err(Error::Corrupt {
@@ -92,13 +111,15 @@ impl Sparks {
         }
         // The bundle's directory makes the claim valid: it is there before, and gone before the claim.
         std::fs::DirBuilder::new().mode(0o711).create(&bundle).map_err(Error::io("create", &bundle))?;
-        let first_id = ids::claim(&bundle)?;
-        let begun = self.prepare(spark, record, first_id).and_then(|launch| {
+        let claimed = fault::point("start.bundle-made").and_then(|()| ids::claim(&bundle));
+        let first_id = claimed.inspect_err(|_| self.clear_bundle(&bundle, None))?;
+        let begun = fault::point("start.claimed").and_then(|()| self.prepare(spark, record, first_id));
+        let begun = begun.and_then(|launch| {
             fault::point("start.prepared")?;
-            launch.spawn()
+            Launch { locks: locks.iter().map(AsRawFd::as_raw_fd).collect(), ..launch }.spawn()
         });
         match begun {
-            Ok(starting) => Ok(Begun { sparks: self, starting, bundle, first_id }),
+            Ok(starting) => Ok(Begun { sparks: self, starting, container, lock: locks[0], bundle, first_id }),
             Err(e) => {
                 self.clear_bundle(&bundle, Some(first_id));
                 Err(e)
@@ -139,6 +160,7 @@ impl Sparks {
             mounts: mounts.collect(),
             first_id,
             idle_stop: 0,
+            locks: Vec::new(),
         })
     }
 

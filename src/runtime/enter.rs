@@ -7,7 +7,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -43,6 +43,8 @@ pub struct Entry {
     pub terminal: bool,
     /// Standard input, output and error, if not this process's own.
     pub streams: Option<[OwnedFd; 3]>,
+    /// The descriptor of the lock that this process holds, which the command's own must not.
+    pub lock: RawFd,
 }
 
 /// What was started: a child of this process.
@@ -180,6 +182,9 @@ struct Plan {
     workdir: CString,
     workdir_optional: bool,
     terminal: bool,
+    lock: RawFd,
+    /// A pidfd of this process.
+    caller: OwnedFd,
 }
 
 impl Plan {
@@ -207,6 +212,9 @@ impl Plan {
             workdir: CString::new(entry.workdir.clone().into_os_string().into_vec()).map_err(nul)?,
             workdir_optional: entry.workdir_optional,
             terminal: entry.terminal,
+            lock: entry.lock,
+            caller: sys::process::pidfd_open(std::process::id() as i32)
+                .map_err(Error::sys("watch this process"))?,
         })
     }
 
@@ -298,6 +306,7 @@ struct Enter(Rc<Plan>);
 
 impl Executor for Enter {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        let _ = rustix::process::set_parent_process_death_signal(None);
         let (step, e) = self.0.run();
         let errno = e.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
         sys::exec::report(self.0.report.as_raw_fd(), &[step, errno[0], errno[1], errno[2], errno[3]]);
@@ -305,7 +314,15 @@ impl Executor for Enter {
         sys::process::exit_now(127)
     }
 
+    /// Called in the command's process, before that waits for its start. If the caller is killed now, nobody starts
+    /// it: it must not hold the lock for good, nor wait for good.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        sys::exec::let_go(&[self.0.lock]);
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+        // It may have been killed before that took hold, and a channel to it says nothing: this process has both ends.
+        if sys::process::wait_end(&self.0.caller, Some(std::time::Duration::ZERO)).unwrap_or(true) {
+            return Err(ExecutorValidationError::ArgValidationError("the caller was killed".into()));
+        }
         Ok(())
     }
 

@@ -1,8 +1,7 @@
 //! Starting a spark: mounts in a namespace of the helper's own, libcontainer, PID 1, `init.json`.
 
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,6 +19,9 @@ use crate::error::{Error, Result};
 use crate::sys;
 use crate::sys::idmap::IdMap;
 use crate::sys::process::ProcessId;
+
+/// Longest report of a failed start, in bytes: what one write to a pipe puts there whole.
+const REPORT_MAX: usize = 4096;
 
 /// A mount upon the root, made before the container is.
 #[derive(Debug)]
@@ -48,6 +50,9 @@ pub struct Launch {
     pub first_id: u32,
     /// Seconds without a process after which PID 1 leaves. 0 is never.
     pub idle_stop: u32,
+    /// Descriptors of locks. The helper keeps them, so that the start goes on if this process is killed; what waits
+    /// inside for the start must not, or a crash between create and start would leave them held for good.
+    pub locks: Vec<RawFd>,
 }
 
 /// Longer than any start takes, on any host.
@@ -66,30 +71,29 @@ impl Starting {
     /// Waits until PID 1 runs.
     ///
     /// # Errors
-    /// `internal` with libcontainer's words. Nothing of the container is left then, unless this process dies.
+    /// `internal` with libcontainer's words. What is left of the container then is the caller's to remove.
     pub fn wait(self) -> Result<Live> {
-        let mut detail = String::new();
-        // Readable as soon as the helper says something or ends. One that does neither would hold the spark's lock for good.
-        let told = sys::process::wait_end(&self.report, Some(PATIENCE))
-            .map_err(Error::sys("wait for the helper"))?;
-        if told {
-            let _ = File::from(self.report).take(16 << 10).read_to_string(&mut detail);
-        } else {
-            detail = format!("it did not start within {} seconds", PATIENCE.as_secs());
+        // Not until the pipe ends: what waits inside for its start has it too, and nobody starts that if the helper
+        // was killed. A report fits into the pipe.
+        let helper = sys::process::pidfd_open(self.helper).map_err(Error::sys("watch the helper"))?;
+        let in_time =
+            sys::process::wait_end(&helper, Some(PATIENCE)).map_err(Error::sys("wait for the helper"))?;
+        if !in_time {
+            // It would hold the spark's lock for good.
             sys::process::kill_child(self.helper).map_err(Error::sys("end the helper"))?;
         }
         let ended = sys::process::reap(self.helper, true).map_err(Error::sys("wait for the helper"))?;
+        let mut report = vec![0; REPORT_MAX];
+        let length = rustix::io::read(&self.report, &mut report).unwrap_or(0);
+        let mut detail = String::from_utf8_lossy(&report[..length]).into_owned();
+        if !in_time {
+            detail = format!("it did not start within {} seconds", PATIENCE.as_secs());
+        }
         let failed = |detail| Error::Runtime { action: "start", id: self.container.id.clone(), detail };
         match ended.map(|e| e.status()) {
             Some(0) => live::read(&self.bundle).ok_or_else(|| failed("it ended at once".into())),
-            status => {
-                self.container.remove()?;
-                Err(failed(if detail.is_empty() {
-                    format!("the helper ended with {status:?}")
-                } else {
-                    detail
-                }))
-            }
+            status if detail.is_empty() => Err(failed(format!("the helper ended with {status:?}"))),
+            _ => Err(failed(detail)),
         }
     }
 }
@@ -97,14 +101,15 @@ impl Starting {
 impl Launch {
     /// Starts it, in a forked helper, so that the caller can do other work until [`Starting::wait`].
     pub fn spawn(self) -> Result<Starting> {
-        let (report, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|e| Error::sys("make a pipe")(e.into()))?;
+        let (report, to) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)
+                .map_err(|e| Error::sys("make a pipe")(e.into()))?;
         let container = self.container.clone();
         let bundle = self.bundle.clone();
         let helper = sys::process::fork(|| {
             let Err(e) = self.start() else { return 0 };
             let text = super::youki::chain(&e);
-            let _ = rustix::io::write(&to, text.as_bytes());
+            let _ = rustix::io::write(&to, &text.as_bytes()[..text.len().min(REPORT_MAX)]);
             1
         })
         .map_err(Error::sys("start a helper"))?;
@@ -122,6 +127,7 @@ impl Launch {
             image: Rc::new(image),
             confinement: self.confinement.clone(),
             idle_stop: std::ffi::CString::new(self.idle_stop.to_string()).unwrap_or_default(),
+            locks: self.locks.clone(),
         };
         let failed = |e| self.container.failed("create", e);
         let mut container = ContainerBuilder::new(self.container.id.clone(), SyscallType::default())
@@ -233,6 +239,7 @@ struct Init {
     image: Rc<OwnedFd>,
     confinement: Confinement,
     idle_stop: std::ffi::CString,
+    locks: Vec<RawFd>,
 }
 
 impl Executor for Init {
@@ -250,7 +257,9 @@ impl Executor for Init {
         Err(ExecutorError::Other(e.to_string()))
     }
 
+    /// Called in the container's process, before that waits for its start.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        sys::exec::let_go(&self.locks);
         Ok(())
     }
 

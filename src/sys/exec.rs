@@ -123,3 +123,11 @@ pub fn report(fd: RawFd, content: &[u8]) {
     // SAFETY: `content` is valid for its length. A failed write has nobody to be told to.
     unsafe { libc::write(fd, content.as_ptr().cast(), content.len()) };
 }
+
+/// Closes inherited descriptors by number, in a process that never returns to their owner: it executes or ends.
+pub fn let_go(fds: &[RawFd]) {
+    for fd in fds {
+        // SAFETY: close(2) takes a plain number, and the owner's copy in this process is never used or dropped.
+        unsafe { libc::close(*fd) };
+    }
+}

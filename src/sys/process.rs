@@ -85,7 +85,7 @@ pub fn single_threaded() -> bool {
     std::fs::read_dir("/proc/self/task").map(|tasks| tasks.count() == 1).unwrap_or(false)
 }
 
-/// Waits until the process of a pidfd has ended, or a pipe has something to read. False if the time is up first.
+/// Waits until the process of a pidfd has ended. False if the time is up first.
 pub fn wait_end(pidfd: impl AsFd, timeout: Option<Duration>) -> io::Result<bool> {
     let deadline = timeout.map(|t| Instant::now() + t);
     loop {
