@@ -3,9 +3,8 @@
 //! Files are owned from 0 on disk, so a range belongs to a run and not to a spark. A claim is a file in a
 //! directory that all installations of a host share; what a crash left is taken over by whoever wants it.
 
-use std::fs::OpenOptions;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +29,7 @@ pub fn claim(bundle: &Path) -> Result<u32> {
     bundle.hash(&mut hasher);
     let start = (hasher.finish() % u64::from(COUNT)) as u32;
     let taken = subordinate_ids();
+    let _lock = lock()?;
     for n in 0..COUNT {
         let index = (start + n) % COUNT;
         let first = FIRST + index * SIZE;
@@ -47,31 +47,21 @@ pub fn claim(bundle: &Path) -> Result<u32> {
     })
 }
 
+/// Taken for every change: whoever looks under it sees no claim half-made, so an empty file is a crash's, and nobody
+/// takes a range between the look at its holder and its release.
+fn lock() -> Result<OwnedFd> {
+    sys::flock::lock_dir(Path::new(DIR), sys::flock::Mode::Exclusive).map_err(Error::io("lock", DIR))
+}
+
+/// Claims one range, if it is free. The caller holds the lock.
 fn try_claim(path: &Path, bundle: &Path) -> Result<bool> {
-    use std::io::Write;
-    match OpenOptions::new().write(true).create_new(true).open(path) {
-        Ok(mut file) => {
-            file.write_all(bundle.as_os_str().as_encoded_bytes()).map_err(Error::io("write", path))?;
+    match holder(path) {
+        Some(owner) if owner == bundle => Ok(true),
+        Some(owner) if !owner.as_os_str().is_empty() && owner.exists() => Ok(false),
+        _ => {
+            std::fs::write(path, bundle.as_os_str().as_encoded_bytes()).map_err(Error::io("claim", path))?;
             Ok(true)
         }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            // Taken over only under the lock, or two would take one.
-            let _lock = sys::flock::lock_dir(Path::new(DIR), sys::flock::Mode::Exclusive)
-                .map_err(Error::io("lock", DIR))?;
-            let owner = holder(path);
-            if owner.as_deref() == Some(bundle) {
-                return Ok(true);
-            }
-            // An empty file is being written right now, unless its maker is gone: leave it be.
-            let Some(owner) = owner.filter(|o| !o.as_os_str().is_empty()) else { return Ok(false) };
-            if owner.exists() {
-                return Ok(false);
-            }
-            sys::file::replace_volatile(path, bundle.as_os_str().as_encoded_bytes())
-                .map_err(Error::io("write", path))?;
-            Ok(true)
-        }
-        Err(e) => Err(Error::io("claim", path)(e)),
     }
 }
 
@@ -83,6 +73,7 @@ fn holder(path: &Path) -> Option<PathBuf> {
 /// Gives a range back.
 pub fn release(first: u32, bundle: &Path) {
     let path = Path::new(DIR).join((first.wrapping_sub(FIRST) / SIZE).to_string());
+    let Ok(_lock) = lock() else { return };
     if holder(&path).as_deref() == Some(bundle) {
         let _ = std::fs::remove_file(path);
     }
