@@ -1,7 +1,8 @@
 //! Named places where a test makes an operation fail or die.
 //!
 //! `SPARK_FAULT=NAME=fail` makes the place return an error, `NAME=die` kills the process there as a crash
-//! would. Without the feature `faults` a point is nothing at all.
+//! would, and `NAME=die-all` its whole process group, so that a helper does not outlive its command or the other way
+//! round. Without the feature `faults` a point is nothing at all.
 
 use crate::error::Result;
 
@@ -24,6 +25,10 @@ pub fn point(name: &'static str) -> Result<()> {
         "die" => {
             // As abrupt as a crash: no destructor runs, no buffer is flushed.
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            Ok(())
+        }
+        "die-all" => {
+            let _ = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
             Ok(())
         }
         _ => Err(crate::error::Error::Fault { name }),

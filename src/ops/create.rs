@@ -1,7 +1,10 @@
 //! `create`: a new spark, from a base.
 
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
 use super::spark::SparkId;
-use super::{Observer, Sparks};
+use super::{Observer, Sparks, delete};
 use crate::bundle::spec;
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
@@ -50,7 +53,6 @@ impl Sparks {
         spark.project = self.ensure_project_of(
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
         )?;
-        let dir = self.dir(&spark);
         let (base, base_record, base_root) = self.base_for(&request, observer)?;
         let record = SparkRecord {
             version: FORMAT,
@@ -70,42 +72,63 @@ impl Sparks {
                 ProcessId::of(std::process::id() as i32).map_err(Error::sys("identify this process"))?;
             self.pool.index_ephemeral(&Ephemeral { spark: identity.clone(), owner })?;
         }
+        let made = fault::point("create.indexed")
+            .and_then(|()| self.make(&spark, &record, &base_root, request.start));
+        if made.is_err() && record.ephemeral && !self.dir(&spark).exists() {
+            self.pool.unindex_ephemeral(&record.id)?;
+        }
+        made.map(|()| spark)
+    }
 
+    fn make(&self, spark: &SparkId, record: &SparkRecord, base_root: &Path, start: bool) -> Result<()> {
+        let dir = self.dir(spark);
         let stage = self.pool.stage()?;
         fault::point("create.staged")?;
-        stage.write("spark.json", &record)?;
+        stage.write("spark.json", record)?;
         fault::point("create.after-record")?;
-        btrfs::snapshot(&base_root, &SparkPaths(stage.path()).root())?;
+        btrfs::snapshot(base_root, &SparkPaths(stage.path()).root())?;
         fault::point("create.after-snapshot")?;
         // Shared, so that the project cannot be deleted from under it.
         let project = self.pool.paths.project(&spark.project);
-        let Some(_project) = self.pool.lock(&project, Mode::Shared)? else {
+        let Some(held) = self.pool.lock(&project, Mode::Shared)? else {
             return Err(Error::Busy {
                 what: format!("project `{}`", spark.project),
                 why: "it is being deleted".into(),
             });
         };
         let lock = stage.publish(&dir).map_err(|e| match &e {
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(&spark),
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(spark),
             _ => e,
         })?;
-        fault::point("create.after-publish")?;
-        self.pool.index_spark(&record.oci_id, &identity)?;
+        let Err(first) = self.begin(spark, record, start, &[lock.as_fd(), held.as_fd()]) else {
+            return Ok(());
+        };
+        // Under the lock that it appeared with: nobody has begun to use it, or has put another one in its place.
+        match self.delete_locked(spark, delete::Options { force: true, now: true }) {
+            Ok(_) => Err(first),
+            Err(undo) => Err(Error::Undo { first: first.into(), undo: undo.into() }),
+        }
+    }
 
+    /// What follows the one rename.
+    fn begin(
+        &self,
+        spark: &SparkId,
+        record: &SparkRecord,
+        start: bool,
+        locks: &[BorrowedFd<'_>],
+    ) -> Result<()> {
+        fault::point("create.after-publish")?;
+        let identity =
+            Identity { project: spark.project.clone(), name: spark.name.clone(), id: record.id.clone() };
+        self.pool.index_spark(&record.oci_id, &identity)?;
         // The name becomes durable while the container starts.
-        let starting = request.start.then(|| self.launch(&spark, &record)).transpose();
+        let starting = start.then(|| self.launch(spark, record, locks)).transpose()?;
         let sparks = self.pool.paths.sparks(&spark.project);
         let synced = sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks));
-        let started = starting.and_then(|s| s.map(|s| s.wait()).transpose());
-        let done = started.and(synced);
-        drop(lock);
-        match done {
-            Ok(()) => Ok(spark),
-            Err(first) => match self.remove_now(&spark) {
-                Ok(()) => Err(first),
-                Err(undo) => Err(Error::Undo { first: first.into(), undo: undo.into() }),
-            },
-        }
+        let started = starting.map(|s| s.wait()).transpose();
+        synced.and(started)?;
+        fault::point("create.started")
     }
 
     /// What [`create`](Sparks::create) would make.

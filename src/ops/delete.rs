@@ -5,9 +5,11 @@ use std::time::Duration;
 use super::Sparks;
 use super::spark::SparkId;
 use crate::domain::name::SparkRef;
-use crate::domain::spark::{SparkRecord, State, Time};
+use crate::domain::spark::{Id, SparkRecord, State, Time};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::pool::trash;
+use crate::runtime::live;
 use crate::sys::flock::Mode;
 
 /// How to delete.
@@ -33,37 +35,47 @@ impl Sparks {
         let Some(_lock) = self.pool.lock(&self.dir(&spark), Mode::Exclusive)? else {
             return Err(self.no_such_spark(&spark.project, &spark.name));
         };
-        match self.record(&spark) {
+        self.delete_locked(&spark, options)
+    }
+
+    /// The caller holds the spark's exclusive lock.
+    pub(crate) fn delete_locked(&self, spark: &SparkId, options: Options) -> Result<Deleted> {
+        match self.record(spark) {
             Ok(record) => {
-                let state = self.state(&record);
-                if matches!(state, State::Running | State::Paused) && !options.force {
-                    return Err(Error::WrongState {
-                        action: "delete",
-                        kind: "spark",
-                        name: spark.name.to_string(),
-                        state: state.to_string(),
-                        hint: format!(
-                            "stop it first with `spark stop {0}`, or use `spark delete -f {0}`",
-                            spark.name
-                        ),
-                    });
-                }
+                refuse_unless_stopped(spark, self.state(&record), options)?;
                 self.end(&record, Duration::ZERO)?;
-                let deleted = self.discard(&spark, options.now)?;
+                fault::point("delete.ended")?;
+                // An ephemeral one was to be gone anyway.
+                let deleted = self.discard(spark, options.now || record.ephemeral)?;
+                fault::point("delete.discarded")?;
                 self.forget(&record)?;
                 Ok(deleted)
             }
-            Err(Error::Corrupt { .. }) => self.discard(&spark, options.now),
+            Err(Error::Corrupt { .. }) => {
+                // Its container may run all the same, and nobody would find that again.
+                let ids = self.pool.containers_of(&spark.project, &spark.name)?;
+                for id in &ids {
+                    if live::read(&self.pool.place.bundle(id)).is_some() {
+                        refuse_unless_stopped(spark, State::Running, options)?;
+                    }
+                    self.end_container(id, Duration::ZERO)?;
+                }
+                let deleted = self.discard(spark, options.now)?;
+                ids.iter().try_for_each(|id| self.pool.unindex_spark(id.as_str()))?;
+                Ok(deleted)
+            }
             Err(e) => Err(e),
         }
     }
 
     fn discard(&self, spark: &SparkId, now: bool) -> Result<Deleted> {
-        let entry = self.pool.discard(&self.dir(spark), &spark.project, &spark.name, trash::KEEP)?;
+        let dir = self.dir(spark);
         if now {
-            self.pool.free(&entry)?;
+            self.pool.destroy(&dir, &spark.project)?;
+            return Ok(Deleted { until: None });
         }
-        Ok(Deleted { until: (!now).then_some(entry.origin.until) })
+        let entry = self.pool.discard(&dir, &spark.project, &spark.name, trash::KEEP)?;
+        Ok(Deleted { until: Some(entry.origin.until) })
     }
 
     fn forget(&self, record: &SparkRecord) -> Result<()> {
@@ -74,27 +86,48 @@ impl Sparks {
         Ok(())
     }
 
-    /// Removes a spark and everything of it, whatever it is doing.
-    pub(crate) fn remove_now(&self, spark: &SparkId) -> Result<()> {
-        let by_name = SparkRef { project: Some(spark.project.clone()), name: spark.name.clone() };
-        self.delete(&by_name, Options { force: true, now: true }).map(drop)
+    /// Removes the spark with this id and everything of it, whatever it is doing and whatever its name is by now.
+    fn remove_now(&self, id: &Id) -> Result<()> {
+        // Renamed in between, it is looked for again.
+        while let Some(found) = self.pool.find_container(id.as_str())? {
+            let spark = SparkId { project: found.project, name: found.name };
+            let Some(_lock) = self.pool.lock(&self.dir(&spark), Mode::Exclusive)? else { continue };
+            if matches!(self.record(&spark), Ok(record) if record.id == *id) {
+                return self.delete_locked(&spark, Options { force: true, now: true }).map(drop);
+            }
+        }
+        Ok(())
     }
 
     /// Removes a spark that was to end with its command.
     pub fn remove_ephemeral(&self, spark: &SparkId) -> Result<()> {
-        self.remove_now(spark)
+        match self.record(spark) {
+            Ok(record) if record.ephemeral => self.remove_now(&record.id),
+            // Somebody has removed it or given it another name: then `collect_abandoned` finds it by its id.
+            Err(Error::NotFound { .. }) | Ok(_) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     /// Removes the sparks whose command was killed. Costs one look into a directory where there are none.
     pub fn collect_abandoned(&self) -> Result<()> {
         for left in self.pool.abandoned()? {
-            let spark = SparkId { project: left.project.clone(), name: left.name.clone() };
-            match self.record(&spark) {
-                Ok(record) if record.id == left.id && record.ephemeral => self.remove_now(&spark)?,
-                // Its command died before it existed, or somebody else has removed it.
-                _ => self.pool.unindex_ephemeral(&left.id)?,
-            }
+            self.remove_now(&left.id)?;
+            self.pool.unindex_ephemeral(&left.id)?;
         }
         Ok(())
     }
+}
+
+fn refuse_unless_stopped(spark: &SparkId, state: State, options: Options) -> Result<()> {
+    if !matches!(state, State::Running | State::Paused) || options.force {
+        return Ok(());
+    }
+    Err(Error::WrongState {
+        action: "delete",
+        kind: "spark",
+        name: spark.name.to_string(),
+        state: state.to_string(),
+        hint: format!("stop it first with `spark stop {0}`, or use `spark delete -f {0}`", spark.name),
+    })
 }

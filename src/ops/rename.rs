@@ -5,8 +5,8 @@ use super::spark::SparkId;
 use crate::domain::name::{Name, SparkRef};
 use crate::error::{Error, Result};
 use crate::pool::index::Identity;
-use crate::sys;
 use crate::sys::flock::Mode;
+use crate::{fault, sys};
 
 impl Sparks {
     /// Gives a spark another name in its project.
@@ -15,6 +15,7 @@ impl Sparks {
         let opened = self.open_spark(&old, Mode::Exclusive)?;
         let new = SparkId { project: old.project.clone(), name: to.clone() };
         let dir = self.dir(&new);
+        fault::point("rename.before-rename")?;
         sys::file::rename_new(&opened.dir, &dir).map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => Error::Exists {
                 kind: "spark",
@@ -23,6 +24,7 @@ impl Sparks {
             },
             _ => Error::io("rename", &opened.dir)(e),
         })?;
+        fault::point("rename.after-rename")?;
         let sparks = self.pool.paths.sparks(&new.project);
         sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks))?;
         let identity = Identity { project: new.project, name: new.name, id: opened.record.id.clone() };

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::Sparks;
-use crate::bundle::spec::cgroup;
 use crate::domain::name::SparkRef;
-use crate::domain::spark::SparkRecord;
+use crate::domain::spark::{Id, SparkRecord};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::runtime::live::{self, Live};
+use crate::runtime::youki::Handle;
 use crate::sys;
 use crate::sys::flock::Mode;
 
@@ -25,13 +25,19 @@ impl Sparks {
 
     /// Ends what runs of a spark. The caller holds its exclusive lock.
     pub(crate) fn end(&self, record: &SparkRecord, grace: Duration) -> Result<()> {
-        let bundle = self.bundle(record);
+        self.end_container(&record.id, grace)
+    }
+
+    /// The same for a spark of which nothing but its id is known.
+    pub(crate) fn end_container(&self, id: &Id, grace: Duration) -> Result<()> {
+        let bundle = self.pool.place.bundle(id);
+        let handle = self.handle_of(id);
         let live = live::read(&bundle);
         if let Some(live) = &live {
-            self.terminate(record, live, grace)?;
+            terminate(id, &handle, live, grace)?;
         }
         fault::point("stop.ended")?;
-        self.handle(record).remove()?;
+        handle.remove()?;
         fault::point("stop.removed")?;
         self.clear_bundle(
             &bundle,
@@ -39,32 +45,29 @@ impl Sparks {
         );
         Ok(())
     }
+}
 
-    fn terminate(&self, record: &SparkRecord, live: &Live, grace: Duration) -> Result<()> {
-        // Between looking and opening it may end by itself, which is as well.
-        let Ok(pidfd) = live.pidfd() else { return Ok(()) };
-        let cgroup = cgroup(&record.id);
-        if live::is_frozen(&cgroup) {
-            self.handle(record).thaw()?;
+fn terminate(id: &Id, handle: &Handle, live: &Live, grace: Duration) -> Result<()> {
+    // Between looking and opening it may end by itself, which is as well.
+    let Ok(pidfd) = live.pidfd() else { return Ok(()) };
+    let cgroup = &handle.cgroup;
+    if live::is_frozen(cgroup) {
+        handle.thaw()?;
+    }
+    let millis = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
+    if millis > 0 {
+        let _ = sys::process::signal_with_value(&pidfd, libc::SIGTERM, millis);
+        hang_up(cgroup);
+        let wait = grace + Duration::from_millis(500);
+        if sys::process::wait_end(&pidfd, Some(wait)).map_err(Error::sys("wait for PID 1"))? {
+            return Ok(());
         }
-        let millis = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
-        if millis > 0 {
-            let _ = sys::process::signal_with_value(&pidfd, libc::SIGTERM, millis);
-            hang_up(&cgroup);
-            let wait = grace + Duration::from_millis(500);
-            if sys::process::wait_end(&pidfd, Some(wait)).map_err(Error::sys("wait for PID 1"))? {
-                return Ok(());
-            }
-        }
-        let _ = sys::process::signal(&pidfd, rustix::process::Signal::KILL);
-        if sys::process::wait_end(&pidfd, Some(GRACE)).map_err(Error::sys("wait for PID 1"))? {
-            Ok(())
-        } else {
-            Err(Error::Busy {
-                what: format!("spark {}", record.id),
-                why: "a process in it does not end".into(),
-            })
-        }
+    }
+    let _ = sys::process::signal(&pidfd, rustix::process::Signal::KILL);
+    if sys::process::wait_end(&pidfd, Some(GRACE)).map_err(Error::sys("wait for PID 1"))? {
+        Ok(())
+    } else {
+        Err(Error::Busy { what: format!("spark {id}"), why: "a process in it does not end".into() })
     }
 }
 

@@ -8,8 +8,8 @@ use crate::domain::spark::SparkRecord;
 use crate::error::{Error, Result};
 use crate::pool::index::Identity;
 use crate::pool::{record, trash};
-use crate::sys;
 use crate::sys::flock::Mode;
+use crate::{fault, sys};
 
 impl Sparks {
     /// Brings back the newest deleted spark of a name, or the one with an id.
@@ -25,6 +25,7 @@ impl Sparks {
         let project = self.pool.paths.project(&spark.project);
         let Some(_project) = self.pool.lock(&project, Mode::Shared)? else { return Err(not_there()) };
         let dir = self.dir(&spark);
+        fault::point("undelete.before-rename")?;
         sys::file::rename_new(&entry.path, &dir).map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => Error::WrongState {
                 action: "bring back",
@@ -35,9 +36,11 @@ impl Sparks {
             },
             _ => Error::io("bring back", &dir)(e),
         })?;
+        fault::point("undelete.after-rename")?;
         for dir in [self.pool.paths.sparks(&spark.project), self.pool.paths.trash()] {
             sys::file::sync_dir(&dir).map_err(Error::io("sync", &dir))?;
         }
+        fault::point("undelete.synced")?;
         let _ = std::fs::remove_file(SparkPaths(&dir).origin());
         if let Ok(Some(found)) = record::read::<SparkRecord>(&SparkPaths(&dir).record()) {
             let identity =

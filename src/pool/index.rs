@@ -62,6 +62,21 @@ impl Pool {
         Ok(None)
     }
 
+    /// The containers that a spark has had, for one whose record cannot be read. None of them is another spark's.
+    pub fn containers_of(&self, project: &Name, name: &Name) -> Result<Vec<Id>> {
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(self.place.index()).into_iter().flatten().flatten() {
+            let Some(found) = read::<Identity>(&entry.path()) else { continue };
+            if found.project == *project
+                && found.name == *name
+                && self.find_container(found.id.as_str())?.is_none_or(|now| now == found)
+            {
+                ids.push(found.id);
+            }
+        }
+        Ok(ids)
+    }
+
     fn holds(&self, identity: &Identity, oci_id: &str) -> bool {
         let path = self.paths.spark(&identity.project, &identity.name).join("spark.json");
         matches!(record::read::<SparkRecord>(&path), Ok(Some(r)) if r.oci_id == oci_id && r.id == identity.id)

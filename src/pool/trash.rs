@@ -56,6 +56,19 @@ impl Pool {
         Ok(Entry { id, path, origin })
     }
 
+    /// Frees a spark's directory at once: gone by one rename, durable once this returned. The caller holds its
+    /// exclusive lock, which goes along and keeps `gc` from doing the rest a second time. Writes nothing, since this
+    /// is how to make room in a pool that is full.
+    pub fn destroy(&self, dir: &Path, project: &Name) -> Result<()> {
+        fault::point("delete-now.before-rename")?;
+        let gone = self.paths.staging().join(Id::generate().as_str());
+        sys::file::rename_new(dir, &gone).map_err(Error::io("delete", dir))?;
+        fault::point("delete-now.after-rename")?;
+        let sparks = self.paths.sparks(project);
+        sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks))?;
+        stage::destroy(&gone)
+    }
+
     /// Frees one entry at once.
     pub fn free(&self, entry: &Entry) -> Result<()> {
         stage::destroy(&entry.path)

@@ -49,6 +49,7 @@ impl Sparks {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(name),
             e => e,
         })?;
+        fault::point("base-import.after-publish")?;
         let bases = self.pool.paths.bases();
         sys::file::sync_dir(&bases).map_err(Error::io("sync", &bases))?;
         self.default_if_first(name)?;

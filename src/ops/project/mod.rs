@@ -128,6 +128,7 @@ impl Sparks {
             Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EEXIST) => return Ok(()),
             Err(e) => return Err(e),
         }
+        fault::point("project-create.after-publish")?;
         let projects = self.pool.paths.projects();
         sys::file::sync_dir(&projects).map_err(Error::io("sync", projects))
     }
