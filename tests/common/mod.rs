@@ -119,6 +119,24 @@ impl Machine {
         command
     }
 
+    /// Ends and unmounts everything as a reboot would: nothing of the run directory is left, the files are.
+    pub fn reboot(&self) {
+        let place = self.place();
+        end_sparks(&place.run);
+        for entry in std::fs::read_dir(&place.run).unwrap().flatten() {
+            std::fs::remove_dir_all(entry.path()).unwrap();
+        }
+        unmount_below(&place.root);
+        let image = place.loop_image();
+        assert!(!image.exists() || wait_for(|| loop_devices(&image).is_empty()));
+    }
+
+    /// Makes the base `minimal`, which needs no network.
+    pub fn with_base(self) -> Machine {
+        self.spark(&["base", "bootstrap", "minimal"]).ok();
+        self
+    }
+
     /// What is half-made or left over by a crash.
     pub fn staged(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.pool().join("staging")).unwrap();
@@ -129,7 +147,7 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         let place = self.place();
-        end_processes(&place.run);
+        end_sparks(&place.run);
         unmount_below(&place.run);
         unmount_below(&place.root);
         let image = place.loop_image();
@@ -158,29 +176,77 @@ fn loop_devices(image: &Path) -> String {
     output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
 }
 
-/// Ends what runs in the bundles of this run directory, and nothing else: init, cgroup, claim of ids.
-fn end_processes(run: &Path) {
-    let Ok(bundles) = std::fs::read_dir(run.join("bundles")) else {
-        return;
-    };
-    for bundle in bundles.flatten() {
-        if let Some(live) = sparks::runtime::live::read(&bundle.path())
+/// The ids of all containers that a run directory knows of, started or half-made.
+pub fn containers(run: &Path) -> Vec<String> {
+    let entries = ["bundles", "oci"].iter().filter_map(|dir| std::fs::read_dir(run.join(dir)).ok()).flatten();
+    let mut ids: Vec<String> = entries
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .filter(|n| n.len() == 26)
+        .collect();
+    ids.sort();
+    ids.dedup();
+    ids
+}
+
+/// A container's cgroups, in every hierarchy of this host.
+pub fn cgroups(id: &str) -> Vec<PathBuf> {
+    let fs = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(fs).into_iter().flatten().flatten().map(|e| e.path());
+    let dirs = hierarchies.chain([fs.to_owned()]).map(|h| h.join("spark").join(id));
+    dirs.filter(|d| d.is_dir()).collect()
+}
+
+/// The processes of a container, started or half-made.
+pub fn processes(id: &str) -> Vec<i32> {
+    let mut pids: Vec<i32> = cgroups(id)
+        .iter()
+        .filter_map(|dir| std::fs::read_to_string(dir.join("cgroup.procs")).ok())
+        .flat_map(|text| text.lines().filter_map(|l| l.parse().ok()).collect::<Vec<_>>())
+        .filter(|pid| *pid > 0)
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// The claims on ranges of ids by a run directory.
+pub fn claims(run: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir("/run/spark-ids").into_iter().flatten().flatten().map(|e| e.path());
+    let below = format!("{}/", run.display());
+    entries.filter(|file| std::fs::read(file).is_ok_and(|t| t.starts_with(below.as_bytes()))).collect()
+}
+
+/// Ends whatever a run directory started, as far as that is known to it, and nothing else.
+fn end_sparks(run: &Path) {
+    let ids = containers(run);
+    for id in &ids {
+        let text = std::fs::read(run.join("bundles").join(id).join("init.json")).unwrap_or_default();
+        if let Ok(live) = serde_json::from_slice::<sparks::runtime::live::Live>(&text)
             && let Ok(pidfd) = live.pidfd()
         {
-            let _ = sparks::sys::process::signal(&pidfd, rustix::process::Signal::KILL);
-            let _ = sparks::sys::process::wait_end(&pidfd, Some(PATIENCE));
+            kill(&pidfd);
         }
-        let id = bundle.file_name().to_string_lossy().into_owned();
-        let container = sparks::runtime::youki::Handle {
-            cgroup: Path::new("/spark").join(&id),
-            id,
-            oci: run.join("oci"),
-        };
-        let _ = container.remove();
-        if let Some(first) = sparks::runtime::ids::claimed_by(&bundle.path()) {
-            sparks::runtime::ids::release(first, &bundle.path());
-        }
+        wait_for(|| {
+            for dir in cgroups(id) {
+                let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
+            }
+            for pid in processes(id) {
+                if let Ok(pidfd) = sparks::sys::process::pidfd_open(pid) {
+                    kill(&pidfd);
+                }
+            }
+            cgroups(id).iter().all(|dir| std::fs::remove_dir(dir).is_ok())
+        });
     }
+    for claim in claims(run) {
+        let _ = std::fs::remove_file(claim);
+    }
+}
+
+fn kill(pidfd: &std::os::fd::OwnedFd) {
+    let _ = sparks::sys::process::signal(pidfd, rustix::process::Signal::KILL);
+    let _ = sparks::sys::process::wait_end(pidfd, Some(PATIENCE));
 }
 
 fn unmount_below(dir: &Path) {

@@ -1,0 +1,10 @@
+//! Crashes: every fault point fails and dies, and commands are killed at random moments. Needs the feature `faults`.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod kill;
+mod leftovers;
+mod points;

@@ -1,0 +1,383 @@
+//! Every fault point fails, dies alone, and dies with its helper: all or nothing, no orphan, the next command works.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+use crate::common::Machine;
+use crate::leftovers;
+
+/// A verb as it is made to fail.
+struct Scenario {
+    /// Fault points with these beginnings are on its way.
+    points: &'static [&'static str],
+    args: &'static [&'static str],
+    /// Makes what the verb needs. The same after every fault.
+    before: fn(&Machine),
+    /// Finds all or nothing, does the same again, and removes everything.
+    after: fn(&Machine),
+}
+
+const CREATE: Scenario = Scenario {
+    points: &["create.", "start."],
+    args: &["create", "web"],
+    before: |_| {},
+    after: |m| {
+        if exists(m, "web") {
+            // It was not acknowledged, but it is all there.
+            m.spark(&["exec", "web", "--", "sh", "-c", "test -x /bin/sh && echo x > /marker"]).ok();
+            m.spark(&["--json", "create", "web"]).fails_with("exists");
+            m.spark(&["delete", "-f", "--now", "web"]).ok();
+        }
+        m.spark(&["create", "web"]).ok();
+        m.spark(&["exec", "web", "--", "true"]).ok();
+        m.spark(&["delete", "-f", "--now", "web"]).ok();
+    },
+};
+
+const EPHEMERAL: Scenario = Scenario {
+    points: &["create.", "start."],
+    args: &["exec", "-", "--", "true"],
+    before: |_| {},
+    after: |m| {
+        assert_eq!(m.spark(&["--json", "list"]).json(), serde_json::json!([]));
+        assert_eq!(m.spark(&["--json", "list", "--deleted"]).json(), serde_json::json!([]));
+        m.spark(&["exec", "-", "--", "true"]).ok();
+    },
+};
+
+const RESUME: Scenario = Scenario {
+    points: &["start."],
+    args: &["resume", "web"],
+    before: |m| {
+        marked(m);
+        m.spark(&["stop", "web"]).ok();
+    },
+    after: |m| {
+        m.spark(&["resume", "web"]).ok();
+        still_marked(m, "web");
+        m.spark(&["delete", "-f", "--now", "web"]).ok();
+    },
+};
+
+const STOP: Scenario = Scenario {
+    points: &["stop."],
+    args: &["stop", "web"],
+    before: marked,
+    after: |m| {
+        m.spark(&["stop", "web"]).ok();
+        assert_eq!(m.spark(&["--json", "info", "web"]).json()["state"], "stopped");
+        still_marked(m, "web");
+        m.spark(&["delete", "-f", "--now", "web"]).ok();
+    },
+};
+
+const DELETE: Scenario = Scenario {
+    points: &["delete.", "stop."],
+    args: &["delete", "-f", "web"],
+    before: marked,
+    after: |m| {
+        if exists(m, "web") {
+            m.spark(&["delete", "-f", "web"]).ok();
+        } else {
+            m.spark(&["--json", "delete", "-f", "web"]).fails_with("not_found");
+        }
+        m.spark(&["undelete", "web"]).ok();
+        still_marked(m, "web");
+        m.spark(&["delete", "-f", "--now", "web"]).ok();
+    },
+};
+
+const DELETE_NOW: Scenario = Scenario {
+    points: &["delete-now.", "stop.", "delete.ended", "delete.discarded"],
+    args: &["delete", "-f", "--now", "web"],
+    before: marked,
+    after: |m| {
+        if exists(m, "web") {
+            still_marked(m, "web");
+            m.spark(&["delete", "-f", "--now", "web"]).ok();
+        }
+        m.spark(&["--json", "delete", "-f", "--now", "web"]).fails_with("not_found");
+        assert_eq!(m.spark(&["--json", "list", "--deleted"]).json(), serde_json::json!([]));
+    },
+};
+
+const RENAME: Scenario = Scenario {
+    points: &["rename."],
+    args: &["rename", "web", "app"],
+    before: marked,
+    after: |m| {
+        if exists(m, "web") {
+            assert!(!exists(m, "app"));
+            m.spark(&["rename", "web", "app"]).ok();
+        }
+        assert!(exists(m, "app") && !exists(m, "web"));
+        assert_eq!(m.spark(&["--json", "info", "app"]).json()["state"], "running");
+        still_marked(m, "app");
+        m.spark(&["delete", "-f", "--now", "app"]).ok();
+    },
+};
+
+const UNDELETE: Scenario = Scenario {
+    points: &["undelete."],
+    args: &["undelete", "web"],
+    before: |m| {
+        marked(m);
+        m.spark(&["delete", "-f", "web"]).ok();
+    },
+    after: |m| {
+        if !exists(m, "web") {
+            m.spark(&["undelete", "web"]).ok();
+        }
+        assert_eq!(m.spark(&["--json", "list", "--deleted"]).json(), serde_json::json!([]));
+        still_marked(m, "web");
+        // What brought it back a crash may have left half-done: it can go and come once more all the same.
+        m.spark(&["delete", "-f", "web"]).ok();
+        m.spark(&["undelete", "web"]).ok();
+        m.spark(&["delete", "-f", "--now", "web"]).ok();
+    },
+};
+
+const BASE_IMPORT: Scenario = Scenario {
+    points: &["base-import."],
+    args: &["base", "import", "rootfs", "mine"],
+    before: rootfs,
+    after: |m| {
+        if base_exists(m) {
+            base_is_whole(m);
+            m.spark(&["base", "delete", "mine"]).ok();
+        }
+        m.spark(&["base", "import", "rootfs", "mine"]).ok();
+        base_is_whole(m);
+        m.spark(&["base", "delete", "mine"]).ok();
+    },
+};
+
+const BASE_DELETE: Scenario = Scenario {
+    points: &["base-delete."],
+    args: &["base", "delete", "mine"],
+    before: |m| {
+        rootfs(m);
+        m.spark(&["base", "import", "rootfs", "mine"]).ok();
+    },
+    after: |m| {
+        if base_exists(m) {
+            base_is_whole(m);
+            m.spark(&["base", "delete", "mine"]).ok();
+        }
+        assert!(!base_exists(m));
+        m.spark(&["base", "import", "rootfs", "mine"]).ok();
+        m.spark(&["base", "delete", "mine"]).ok();
+    },
+};
+
+const PROJECT_CREATE: Scenario = Scenario {
+    points: &["project-create."],
+    args: &["create", "-P", "shop", "web"],
+    before: |_| {},
+    after: |m| {
+        assert_eq!(m.spark(&["--json", "list", "-P", "shop"]).json(), serde_json::json!([]));
+        m.spark(&["create", "-P", "shop", "web"]).ok();
+        m.spark(&["delete", "-f", "--now", "shop/web"]).ok();
+        m.spark(&["project", "delete", "shop"]).ok();
+    },
+};
+
+const PROJECT_DELETE: Scenario = Scenario {
+    points: &["project-delete."],
+    args: &["project", "delete", "shop"],
+    before: |m| {
+        m.spark(&["create", "-P", "shop", "web", "--no-start"]).ok();
+        m.spark(&["delete", "--now", "shop/web"]).ok();
+    },
+    after: |m| {
+        if m.spark(&["project", "info", "shop"]).status() == 0 {
+            m.spark(&["project", "delete", "shop"]).ok();
+        }
+        m.spark(&["--json", "project", "delete", "shop"]).fails_with("not_found");
+    },
+};
+
+const ALL: [&Scenario; 12] = [
+    &CREATE,
+    &EPHEMERAL,
+    &RESUME,
+    &STOP,
+    &DELETE,
+    &DELETE_NOW,
+    &RENAME,
+    &UNDELETE,
+    &BASE_IMPORT,
+    &BASE_DELETE,
+    &PROJECT_CREATE,
+    &PROJECT_DELETE,
+];
+
+impl Scenario {
+    fn covers(&self, point: &str) -> bool {
+        self.points.iter().any(|p| point.starts_with(p))
+    }
+
+    fn run(&self) {
+        let machine = Machine::new().with_base();
+        // A spark that nothing happens to.
+        machine.spark(&["create", "-P", "bystander", "other"]).ok();
+        machine.spark(&["exec", "bystander/other", "--", "sh", "-c", "echo safe > /marker"]).ok();
+        let other = machine.spark(&["--json", "info", "bystander/other"]).json()["pid"].clone();
+        machine.spark(&["stop", "bystander/other"]).ok();
+        assert!(other.is_i64());
+        let mut hit = 0;
+        for point in points().iter().filter(|p| self.covers(p)) {
+            for mode in ["fail", "die", "die-all"] {
+                eprintln!("{:?} with {point}={mode}", self.args);
+                (self.before)(&machine);
+                let cgroups = leftovers::all_cgroups();
+                let mut command = machine.command(self.args);
+                let out =
+                    command.env("SPARK_FAULT", format!("{point}={mode}")).process_group(0).output().unwrap();
+                let said = String::from_utf8_lossy(&out.stderr);
+                assert!(!out.status.success(), "{:?} passed {point}={mode}: {said}", self.args);
+                if mode == "fail" {
+                    assert!(said.contains("fault point"), "{said}");
+                }
+                hit += 1;
+                leftovers::none_after_gc(&machine, &cgroups);
+                (self.after)(&machine);
+                leftovers::none_after_gc(&machine, &cgroups);
+                let list = machine.spark(&["--json", "list", "-P", "bystander"]).json();
+                assert_eq!((&list[0]["name"], &list[0]["state"]), (&"other".into(), &"stopped".into()));
+            }
+        }
+        assert!(hit > 0, "no fault point is on the way of {:?}", self.args);
+        let said = machine.spark(&["exec", "bystander/other", "--", "cat", "/marker"]).ok();
+        assert_eq!(said, "safe\n");
+    }
+}
+
+/// The names of all fault points, from the source.
+fn points() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut todo = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(path) = todo.pop() {
+        if path.is_dir() {
+            todo.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for rest in text.split("fault::point(").skip(1) {
+            let name = rest.trim_start().strip_prefix('"').and_then(|r| r.split('"').next());
+            let name =
+                name.unwrap_or_else(|| panic!("{}: a fault point's name is a literal", path.display()));
+            assert!(found.insert(name.to_owned()), "two fault points are named {name}");
+        }
+    }
+    found
+}
+
+fn exists(machine: &Machine, spark: &str) -> bool {
+    let out = machine.spark(&["--json", "info", spark]);
+    if out.status() != 0 {
+        out.fails_with("not_found");
+    }
+    out.status() == 0
+}
+
+fn marked(machine: &Machine) {
+    machine.spark(&["create", "web"]).ok();
+    machine.spark(&["exec", "web", "--", "sh", "-c", "echo kept > /marker"]).ok();
+}
+
+#[track_caller]
+fn still_marked(machine: &Machine, spark: &str) {
+    assert_eq!(machine.spark(&["exec", spark, "--", "cat", "/marker"]).ok(), "kept\n");
+}
+
+fn rootfs(machine: &Machine) {
+    let root = machine.work().join("rootfs");
+    if !root.exists() {
+        std::fs::create_dir_all(root.join("bin")).unwrap();
+        std::fs::write(root.join("bin/sh"), vec![7; 100_000]).unwrap();
+    }
+}
+
+fn base_exists(machine: &Machine) -> bool {
+    let list = machine.spark(&["--json", "base", "list"]).json();
+    list.as_array().unwrap().iter().any(|b| b["name"] == "mine")
+}
+
+fn base_is_whole(machine: &Machine) {
+    let base = machine.spark(&["--json", "base", "info", "mine"]).json();
+    assert_eq!((&base["broken"], &base["subvolume"]["read_only"]), (&serde_json::Value::Null, &true.into()));
+    let sh = Path::new(base["path"].as_str().unwrap()).join("bin/sh");
+    assert_eq!(std::fs::read(sh).unwrap(), vec![7; 100_000]);
+    machine.spark(&["create", "frommine", "--base", "mine", "--no-start"]).ok();
+    machine.spark(&["delete", "--now", "frommine"]).ok();
+}
+
+#[test]
+fn every_fault_point_has_a_scenario() {
+    let points = points();
+    assert!(points.len() > 25, "{points:?}");
+    let without: Vec<_> = points.iter().filter(|p| !ALL.iter().any(|s| s.covers(p))).collect();
+    assert!(without.is_empty(), "fault points that no scenario passes: {without:?}");
+}
+
+#[test]
+fn a_create_that_fails_anywhere_makes_all_of_it_or_nothing() {
+    CREATE.run();
+}
+
+#[test]
+fn an_ephemeral_spark_is_gone_wherever_its_making_failed() {
+    EPHEMERAL.run();
+}
+
+#[test]
+fn a_resume_that_fails_anywhere_leaves_a_spark_that_can_be_resumed() {
+    RESUME.run();
+}
+
+#[test]
+fn a_stop_that_fails_anywhere_can_be_repeated() {
+    STOP.run();
+}
+
+#[test]
+fn a_delete_that_fails_anywhere_loses_nothing() {
+    DELETE.run();
+}
+
+#[test]
+fn a_delete_now_that_fails_anywhere_leaves_all_or_nothing() {
+    DELETE_NOW.run();
+}
+
+#[test]
+fn a_rename_that_fails_anywhere_leaves_one_name_and_a_running_spark() {
+    RENAME.run();
+}
+
+#[test]
+fn an_undelete_that_fails_anywhere_leaves_it_in_the_trash_or_back() {
+    UNDELETE.run();
+}
+
+#[test]
+fn a_base_import_that_fails_anywhere_makes_a_whole_base_or_none() {
+    BASE_IMPORT.run();
+}
+
+#[test]
+fn a_base_delete_that_fails_anywhere_leaves_a_whole_base_or_none() {
+    BASE_DELETE.run();
+}
+
+#[test]
+fn a_project_that_fails_to_be_made_is_whole_or_not_there() {
+    PROJECT_CREATE.run();
+}
+
+#[test]
+fn a_project_delete_that_fails_anywhere_can_be_repeated() {
+    PROJECT_DELETE.run();
+}
