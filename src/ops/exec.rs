@@ -105,7 +105,7 @@ impl Sparks {
         // PID 1 may leave between the look and the entry, for idleness or by another's `stop`: then once more.
         for _ in 0..3 {
             let opened = self.open_spark(spark, Mode::Shared)?;
-            if self.state(&opened.record) != State::Running {
+            if !self.runs_on(&opened.record) {
                 drop(opened);
                 self.ensure_running(spark, observer)?;
                 continue;

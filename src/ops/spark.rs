@@ -90,6 +90,11 @@ impl Sparks {
         live::read(&self.bundle(record))
     }
 
+    /// Whether a spark runs, and is to go on doing so: a stop that was killed has told it to end.
+    pub(crate) fn runs_on(&self, record: &SparkRecord) -> bool {
+        self.state(record) == State::Running && !live::is_stopping(&self.bundle(record))
+    }
+
     /// What a spark is doing.
     pub(crate) fn state(&self, record: &SparkRecord) -> State {
         match self.live(record) {

@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::spark::{Opened, SparkId};
-use super::{Observer, Sparks};
+use super::{Observer, Sparks, stop};
 use crate::bundle::{spec, write};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
@@ -16,7 +16,7 @@ use crate::pool::index::Identity;
 use crate::runtime::confine::{self, Confinement};
 use crate::runtime::ids;
 use crate::runtime::launch::{Launch, Mount, Starting};
-use crate::runtime::live::Live;
+use crate::runtime::live::{self, Live};
 use crate::runtime::youki::Handle;
 use crate::sys;
 use crate::sys::flock::Mode;
@@ -35,14 +35,14 @@ pub(crate) struct Begun<'a> {
 impl Begun<'_> {
     /// Waits until it runs. A start that failed leaves nothing in `/run`.
     pub(crate) fn wait(self) -> Result<Live> {
-        self.starting.wait().or_else(|first| {
+        self.starting.wait().map_err(|first| {
             let undone = sys::flock::end_heirs(self.lock)
                 .map_err(Error::sys("end what the helper left"))
                 .and_then(|()| self.container.remove());
             self.sparks.clear_bundle(&self.bundle, Some(self.first_id));
             match undone {
-                Ok(()) => Err(first),
-                Err(undo) => Err(Error::Undo { first: first.into(), undo: undo.into() }),
+                Ok(()) => first,
+                Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
             }
         })
     }
@@ -57,6 +57,10 @@ impl Sparks {
 
     pub(crate) fn ensure_running(&self, spark: &SparkId, observer: &dyn Observer) -> Result<()> {
         let opened = self.open_spark(spark, Mode::Exclusive)?;
+        if live::is_stopping(&self.bundle(&opened.record)) {
+            // What a stop that was killed has begun.
+            self.end(&opened.record, stop::GRACE)?;
+        }
         match self.state(&opened.record) {
             State::Running => Ok(()),
             State::Paused => self.handle(&opened.record).thaw(),

@@ -34,6 +34,8 @@ impl Sparks {
         let handle = self.handle_of(id);
         let live = live::read(&bundle);
         if let Some(live) = &live {
+            live::mark_stopping(&bundle)?;
+            fault::point("stop.marked")?;
             terminate(id, &handle, live, grace)?;
         }
         fault::point("stop.ended")?;

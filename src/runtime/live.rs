@@ -37,6 +37,17 @@ pub fn read(bundle: &Path) -> Option<Live> {
     live.init.alive().then_some(live)
 }
 
+/// Says that a spark's processes have been told to end. Gone with the bundle, when they have.
+pub fn mark_stopping(bundle: &Path) -> Result<()> {
+    let path = bundle.join("stopping");
+    std::fs::write(&path, "").map_err(Error::io("write", path))
+}
+
+/// Whether they have been told so.
+pub fn is_stopping(bundle: &Path) -> bool {
+    bundle.join("stopping").exists()
+}
+
 impl Live {
     /// A pidfd of PID 1.
     pub fn pidfd(&self) -> io::Result<OwnedFd> {

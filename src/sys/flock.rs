@@ -110,7 +110,7 @@ fn taken_by(pid: i32, file: (u64, u64)) -> Option<i32> {
     None
 }
 
-/// Reads a line such as `lock:	1: FLOCK  ADVISORY  WRITE 4242 00:2e:257 0 EOF`.
+/// Reads a line such as `lock: 1: FLOCK  ADVISORY  WRITE 4242 00:2e:257 0 EOF`.
 fn taker(line: &str) -> Option<i32> {
     let mut words = line.strip_prefix("lock:")?.split_ascii_whitespace().skip(1);
     (words.next()? == "FLOCK").then(|| words.nth(2)?.parse().ok()).flatten()
