@@ -137,7 +137,7 @@ impl Ctx {
 
     /// Opens the pool, if there is one, for the verb that tells what a crash left: nothing is collected before.
     fn open_as_it_is(&self) -> Result<Option<Sparks>> {
-        Sparks::open(self.context.clone())
+        Sparks::open(self.context.clone()).map_err(needs_root)
     }
 
     /// Opens the pool, if there is one.
