@@ -13,6 +13,8 @@ mod escape;
 mod exec;
 mod hostile;
 mod inside;
+mod lifecycle;
+mod options;
 mod project;
 mod shared;
 mod terminal;
