@@ -152,7 +152,13 @@ impl Sparks {
     fn gc_index(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
         for path in entries(&self.pool.place.index())? {
             let id = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if self.pool.find_container(id)?.is_none() {
+            // A record that cannot be read may be mended, and its spark may run.
+            let damaged = || {
+                let entry = self.pool.indexed(id)?;
+                let spark = SparkId { project: entry.project, name: entry.name };
+                matches!(self.record(&spark), Err(Error::Corrupt { .. })).then_some(())
+            };
+            if self.pool.find_container(id)?.is_none() && damaged().is_none() {
                 items.push(Item::new("index entry", "no spark", &path));
                 if !dry_run {
                     self.pool.unindex_spark(id)?;

@@ -62,6 +62,11 @@ impl Pool {
         Ok(None)
     }
 
+    /// What stands in the index of a container, checked against nothing.
+    pub fn indexed(&self, oci_id: &str) -> Option<Identity> {
+        read(&self.place.index().join(oci_id))
+    }
+
     /// The containers that a spark has had, for one whose record cannot be read. None of them is another spark's.
     pub fn containers_of(&self, project: &Name, name: &Name) -> Result<Vec<Id>> {
         let mut ids = Vec::new();

@@ -62,7 +62,11 @@ impl Pool {
     pub fn destroy(&self, dir: &Path, project: &Name) -> Result<()> {
         fault::point("delete-now.before-rename")?;
         let gone = self.paths.staging().join(Id::generate().as_str());
-        sys::file::rename_new(dir, &gone).map_err(Error::io("delete", dir))?;
+        match sys::file::rename_new(dir, &gone) {
+            // There is no room even for a name. What removes has a reserve of its own, so it is done in place.
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return stage::destroy(dir),
+            other => other.map_err(Error::io("delete", dir))?,
+        }
         fault::point("delete-now.after-rename")?;
         let sparks = self.paths.sparks(project);
         sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks))?;

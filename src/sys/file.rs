@@ -26,8 +26,8 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 /// Writes a file whole: temporary file, fsync, rename, fsync of the directory. Mode 0600.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
-    file.write_all(content)?;
+    let mut file = temporary(dir)?;
+    file.write_all(content).map_err(plain)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|e| e.error)?;
     sync_dir(dir)
@@ -43,10 +43,28 @@ pub fn create_synced(path: &Path, content: &[u8]) -> io::Result<()> {
 /// Writes a file whole, without fsync: for what a reboot ends anyway. Readers see the old or the new.
 pub fn replace_volatile(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
-    file.write_all(content)?;
+    let mut file = temporary(dir)?;
+    file.write_all(content).map_err(plain)?;
     file.persist(path).map_err(|e| e.error)?;
     Ok(())
+}
+
+fn temporary(dir: &Path) -> io::Result<tempfile::NamedTempFile> {
+    tempfile::Builder::new().prefix(".new-").tempfile_in(dir).map_err(plain)
+}
+
+/// tempfile wraps errors, with a name that nobody knows, so that the errno is lost: only the kind is left of it.
+fn plain(e: io::Error) -> io::Error {
+    let errno = match e.kind() {
+        _ if e.raw_os_error().is_some() => return e,
+        io::ErrorKind::StorageFull => libc::ENOSPC,
+        io::ErrorKind::QuotaExceeded => libc::EDQUOT,
+        io::ErrorKind::ReadOnlyFilesystem => libc::EROFS,
+        io::ErrorKind::PermissionDenied => libc::EACCES,
+        io::ErrorKind::NotFound => libc::ENOENT,
+        _ => return e,
+    };
+    io::Error::from_raw_os_error(errno)
 }
 
 /// Reads a regular file of at most `max` bytes. Never blocks on a fifo.
