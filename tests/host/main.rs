@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod badinput;
 mod base;
 mod bundle;
 mod confine;
@@ -15,6 +16,7 @@ mod hostile;
 mod inside;
 mod lifecycle;
 mod options;
+mod pool;
 mod project;
 mod shared;
 mod terminal;
