@@ -216,7 +216,8 @@ fn a_stop_takes_as_long_as_the_processes_do_and_no_longer_than_it_is_told() {
     machine.spark(&["create", "web"]).ok();
     let ready = machine.pool().join("projects/default/sparks/web/root/ready");
     let start = |script: &str| {
-        machine.spark(&["exec", "-d", "web", "--", "sh", "-c", &format!("rm -f /ready; {script}")]).ok();
+        let _ = std::fs::remove_file(&ready);
+        machine.spark(&["exec", "-d", "web", "--", "sh", "-c", script]).ok();
         assert!(wait_for(|| ready.exists()));
     };
     let stop = |args: &[&str]| {
