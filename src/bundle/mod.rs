@@ -8,4 +8,4 @@ pub mod spec;
 pub mod template;
 pub mod write;
 
-pub use spec::{Bundle, InnerMount, Input};
+pub use spec::{Bundle, Input};

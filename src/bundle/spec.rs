@@ -14,6 +14,7 @@ use crate::domain::options::{BindMount, Network, Shared, SparkOptions};
 use crate::domain::spark::Id;
 use crate::error::{Error, Result};
 use crate::sys::idmap::{Extent, IdMap};
+use crate::sys::mount::Planned;
 
 /// Ids that a spark has of its own.
 pub const IDS: u32 = 65_536;
@@ -37,20 +38,6 @@ pub struct Input<'a> {
     pub shared: [PathBuf; 3],
 }
 
-/// A mount that the starter makes upon the root, before the runtime library sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InnerMount {
-    pub source: PathBuf,
-    /// Where it is inside.
-    pub at: PathBuf,
-    /// How ids on disk look to the host; as they are if none.
-    pub ids: Option<IdMap>,
-    pub is_dir: bool,
-    pub read_only: bool,
-    /// Whether a symbolic link in `source` has to be refused: a spark may be able to put one there.
-    pub exact: bool,
-}
-
 /// A bundle, ready to be written.
 #[derive(Debug)]
 pub struct Bundle {
@@ -58,7 +45,8 @@ pub struct Bundle {
     pub spec: Spec,
     /// The same without [`mounts`](Bundle::mounts), which are made by then.
     pub inner: Spec,
-    pub mounts: Vec<InnerMount>,
+    /// What the starter mounts upon the root before the runtime library sees it.
+    pub mounts: Vec<Planned>,
 }
 
 /// Composes a spark's bundle.
@@ -93,11 +81,11 @@ pub fn compose(input: &Input<'_>) -> Result<Bundle> {
     Ok(Bundle { spec, inner, mounts })
 }
 
-fn inner_mounts(input: &Input<'_>) -> Result<Vec<InnerMount>> {
+fn inner_mounts(input: &Input<'_>) -> Result<Vec<Planned>> {
     let range = IdMap::range(input.first_id, IDS);
-    let mut mounts: Vec<InnerMount> = etc::FILES
+    let mut mounts: Vec<Planned> = etc::FILES
         .iter()
-        .map(|file| InnerMount {
+        .map(|file| Planned {
             source: input.dir.join("etc").join(file),
             at: Path::new("/etc").join(file),
             ids: None,
@@ -107,7 +95,7 @@ fn inner_mounts(input: &Input<'_>) -> Result<Vec<InnerMount>> {
         })
         .collect();
     if input.options.shared != Shared::None {
-        mounts.extend(input.shared.iter().zip(["bin", "all", "proj"]).map(|(source, name)| InnerMount {
+        mounts.extend(input.shared.iter().zip(["bin", "all", "proj"]).map(|(source, name)| Planned {
             source: source.clone(),
             at: Path::new("/spark").join(name),
             ids: Some(range),
@@ -154,7 +142,7 @@ fn bind_host_sys(mounts: &mut [Mount]) -> Result<()> {
 /// How a directory of the host looks inside. If it belongs to somebody, it belongs to root inside, and what is
 /// made there is that somebody's: nothing inside can make a file of the host's root. If it is root's, ids are the
 /// same on both sides.
-fn host_mount(wanted: &BindMount, range: IdMap) -> Result<InnerMount> {
+fn host_mount(wanted: &BindMount, range: IdMap) -> Result<Planned> {
     use std::os::unix::fs::MetadataExt;
     let source = std::fs::canonicalize(&wanted.src).map_err(Error::io("mount", &wanted.src))?;
     if source != wanted.src {
@@ -177,7 +165,7 @@ fn host_mount(wanted: &BindMount, range: IdMap) -> Result<InnerMount> {
         }
     };
     let at = wanted.dst.clone();
-    Ok(InnerMount { source, at, ids: Some(ids), is_dir: meta.is_dir(), read_only: wanted.ro, exact: true })
+    Ok(Planned { source, at, ids: Some(ids), is_dir: meta.is_dir(), read_only: wanted.ro, exact: true })
 }
 
 fn fill_process(spec: &mut Spec, options: &SparkOptions) -> Result<()> {

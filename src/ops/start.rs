@@ -15,7 +15,7 @@ use crate::fault;
 use crate::pool::index::Identity;
 use crate::runtime::confine::{self, Confinement};
 use crate::runtime::ids;
-use crate::runtime::launch::{Launch, Mount, Starting};
+use crate::runtime::launch::{Launch, Starting};
 use crate::runtime::live::{self, Live};
 use crate::runtime::youki::Handle;
 use crate::sys;
@@ -148,20 +148,12 @@ impl Sparks {
         let bundle = spec::compose(&input)?;
         let mut inner = confine::without(&bundle.inner);
         let filter = write::write(&bundle, &mut inner, &input)?;
-        let mounts = bundle.mounts.into_iter().map(|m| Mount {
-            source: m.source,
-            at: m.at,
-            ids: m.ids,
-            is_dir: m.is_dir,
-            read_only: m.read_only,
-            exact: m.exact,
-        });
         Ok(Launch {
             container: self.handle(record),
             confinement: Confinement::of(&bundle.spec, filter)?,
             bundle: dir,
             root,
-            mounts: mounts.collect(),
+            mounts: bundle.mounts,
             first_id,
             idle_stop: 0,
             locks: Vec::new(),

@@ -18,24 +18,11 @@ use super::youki::Handle;
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::sys::idmap::IdMap;
+use crate::sys::mount::Planned;
 use crate::sys::process::ProcessId;
 
 /// Longest report of a failed start, in bytes: what one write to a pipe puts there whole.
 const REPORT_MAX: usize = 4096;
-
-/// A mount upon the root, made before the container is.
-#[derive(Debug)]
-pub struct Mount {
-    pub source: PathBuf,
-    /// Where it is inside.
-    pub at: PathBuf,
-    /// How ids on disk look to the host; as they are if none.
-    pub ids: Option<IdMap>,
-    pub is_dir: bool,
-    pub read_only: bool,
-    /// Whether a symbolic link in `source` is refused.
-    pub exact: bool,
-}
 
 /// What is needed to start a spark whose bundle is written.
 #[derive(Debug)]
@@ -45,7 +32,7 @@ pub struct Launch {
     pub bundle: PathBuf,
     /// The root subvolume.
     pub root: PathBuf,
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<Planned>,
     pub confinement: Confinement,
     pub first_id: u32,
     /// Seconds without a process after which PID 1 leaves. 0 is never.

@@ -2,11 +2,27 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::thread::UnshareFlags;
+
+use super::idmap::IdMap;
+
+/// A mount to be made upon a root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    pub source: PathBuf,
+    /// Where it is inside.
+    pub at: PathBuf,
+    /// How ids on disk look to the host; as they are if none.
+    pub ids: Option<IdMap>,
+    pub is_dir: bool,
+    pub read_only: bool,
+    /// Whether a symbolic link in `source` has to be refused: a spark may be able to put one there.
+    pub exact: bool,
+}
 
 /// Gives this process a mount namespace of its own: what it mounts, the host's table never shows.
 pub fn unshare() -> io::Result<()> {
