@@ -1,7 +1,7 @@
 //! `list`: the sparks, and the deleted ones. Takes no lock.
 
 use super::Sparks;
-use super::spark::SparkId;
+use super::spark::{SparkId, damage_of};
 use crate::domain::name::Name;
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, Labels, State, Time};
@@ -59,9 +59,10 @@ impl Sparks {
             Err(e @ Error::NotFound { .. }) => return Err(e),
             Err(e) => return Ok(Row::broken(spark, e.to_string())),
         };
-        let whole = SparkPaths(&self.dir(&spark)).root().is_dir();
+        let root = SparkPaths(&self.dir(&spark)).root();
+        let damage = damage_of(&root);
         Ok(Row {
-            state: if whole { self.state(&record) } else { State::Broken },
+            state: if damage.is_none() { self.state(&record) } else { State::Broken },
             project: spark.project,
             name: spark.name,
             id: Some(record.id),
@@ -69,7 +70,7 @@ impl Sparks {
             created: Some(record.created),
             labels: record.options.labels,
             ephemeral: record.ephemeral,
-            broken: (!whole).then(|| "the root filesystem is missing".to_owned()),
+            broken: damage.map(str::to_owned),
         })
     }
 

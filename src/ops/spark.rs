@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Sparks;
 use crate::bundle::spec::cgroup;
@@ -10,7 +10,7 @@ use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, SparkRecord, State};
 use crate::error::{Error, Result};
-use crate::pool::record;
+use crate::pool::{btrfs, record};
 use crate::runtime::live::{self, Live};
 use crate::runtime::youki::Handle;
 use crate::sys::flock::Mode;
@@ -38,6 +38,17 @@ pub(crate) struct Opened {
     pub lock: OwnedFd,
 }
 
+/// What is wrong with a root filesystem.
+pub(crate) fn damage_of(root: &Path) -> Option<&'static str> {
+    if btrfs::is_subvolume(root) {
+        None
+    } else if root.symlink_metadata().is_ok() {
+        Some("the root filesystem is not a subvolume")
+    } else {
+        Some("the root filesystem is missing")
+    }
+}
+
 impl Sparks {
     /// The spark that a reference means.
     ///
@@ -56,10 +67,22 @@ impl Sparks {
     pub(crate) fn record(&self, spark: &SparkId) -> Result<SparkRecord> {
         let dir = self.dir(spark);
         let path = SparkPaths(&dir).record();
-        match record::read(&path)? {
-            Some(record) => Ok(record),
-            None if dir.is_dir() => Err(Error::corrupt(&path, "it is missing")),
-            None => Err(self.no_such_spark(&spark.project, &spark.name)),
+        let damaged = |path: PathBuf, why: String| {
+            let root = SparkPaths(&dir).root();
+            let hint = format!(
+                "its files are in {}; remove it with `spark delete {}/{}`",
+                root.display(),
+                spark.project,
+                spark.name
+            );
+            Error::Corrupt { path, why, hint: Some(hint) }
+        };
+        match record::read(&path) {
+            Ok(Some(record)) => Ok(record),
+            Ok(None) if dir.is_dir() => Err(damaged(path, "it is missing".into())),
+            Ok(None) => Err(self.no_such_spark(&spark.project, &spark.name)),
+            Err(Error::Corrupt { path, why, hint: None }) => Err(damaged(path, why)),
+            Err(e) => Err(e),
         }
     }
 

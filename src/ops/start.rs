@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::spark::{Opened, SparkId};
+use super::spark::{Opened, SparkId, damage_of};
 use super::{Observer, Sparks, stop};
 use crate::bundle::{spec, write};
 use crate::domain::name::{Name, SparkRef};
@@ -90,10 +90,10 @@ impl Sparks {
         locks: &[BorrowedFd<'a>],
     ) -> Result<Begun<'a>> {
         let root = SparkPaths(&self.dir(spark)).root();
-        if !root.is_dir() {
+        if let Some(why) = damage_of(&root) {
             return Err(Error::Corrupt {
                 path: root,
-                why: "the root filesystem is missing".into(),
+                why: why.into(),
                 hint: Some(format!("remove what is left with `spark delete {}`", spark.name)),
             });
         }

@@ -37,6 +37,10 @@ pub fn names_in(dir: &Path) -> Result<Vec<Name>> {
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.map_err(Error::io("list", dir))?;
+        // What is no directory is nothing of ours. A link is none either.
+        if !entry.file_type().map_err(Error::io("list", dir))?.is_dir() {
+            continue;
+        }
         if let Some(name) = entry.file_name().to_str().and_then(|n| n.parse().ok()) {
             names.push(name);
         }
