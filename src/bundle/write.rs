@@ -48,14 +48,19 @@ pub fn write(bundle: &Bundle, inner: &mut Spec, input: &Input<'_>) -> Result<Vec
 /// Reads a written bundle's configuration and filter.
 pub fn read(dir: &Path) -> Result<(Spec, Vec<u8>)> {
     let path = dir.join("config.json");
-    let text = fs::read(&path).map_err(Error::io("read", &path))?;
-    let spec = serde_json::from_slice(&text).map_err(|e| Error::Corrupt {
-        path: path.clone(),
-        why: e.to_string(),
+    let damaged = |path: &Path, why: String| Error::Corrupt {
+        path: path.to_owned(),
+        why,
         hint: Some("it is made anew when the spark is stopped and resumed".into()),
-    })?;
-    let path = dir.join(FILTER);
-    let filter = fs::read(&path).map_err(Error::io("read", &path))?;
+    };
+    let content = |path: &Path| {
+        fs::read(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => damaged(path, "it is missing".into()),
+            _ => Error::io("read", path)(e),
+        })
+    };
+    let spec = serde_json::from_slice(&content(&path)?).map_err(|e| damaged(&path, e.to_string()))?;
+    let filter = content(&dir.join(FILTER))?;
     Ok((spec, filter))
 }
 
