@@ -67,6 +67,12 @@ fn freezer(cgroup: &Path) -> Option<(PathBuf, &'static str)> {
     v2.exists().then_some((v2, "1"))
 }
 
+/// Thaws a cgroup, whatever libcontainer knows of it.
+pub fn thaw(cgroup: &Path) -> io::Result<()> {
+    let (file, frozen) = freezer(cgroup).ok_or(io::ErrorKind::NotFound)?;
+    std::fs::write(file, if frozen == "1" { "0" } else { "THAWED" })
+}
+
 /// Whether a cgroup is frozen.
 pub fn is_frozen(cgroup: &Path) -> bool {
     freezer(cgroup)

@@ -38,7 +38,12 @@ impl Handle {
 
     /// Thaws every process.
     pub fn thaw(&self) -> Result<()> {
-        self.load("resume")?.resume().map_err(|e| self.failed("resume", e))
+        let thawed = self.load("resume").and_then(|mut c| c.resume().map_err(|e| self.failed("resume", e)));
+        match thawed {
+            // Its own record may be damaged. The kernel's freezer is what counts, here as for `is_frozen`.
+            Err(e) => live::thaw(&self.cgroup).map_err(|_| e),
+            done => done,
+        }
     }
 
     /// Removes what is left of a container, ending what runs in it still. Whatever state a crash left it in, nothing
