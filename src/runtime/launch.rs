@@ -132,9 +132,11 @@ impl Launch {
             .build()
             .map_err(failed)?;
         crate::fault::point("start.created")?;
+        // A network namespace of its own begins with even that device down.
+        let pid = container.pid().map(|p| p.as_raw()).unwrap_or_default();
+        sys::net::raise_loopback_of(pid).map_err(Error::sys("set up the loopback device"))?;
         container.start().map_err(|e| self.container.failed("start", e))?;
         crate::fault::point("start.started")?;
-        let pid = container.pid().map(|p| p.as_raw()).unwrap_or_default();
         let init = ProcessId::of(pid).map_err(Error::sys("identify PID 1"))?;
         live::write(&self.bundle, &Live { init, first_id: self.first_id })
     }

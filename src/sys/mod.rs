@@ -10,6 +10,7 @@ pub mod file;
 pub mod flock;
 pub mod idmap;
 pub mod mount;
+pub mod net;
 pub mod process;
 pub mod tree;
 pub mod tty;
