@@ -33,37 +33,37 @@ fn host(machine: &Machine, line: &str) -> Output {
 }
 
 /// A command under way. Killed with this.
-struct Background {
+pub(crate) struct Background {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
 }
 
 impl Background {
     /// Starts a command and waits until it says `ready`.
-    fn ready(machine: &Machine, args: &[&str]) -> Background {
+    pub(crate) fn ready(machine: &Machine, args: &[&str]) -> Background {
         let mut child = machine.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut background = Background { lines: BufReader::new(child.stdout.take().unwrap()), child };
         assert_eq!(background.line(), "ready", "{args:?}");
         background
     }
 
-    fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn runs(&mut self) -> bool {
+    pub(crate) fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
     /// How it ends, which it has to do soon.
     #[track_caller]
-    fn status(&mut self) -> i32 {
+    pub(crate) fn status(&mut self) -> i32 {
         let mut status = None;
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while status.is_none() && std::time::Instant::now() < deadline {

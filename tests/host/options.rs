@@ -1,217 +1,332 @@
-//! What `create` and `exec` are told, as it looks from inside, and limits as the kernel has them.
+//! What a spark is made with, and whether it is so.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use crate::common::{Machine, cgroups, processes, wait_for};
+use serde_json::Value;
+use sparks::domain::options::SparkOptions;
+use sparks::ops::create::Request;
 
-fn sh(machine: &Machine, spark: &str, script: &str) -> String {
-    machine.spark(&["exec", spark, "--", "sh", "-c", script]).ok()
+use crate::common::{Machine, Output, wait_for};
+use crate::inside::{bare, init, machine, root, sh};
+
+fn lines(machine: &Machine, name: &str, script: &str) -> Vec<String> {
+    let output = machine.spark(&["exec", "-T", name, "sh", "-c", script]).ok();
+    output.lines().map(str::to_owned).collect()
 }
 
-fn id(machine: &Machine, spark: &str) -> String {
-    machine.spark(&["--json", "info", spark]).json()["id"].as_str().unwrap().to_owned()
+/// Nothing but the base is there, and nothing half-made.
+#[track_caller]
+fn nothing_is_left(machine: &Machine) {
+    assert_eq!(machine.spark(&["list", "-aq"]).ok(), "");
+    assert_eq!(machine.staged().len(), 0);
+    assert_eq!(machine.spark(&["list", "--deleted", "--json"]).json(), serde_json::json!([]));
+    assert_eq!(machine.spark(&["gc", "--dry-run", "--json"]).json(), serde_json::json!([]));
 }
 
-/// A file of a spark's cgroup, in whichever hierarchy it is: by its names in version 1 and 2.
-fn limit(id: &str, names: [&str; 2]) -> String {
-    let files = cgroups(id).into_iter().flat_map(|dir| names.map(|name| dir.join(name)));
-    let found = files.filter_map(|file| std::fs::read_to_string(file).ok()).next();
-    found.unwrap_or_else(|| panic!("{names:?} is in no cgroup of {id}")).trim().to_owned()
+/// A file of a spark's cgroup, as either version of cgroups calls it.
+fn cgroup(machine: &Machine, name: &str, controller: &str, v1: &str, v2: &str) -> String {
+    let info = machine.spark(&["info", name, "--json"]).json();
+    let path = info["oci"]["cgroup"].as_str().unwrap().trim_start_matches('/').to_owned();
+    let top = Path::new("/sys/fs/cgroup");
+    let old = top.join(controller).join(&path).join(v1);
+    let file = if old.exists() { old } else { top.join(path).join(v2) };
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    text.trim().to_owned()
 }
 
-#[test]
-fn limits_stand_in_the_cgroups_and_bound_memory_and_processes() {
-    let machine = Machine::new().with_base();
-    machine.spark(&["create", "web", "--memory", "64M", "--cpus", "0.5", "--pids", "32"]).ok();
-    let id = id(&machine, "web");
-    assert_eq!(limit(&id, ["memory.limit_in_bytes", "memory.max"]), (64 << 20).to_string());
-    assert_eq!(limit(&id, ["pids.max", "pids.max"]), "32");
-    let cpu = limit(&id, ["cpu.cfs_quota_us", "cpu.max"]);
-    assert!(["50000", "50000 100000"].contains(&cpu.as_str()), "{cpu}");
-
-    // A hog dies, its spark does not.
-    let hog = machine.spark(&["exec", "web", "--", "sh", "-c", "exec tail /dev/zero"]);
-    assert_eq!(hog.status(), 137, "{}", hog.stderr());
-    assert_eq!(sh(&machine, "web", "echo well"), "well\n");
-
-    // A bomb is bounded.
-    machine.spark(&["exec", "-d", "web", "--", "sh", "-c", "f() { f | f & }; f; sleep 5"]).ok();
-    let full = || {
-        std::fs::read_to_string(
-            cgroups(&id).into_iter().map(|d| d.join("pids.events")).find(|f| f.exists()).unwrap(),
-        )
-        .is_ok_and(|t| t.trim() != "max 0")
-    };
-    assert!(wait_for(full), "it never came to the limit");
-    assert!(processes(&id).len() <= 32);
-    machine.spark(&["stop", "-t", "0", "web"]).ok();
-    assert!(processes(&id).is_empty());
-
-    machine.spark(&["create", "plain"]).ok();
-    assert_eq!(limit(&self::id(&machine, "plain"), ["pids.max", "pids.max"]), "4096");
+/// A number of a file of `KEY NUMBER` lines.
+fn counter(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|l| l.strip_prefix(key)).unwrap_or_else(|| panic!("no {key}: {text}"));
+    line.trim().parse().unwrap()
 }
 
 #[test]
-fn a_limit_of_processors_slows_what_spins() {
-    let machine = Machine::new().with_base();
-    machine.spark(&["create", "slow", "--cpus", "0.2"]).ok();
-    let id = id(&machine, "slow");
-    machine.spark(&["exec", "-d", "slow", "--", "sh", "-c", "while :; do :; done"]).ok();
-    let throttled = || {
-        let stat = limit(&id, ["cpu.stat", "cpu.stat"]);
-        stat.lines().any(|l| l.strip_prefix("nr_throttled ").is_some_and(|n| n != "0"))
-    };
-    assert!(wait_for(throttled));
-}
-
-#[test]
-fn inside_are_a_host_name_hosts_a_machine_id_of_its_own_and_the_usual_environment() {
-    let machine = Machine::new().with_base();
-    machine.spark(&["create", "web"]).ok();
-    machine.spark(&["create", "other"]).ok();
-    assert_eq!(sh(&machine, "web", "hostname; cat /etc/hostname"), "web\nweb\n");
-    let hosts = sh(&machine, "web", "cat /etc/hosts");
-    assert!(hosts.contains("127.0.0.1\tlocalhost") && hosts.contains("127.0.1.1\tweb"), "{hosts}");
-    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    assert_eq!(sh(&machine, "web", "cat /etc/resolv.conf"), resolv);
-    let machine_id = sh(&machine, "web", "cat /etc/machine-id");
-    assert_eq!(machine_id.trim().len(), 32);
-    assert!(machine_id.trim().bytes().all(|b| b.is_ascii_hexdigit()));
-    assert_ne!(sh(&machine, "other", "cat /etc/machine-id"), machine_id);
-    machine.spark(&["stop", "web"]).ok();
-    machine.spark(&["resume", "web"]).ok();
-    assert_eq!(sh(&machine, "web", "cat /etc/machine-id"), machine_id);
-
-    let env = sh(&machine, "web", "env");
-    let has = |line: &str| env.lines().any(|l| l == line);
-    assert!(has("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/spark/bin"), "{env}");
-    assert!(has("LANG=C.UTF-8") && has("HOME=/root") && env.contains("TERM="), "{env}");
-    assert!(
-        !env.contains("SPARK_ROOT") && !env.contains("SPARK_RUN"),
-        "the host's own is not passed on: {env}"
+fn the_environment_is_sane_and_what_was_asked_for() {
+    let machine = machine();
+    std::fs::write(machine.work().join("env"), "# comment\n\nA=file\nexport B=a b = c\n").unwrap();
+    bare(&machine, "web", &["--env-file", "env", "-e", "A=1", "-e", "PATH=/own:/bin", "-e", "EMPTY="]);
+    bare(&machine, "plain", &[]);
+    let show = "echo $A; echo $B; echo $PATH; echo ${EMPTY-unset}";
+    assert_eq!(lines(&machine, "web", show), ["1", "a b = c", "/own:/bin", ""]);
+    machine.spark(&["stop", "web", "-t", "0"]).ok();
+    assert_eq!(lines(&machine, "web", show), ["1", "a b = c", "/own:/bin", ""], "also at the next start");
+    let mut env = lines(&machine, "plain", "env");
+    env.sort();
+    assert_eq!(
+        env,
+        [
+            "HOME=/root",
+            "LANG=C.UTF-8",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/spark/bin",
+            "PWD=/root",
+            "SHLVL=1",
+            "TERM=xterm-256color",
+            "USER=root"
+        ]
     );
 
-    let mounts = sh(&machine, "web", "cat /proc/mounts");
-    let kind = |at: &str| {
-        mounts
-            .lines()
-            .filter_map(|l| {
-                let mut words = l.split(' ').skip(1);
-                (words.next() == Some(at)).then(|| words.next().unwrap().to_owned())
-            })
-            .last()
-    };
-    assert_eq!(kind("/dev/shm").as_deref(), Some("tmpfs"));
-    assert_eq!((kind("/tmp"), kind("/").as_deref()), (None, Some("btrfs")), "/tmp is on disk");
-    assert_eq!(sh(&machine, "web", "touch /tmp/x /dev/shm/x && stat -c %a /tmp"), "1777\n");
+    std::fs::write(machine.work().join("bad"), "A=1\n\nnot a variable\n").unwrap();
+    let output = machine.spark(&["create", "bad", "--env-file", "bad"]);
+    assert_eq!(output.status(), 2);
+    assert!(output.stderr().contains("environment file bad: line 3: "), "{}", output.stderr());
+    let output = machine.spark(&["create", "bad", "--env-file", "missing"]);
+    assert_eq!(output.status(), 1);
+    assert!(output.stderr().contains("missing"), "{}", output.stderr());
+    assert_eq!(machine.spark(&["list", "-q"]).ok(), "plain\nweb\n");
 }
 
 #[test]
-fn environment_user_directory_and_labels_come_from_the_spark_and_then_the_command() {
-    let machine = Machine::new().with_base();
-    let file = machine.work().join("env");
-    std::fs::write(&file, "# comment\nA=file\nB=file\nexport C=with space\n").unwrap();
-    let file = file.to_str().unwrap();
-    machine
-        .spark(&[
-            "create",
-            "web",
-            "--env-file",
-            file,
-            "-e",
-            "B=option",
-            "--workdir",
-            "/tmp",
-            "--user",
-            "1234:55",
-            "--hostname",
-            "my.host",
-            "--label",
-            "tier=front",
-            "--label",
-            "x=",
-        ])
-        .ok();
-    assert_eq!(sh(&machine, "web", "echo $A $B \"$C\""), "file option with space\n");
-    assert_eq!(sh(&machine, "web", "pwd; id -u; id -g; hostname"), "/tmp\n1234\n55\nmy.host\n");
-    let exec = |options: &[&str], script: &str| {
-        let args: Vec<&str> =
-            ["exec", "web"].iter().chain(options).copied().chain(["--", "sh", "-c", script]).collect();
-        machine.spark(&args).ok()
-    };
-    assert_eq!(exec(&["-e", "B=now", "-e", "B=last"], "echo $A $B"), "file last\n");
-    assert_eq!(exec(&["-u", "0", "-w", "/etc"], "id -u; pwd"), "0\n/etc\n");
-    let info = machine.spark(&["--json", "info", "web"]).json();
-    assert_eq!(info["options"]["labels"], serde_json::json!({"tier": "front", "x": ""}));
-    machine.spark(&["stop", "web"]).ok();
-    assert_eq!(sh(&machine, "web", "echo $A $B; id -u; pwd; hostname"), "file option\n1234\n/tmp\nmy.host\n");
-
-    for (bad, file) in [("no equals sign\n", "bad"), ("A=\0\n", "nul")] {
-        let path = machine.work().join(file);
-        std::fs::write(&path, bad).unwrap();
-        let out = machine.spark(&["create", "no", "--env-file", path.to_str().unwrap()]);
-        assert_eq!(out.status(), 2, "{}", out.stderr());
-        assert!(out.stderr().contains("line 1"), "{}", out.stderr());
+fn directories_and_files_of_the_host_are_mounted_as_asked() {
+    let machine = machine();
+    let work = machine.work();
+    std::fs::create_dir(work.join("dir")).unwrap();
+    std::fs::write(work.join("dir/file"), "of a directory\n").unwrap();
+    std::fs::write(work.join("single"), "a file\n").unwrap();
+    for missing in ["type=bind,src=nowhere,dst=/in", "src=dir/file/below,dst=/in"] {
+        let output = machine.spark(&["create", "web", "--mount", missing, "--json"]);
+        assert_eq!(output.status(), 1);
+        assert!(output.stderr().contains(&work.display().to_string()), "{}", output.stderr());
+        nothing_is_left(&machine);
     }
-    assert_eq!(machine.spark(&["create", "no", "--env-file", "nowhere"]).status(), 1);
-    assert_ne!(machine.spark(&["exec", "web", "-w", "/nowhere", "true"]).status(), 0);
-    assert_ne!(machine.spark(&["exec", "web", "-u", "nobody-such", "true"]).status(), 0);
-    assert_eq!(machine.spark(&["list", "-q"]).ok(), "web\n");
-}
-
-#[test]
-fn without_start_it_is_stopped_and_a_dry_run_makes_nothing() {
-    let machine = Machine::new().with_base();
-    let before = everything(&machine.pool());
-    machine.spark(&["create", "plan", "--dry-run", "-P", "new"]).ok();
-    let plan = machine
-        .spark(&["--json", "create", "plan", "--dry-run", "--memory", "1G", "--network", "none"])
-        .json();
-    assert_eq!((&plan["name"], &plan["base"]), (&"plan".into(), &"minimal".into()));
-    assert_eq!(plan["config"]["linux"]["resources"]["memory"]["limit"], 1 << 30);
-    assert_eq!(everything(&machine.pool()), before);
-    machine.spark(&["create", "cold", "--no-start"]).ok();
-    assert_eq!(machine.spark(&["--json", "info", "cold"]).json()["state"], "stopped");
-    assert!(processes(&id(&machine, "cold")).is_empty());
-    machine.spark(&["--json", "create", "cold", "--dry-run"]).fails_with("exists");
-
-    let unused = Machine::without_pool();
-    assert_eq!(unused.spark(&["create", "plan", "--dry-run"]).status(), 1);
-    assert_eq!(std::fs::read_dir(unused.place().root).unwrap().count(), 0);
-}
-
-fn everything(top: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut todo = vec![top.to_owned()];
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(dir).unwrap().flatten() {
-            found.push(entry.path().display().to_string());
-            if entry.file_type().unwrap().is_dir() && entry.file_name() != "root" {
-                todo.push(entry.path());
-            }
-        }
-    }
-    found.sort();
-    found
-}
-
-#[test]
-fn a_timeout_ends_a_command_that_ignores_it() {
-    let machine = Machine::new().with_base();
-    machine.spark(&["create", "web"]).ok();
-    let begun = Instant::now();
-    let out = machine.spark(&[
-        "exec",
-        "--timeout",
-        "300ms",
+    bare(
+        &machine,
         "web",
-        "--",
-        "sh",
-        "-c",
-        "trap '' TERM; sleep 100 & wait; sleep 100",
-    ]);
-    assert_eq!(out.status(), 124);
-    assert!(begun.elapsed() < Duration::from_secs(8));
-    assert_eq!(sh(&machine, "web", "echo well"), "well\n");
+        &[
+            "--mount",
+            "type=bind,src=dir,dst=/in/deep",
+            "--mount",
+            "src=dir,dst=/read,ro",
+            "--mount",
+            "src=single,dst=/etc/single",
+            "--mount",
+            "src=single,dst=/ro-single,ro",
+        ],
+    );
+    for _ in 0..2 {
+        let show = "cat /in/deep/file /read/file /etc/single /ro-single; stat -c %u /in/deep /read";
+        let text = "of a directory\nof a directory\na file\na file\n0\n0\n";
+        assert_eq!(sh(&machine, "web", "0", show).ok(), text);
+        sh(
+            &machine,
+            "web",
+            "0",
+            "echo new >>/in/deep/new; echo more >>/etc/single; sed -i /more/d /in/deep/file",
+        )
+        .ok();
+        for denied in ["echo x >/read/x", "rm /read/file", "echo x >>/ro-single", "mount -o remount,rw /read"]
+        {
+            assert_ne!(sh(&machine, "web", "0", denied).status(), 0, "{denied}");
+        }
+        assert!(std::fs::read_to_string(work.join("dir/new")).unwrap().starts_with("new\n"));
+        assert_eq!(std::fs::read_to_string(work.join("single")).unwrap(), "a file\nmore\n");
+        std::fs::write(work.join("single"), "a file\n").unwrap();
+        machine.spark(&["stop", "web", "-t", "0"]).ok();
+    }
+    // One that has gone by the next start is named, and the spark stays as it was.
+    std::fs::remove_dir_all(work.join("dir")).unwrap();
+    let output = machine.spark(&["resume", "web"]);
+    assert!(output.status() == 1 && output.stderr().contains("dir"), "{}", output.stderr());
+    assert_eq!(machine.spark(&["info", "web", "--json"]).json()["state"], "stopped");
+    std::fs::create_dir(work.join("dir")).unwrap();
+    machine.spark(&["resume", "web"]).ok();
+}
+
+#[test]
+fn the_network_is_the_hosts_or_none() {
+    let machine = machine();
+    bare(&machine, "none", &["--network", "none"]);
+    bare(&machine, "host", &["--network", "host"]);
+    assert_eq!(lines(&machine, "none", "ls /sys/class/net"), ["lo"]);
+    let links = lines(&machine, "none", "ip -o link");
+    assert!(links.len() == 1 && links[0].contains("UP"), "{links:?}");
+    let talk = "echo hello | nc -l -p 7000 127.0.0.1 & for i in $(seq 100); do \
+                nc 127.0.0.1 7000 </dev/null 2>/dev/null && break; sleep 0.05; done";
+    assert_eq!(lines(&machine, "none", talk), ["hello"]);
+    assert_eq!(lines(&machine, "none", "grep -v '^#' /etc/resolv.conf || true"), [""; 0]);
+
+    let of_host = Output::of("ls", std::process::Command::new("ls").args(["-1", "/sys/class/net"])).ok();
+    assert_eq!(sh(&machine, "host", "0", "ls -1 /sys/class/net").ok(), of_host);
+    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap();
+    assert_eq!(sh(&machine, "host", "0", "cat /etc/resolv.conf").ok(), resolv);
+    for name in ["none", "host"] {
+        let output = sh(&machine, name, "0", "mkdir /sys/fs/cgroup/x || echo x >/sys/class/net/lo/ifalias");
+        assert_ne!(output.status(), 0, "{name}: /sys is read-only");
+    }
+}
+
+#[test]
+fn limits_stand_in_the_cgroup_and_hold() {
+    let machine = machine();
+    bare(&machine, "small", &["--memory", "64M", "--cpus", "0.5", "--pids", "64"]);
+    bare(&machine, "plain", &[]);
+    for _ in 0..2 {
+        let of = |controller, v1, v2| cgroup(&machine, "small", controller, v1, v2);
+        assert_eq!(of("memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
+        let cpu = of("cpu", "cpu.cfs_quota_us", "cpu.max");
+        assert!(["50000", "50000 100000"].contains(&cpu.as_str()), "{cpu}");
+        assert_eq!(of("pids", "pids.max", "pids.max"), "64");
+        machine.spark(&["stop", "small", "-t", "0"]).ok();
+        machine.spark(&["resume", "small"]).ok();
+    }
+    assert_eq!(cgroup(&machine, "plain", "pids", "pids.max", "pids.max"), "4096");
+
+    let before = init(&machine, "small");
+    let hog = "awk 'BEGIN { x = \"x\"; while (1) x = x x }'";
+    let output = sh(&machine, "small", "0", &format!("exec {hog}"));
+    assert_eq!(output.status(), 128 + 9, "{}", output.stderr());
+    assert_eq!(init(&machine, "small"), before, "the spark lives on");
+
+    std::fs::write(root(&machine, "small").join("bomb"), "#!/bin/sh\nsh /bomb & sh /bomb & wait\n").unwrap();
+    machine.spark(&["exec", "-d", "small", "sh", "/bomb"]).ok();
+    let refused = || counter(&cgroup(&machine, "small", "pids", "pids.events", "pids.events"), "max ");
+    assert!(wait_for(|| refused() > 10), "the bomb goes off");
+    let current = cgroup(&machine, "small", "pids", "pids.current", "pids.current");
+    assert!(current.parse::<u32>().unwrap() <= 64, "{current}");
+    assert_eq!(machine.spark(&["exec", "plain", "echo", "well"]).ok(), "well\n");
+    let throttled = || counter(&cgroup(&machine, "small", "cpu", "cpu.stat", "cpu.stat"), "nr_throttled ");
+    assert!(wait_for(|| throttled() > 0), "and gets no more than half a processor");
+    machine.spark(&["stop", "small", "-t", "1"]).ok();
+    assert_eq!(machine.spark(&["exec", "small", "echo", "again"]).ok(), "again\n");
+}
+
+#[test]
+fn a_spark_has_a_user_and_a_directory_that_exist_or_says_which_does_not() {
+    let machine = machine();
+    let shown = |name: &str| lines(&machine, name, "echo $(id -u):$(id -g) $PWD");
+    for (name, user, expected) in [
+        ("named", "nobody", "65534:65534 /"),
+        ("number", "4711", "4711:0 /"),
+        ("both", "4711:12", "4711:12 /"),
+    ] {
+        bare(&machine, name, &["--user", user]);
+        assert_eq!(shown(name), [expected], "{user}");
+    }
+    bare(&machine, "there", &["--workdir", "/etc"]);
+    assert_eq!(shown("there"), ["0:0 /etc"]);
+
+    bare(&machine, "nowhere", &["--workdir", "/no/such/dir"]);
+    let output = machine.spark(&["exec", "nowhere", "true"]);
+    assert_eq!(output.status(), 125);
+    assert!(output.stderr().contains("/no/such/dir"), "{}", output.stderr());
+    assert_eq!(machine.spark(&["exec", "nowhere", "-w", "/", "mkdir", "-p", "/no/such/dir"]).status(), 0);
+    assert_eq!(shown("nowhere"), ["0:0 /no/such/dir"]);
+
+    for (args, what) in [
+        (&["exec", "there", "-u", "ghost", "true"][..], "ghost"),
+        (&["exec", "there", "-u", "root:ghosts", "true"], "ghosts"),
+        (&["exec", "-", "-u", "ghost", "true"], "ghost"),
+    ] {
+        let output = machine.spark(&[&args[..1], &["--json"], &args[1..]].concat());
+        assert_eq!(output.status(), 125, "{args:?}");
+        assert!(output.fails_with("not_found").contains(what), "{args:?}");
+    }
+}
+
+#[test]
+fn a_spark_has_a_host_name_and_an_identity_of_its_own() {
+    let machine = machine();
+    bare(&machine, "web", &["--hostname", "box.example", "--label", "a=1", "--label", "role=x=y"]);
+    bare(&machine, "other", &[]);
+    for (name, hostname) in [("web", "box.example"), ("other", "other")] {
+        let script = "hostname; cat /etc/hostname; grep -c localhost /etc/hosts";
+        assert_eq!(lines(&machine, name, script)[..2], [hostname, hostname]);
+        let hosts = lines(&machine, name, "cat /etc/hosts");
+        assert!(hosts.iter().any(|l| l.split_whitespace().nth(1) == Some(hostname)), "{hosts:?}");
+        assert!(hosts.contains(&"127.0.0.1\tlocalhost".to_owned()), "{hosts:?}");
+    }
+    let id = |name: &str| lines(&machine, name, "cat /etc/machine-id").concat();
+    let (web, other) = (id("web"), id("other"));
+    assert!(web.len() == 32 && web.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')), "{web}");
+    assert_ne!(web, other);
+    machine.spark(&["stop", "web", "-t", "0"]).ok();
+    machine.spark(&["rename", "web", "renamed"]).ok();
+    assert_eq!(id("renamed"), web);
+    assert_eq!(lines(&machine, "renamed", "hostname"), ["box.example"], "a name that was asked for stays");
+
+    let labels = serde_json::json!({ "a": "1", "role": "x=y" });
+    assert_eq!(machine.spark(&["info", "renamed", "--json"]).json()["options"]["labels"], labels);
+    let rows = machine.spark(&["list", "--json"]).json();
+    assert_eq!((&rows[0]["name"], &rows[0]["labels"]), (&"other".into(), &serde_json::json!({})));
+    assert_eq!((&rows[1]["name"], &rows[1]["labels"]), (&"renamed".into(), &labels));
+    assert!(machine.spark(&["list"]).ok().contains("a=1,role=x=y"));
+}
+
+#[test]
+fn shared_memory_is_in_memory_and_tmp_is_on_disk() {
+    let machine = machine();
+    bare(&machine, "web", &[]);
+    let script =
+        "stat -f -c %T /dev/shm; stat -c '%a %u' /dev/shm /tmp; echo x >/dev/shm/x && cat /dev/shm/x";
+    assert_eq!(lines(&machine, "web", script), ["tmpfs", "1777 0", "1777 0", "x"]);
+    let devices = lines(&machine, "web", "stat -c %d / /tmp /dev/shm; echo kept >/tmp/file");
+    assert!(devices[0] == devices[1] && devices[0] != devices[2], "{devices:?}");
+    assert_eq!(sh(&machine, "web", "1000", "echo y >/dev/shm/y; echo y >/tmp/y; cat /tmp/y").ok(), "y\n");
+    machine.spark(&["stop", "web", "-t", "0"]).ok();
+    assert_eq!(lines(&machine, "web", "ls /dev/shm; cat /tmp/file"), ["kept"]);
+}
+
+#[test]
+fn a_bundle_template_is_the_hosts_own_or_hardened_and_an_unknown_one_is_refused() {
+    let machine = machine();
+    let output = machine.spark(&["create", "web", "--bundle", "nope", "--json"]);
+    assert!(output.fails_with("not_found").contains("nope"));
+    for bad in ["../default", "/etc", ""] {
+        assert_ne!(machine.spark(&["create", "web", "--bundle", bad]).status(), 0, "{bad}");
+    }
+    nothing_is_left(&machine);
+
+    let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/default/config.json");
+    let mut template: Value = serde_json::from_slice(&std::fs::read(template).unwrap()).unwrap();
+    template["process"]["env"].as_array_mut().unwrap().push("OF_TEMPLATE=1".into());
+    // Where the operations of this machine look for templates.
+    let dir = machine.work().with_file_name("templates").join("own");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("config.json"), template.to_string()).unwrap();
+    let options = SparkOptions { bundle: Some("own".into()), ..SparkOptions::default() };
+    let request = Request { name: Some("web".parse().unwrap()), base: None, options, start: false };
+    let plan = machine.sparks().plan(&request).unwrap();
+    let env = plan.config["process"]["env"].as_array().unwrap();
+    assert!(env.contains(&"OF_TEMPLATE=1".into()), "{env:?}");
+    assert_eq!(plan.config["hostname"], "web");
+
+    bare(&machine, "hard", &["--hardened"]);
+    let status = "grep -E '^(NoNewPrivs|CapEff|CapBnd|CapPrm|CapAmb)' /proc/self/status | cut -f 2 | sort -u";
+    assert_eq!(lines(&machine, "hard", status), ["0000000000000000", "1"]);
+    assert_eq!(machine.spark(&["info", "hard", "--json"]).json()["options"]["bundle"], "hardened");
+}
+
+#[test]
+fn a_spark_is_made_without_a_start_or_only_shown_if_that_was_asked_for() {
+    let machine = machine();
+    let projects = || {
+        let entries = std::fs::read_dir(machine.pool().join("projects")).map(|d| d.count());
+        entries.unwrap_or_default()
+    };
+    let before = projects();
+    let args = ["-P", "fresh", "create", "web", "--dry-run", "--memory", "1G", "--hostname", "box"];
+    let shown = machine.spark(&args).ok();
+    assert!(shown.contains("project: fresh") && shown.contains("base: minimal"), "{shown}");
+    let plan = machine.spark(&[&args[..], &["--json"]].concat()).json();
+    assert_eq!(plan["config"]["hostname"], "box");
+    assert_eq!(plan["config"]["linux"]["resources"]["memory"]["limit"], 1 << 30);
+    assert_eq!(projects(), before, "not even the project is made");
+    nothing_is_left(&machine);
+
+    let output = machine.spark(&["create", "web", "--no-start", "-q"]);
+    assert_eq!((output.ok().as_str(), output.stderr().as_str()), ("", ""));
+    let info = machine.spark(&["info", "web", "--json"]).json();
+    assert_eq!(info["state"], "stopped");
+    assert!(info["pid"].is_null() && info["oci"]["bundle"].is_null(), "{info}");
+    assert!(!machine.place().run.join("oci").join(info["oci"]["id"].as_str().unwrap()).exists());
+    assert_eq!(machine.spark(&["create", "loud"]).ok(), "loud\n");
+    machine.spark(&["create", "web", "--dry-run", "--json"]).fails_with("exists");
+    assert_eq!(lines(&machine, "web", "echo works"), ["works"]);
+}
+
+#[test]
+fn a_dry_run_without_a_base_makes_none() {
+    let machine = Machine::new();
+    let output = machine.spark(&["create", "web", "--dry-run"]);
+    assert!(output.stderr().contains("spark base bootstrap"), "{}", output.stderr());
+    assert_eq!(machine.spark(&["base", "list", "--json"]).json(), serde_json::json!([]));
 }

@@ -1,0 +1,131 @@
+//! Starts that end by themselves, at once, or side by side.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::common::{Machine, wait_for};
+use crate::exec::Background;
+use crate::inside::{bare, init, machine, sh};
+
+fn info(machine: &Machine, name: &str) -> Value {
+    machine.spark(&["info", name, "--json"]).json()
+}
+
+fn state(machine: &Machine, name: &str) -> String {
+    info(machine, name)["state"].as_str().unwrap().to_owned()
+}
+
+fn read(machine: &Machine, name: &str, file: &str) -> String {
+    machine.spark(&["exec", "-T", name, "cat", file]).ok().trim().to_owned()
+}
+
+fn names(machine: &Machine) -> String {
+    machine.spark(&["list", "-q"]).ok().replace('\n', " ").trim().to_owned()
+}
+
+/// Kills PID 1 from the host and waits for its end.
+fn kill(machine: &Machine, name: &str) {
+    let pidfd = sparks::sys::process::pidfd_open(init(machine, name)).unwrap();
+    sparks::sys::process::signal(&pidfd, Signal::KILL).unwrap();
+    assert!(sparks::sys::process::wait_end(&pidfd, Some(Duration::from_secs(20))).unwrap());
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let begin = Instant::now();
+    work();
+    begin.elapsed()
+}
+
+/// Far below a grace of a minute, and far above what a busy machine takes.
+const SOON: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_spark_whose_first_process_ends_is_stopped_and_starts_again() {
+    let machine = machine();
+    bare(&machine, "web", &[]);
+    sh(&machine, "web", "0", "echo kept >/file").ok();
+    let mut command =
+        Background::ready(&machine, &["exec", "web", "sh", "-c", "echo ready; exec sleep 1000"]);
+    kill(&machine, "web");
+    assert_eq!(command.status(), 128 + 9, "nothing outlives PID 1");
+    assert_eq!(state(&machine, "web"), "stopped");
+    let found = machine.spark(&["gc", "--dry-run", "--json"]).json();
+    assert!(found.as_array().unwrap().iter().any(|i| i["owner"] == "default/web"), "{found}");
+    machine.spark(&["gc"]).ok();
+    assert_eq!(machine.spark(&["gc", "--dry-run", "--json"]).json(), serde_json::json!([]));
+    assert_eq!(read(&machine, "web", "/file"), "kept");
+    // Also without anybody who cleans up between.
+    kill(&machine, "web");
+    assert_eq!(read(&machine, "web", "/file"), "kept");
+    kill(&machine, "web");
+    machine.spark(&["stop", "web"]).ok();
+    assert_eq!(machine.spark(&["gc", "--dry-run", "--json"]).json(), serde_json::json!([]));
+
+    // From inside, as `poweroff` would.
+    let output = sh(&machine, "web", "0", "kill -TERM 1; sleep 60");
+    assert!(output.status() > 128, "{}: {}", output.status(), output.stderr());
+    assert!(wait_for(|| state(&machine, "web") == "stopped"));
+    assert_eq!(sh(&machine, "web", "1000", "kill -TERM 1").status(), 1, "only by its root");
+    assert_eq!(read(&machine, "web", "/file"), "kept");
+}
+
+#[test]
+fn an_ephemeral_spark_is_listed_while_it_lives_and_gone_after() {
+    let machine = machine();
+    let mut command =
+        Background::ready(&machine, &["exec", "-", "sh", "-c", "echo ready; sleep 1000 & wait"]);
+    let rows = machine.spark(&["list", "--json"]).json();
+    assert_eq!((&rows[0]["ephemeral"], &rows[0]["state"]), (&true.into(), &"running".into()), "{rows}");
+    // Others may look in.
+    let name = rows[0]["name"].as_str().unwrap();
+    assert_eq!(machine.spark(&["exec", name, "hostname"]).ok().trim(), name);
+    command.signal(Signal::TERM);
+    assert_eq!(command.status(), 128 + 15);
+    for (args, expected) in [
+        (&["exec", "-", "sh", "-c", "exit 3"][..], 3),
+        (&["exec", "-", "/no/such/program"], 127),
+        (&["exec", "-", "/etc/passwd"], 126),
+        (&["exec", "-", "-w", "/nowhere", "true"], 125),
+        (&["exec", "-", "--timeout", "100ms", "sleep", "1000"], 124),
+        (&["exec", "-", "true"], 0),
+    ] {
+        let output = machine.spark(args);
+        assert_eq!(output.status(), expected, "{args:?}: {}", output.stderr());
+        assert_eq!(names(&machine), "", "{args:?}");
+    }
+    assert_eq!(machine.spark(&["list", "--deleted", "--json"]).json(), serde_json::json!([]));
+    assert_eq!(machine.spark(&["gc", "--dry-run", "--json"]).json(), serde_json::json!([]));
+    let output = machine.spark(&["create", "-", "--json"]);
+    assert_eq!(output.status(), 2);
+    output.fails_with("usage");
+}
+
+#[test]
+fn of_two_that_create_one_name_at_once_one_does_and_different_names_do_not_meet() {
+    let machine = machine();
+    let create = |name: String| {
+        let machine = &machine;
+        move || (machine.spark(&["create", &name, "--json"]), name)
+    };
+    std::thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(create("web".into())));
+        let (lost, won): (Vec<_>, Vec<_>) =
+            both.into_iter().map(|t| t.join().unwrap().0).partition(|o| o.status() != 0);
+        assert_eq!((won.len(), lost.len()), (1, 1), "{won:?} {lost:?}");
+        lost[0].fails_with("exists");
+    });
+    assert_eq!(sh(&machine, "web", "0", "hostname").ok(), "web\n");
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..8).map(|n| scope.spawn(create(format!("many-{n}")))).collect();
+        for thread in all {
+            let (output, name) = thread.join().unwrap();
+            assert_eq!(output.json()["name"], name);
+            assert_eq!(machine.spark(&["exec", &name, "hostname"]).ok().trim(), name);
+        }
+    });
+    assert_eq!(names(&machine).split(' ').count(), 9);
+    assert_eq!(machine.staged(), [""; 0].map(std::path::PathBuf::from));
+    assert_eq!(machine.spark(&["gc", "--dry-run", "--json"]).json(), serde_json::json!([]));
+}
