@@ -132,14 +132,15 @@ impl Sparks {
     }
 
     /// What [`create`](Sparks::create) would make.
-    pub fn plan(&self, request: &Request, observer: &dyn Observer) -> Result<Plan> {
+    pub fn plan(&self, request: &Request) -> Result<Plan> {
         let id = Id::generate();
         let spark = self.name_new(request, &id)?;
         if request.name.is_some() && self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
         let options = resolved(request.options.clone())?;
-        let (base, _, _) = self.base_for(request, observer)?;
+        // Not the base that `create` would make first: a plan makes nothing.
+        let (base, _, _) = self.find_base(request.base.as_ref())?;
         let dir = self.pool.place.bundle(&id);
         let root = SparkPaths(&self.dir(&spark)).root();
         let input = spec::Input {

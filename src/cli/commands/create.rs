@@ -50,7 +50,7 @@ pub(crate) fn create(ctx: &Ctx, args: CreateArgs) -> Result<Status> {
     let progress = ctx.progress(args.quiet);
     if args.dry_run {
         let sparks = ctx.open()?.ok_or_else(super::pool::none)?;
-        return print_plan(ctx, output::value(&sparks.plan(&request, &progress)?)?);
+        return print_plan(ctx, output::value(&sparks.plan(&request)?)?);
     }
     let made = ctx.sparks(&progress)?.create(request, &progress)?;
     drop(progress);
