@@ -86,13 +86,18 @@ impl Sparks {
         Ok(())
     }
 
-    /// Removes the spark with this id and everything of it, whatever it is doing and whatever its name is by now.
-    fn remove_now(&self, id: &Id) -> Result<()> {
+    /// Removes the ephemeral spark with this id and everything of it, whatever it is doing and whatever its name is by
+    /// now. One that is none by its own record stays: the index may say anything.
+    fn remove_by_id(&self, id: &Id) -> Result<()> {
         // Renamed in between, it is looked for again.
         while let Some(found) = self.pool.find_container(id.as_str())? {
             let spark = SparkId { project: found.project, name: found.name };
             let Some(_lock) = self.pool.lock(&self.dir(&spark), Mode::Exclusive)? else { continue };
-            if matches!(self.record(&spark), Ok(record) if record.id == *id) {
+            let Ok(record) = self.record(&spark) else { continue };
+            if record.id == *id && !record.ephemeral {
+                return Ok(());
+            }
+            if record.id == *id {
                 return self.delete_locked(&spark, Options { force: true, now: true }).map(drop);
             }
         }
@@ -102,7 +107,7 @@ impl Sparks {
     /// Removes a spark that was to end with its command.
     pub fn remove_ephemeral(&self, spark: &SparkId) -> Result<()> {
         match self.record(spark) {
-            Ok(record) if record.ephemeral => self.remove_now(&record.id),
+            Ok(record) if record.ephemeral => self.remove_by_id(&record.id),
             // Somebody has removed it or given it another name: then `collect_abandoned` finds it by its id.
             Err(Error::NotFound { .. }) | Ok(_) => Ok(()),
             Err(e) => Err(e),
@@ -112,7 +117,7 @@ impl Sparks {
     /// Removes the sparks whose command was killed. Costs one look into a directory where there are none.
     pub fn collect_abandoned(&self) -> Result<()> {
         for left in self.pool.abandoned()? {
-            self.remove_now(&left.id)?;
+            self.remove_by_id(&left.id)?;
             self.pool.unindex_ephemeral(&left.id)?;
         }
         Ok(())

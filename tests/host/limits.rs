@@ -1,6 +1,5 @@
 //! Limits of processors and of time.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::common::{Machine, cgroups, wait_for};
@@ -31,21 +30,6 @@ fn a_limit_of_processors_slows_what_spins() {
         stat.lines().any(|l| l.strip_prefix("nr_throttled ").is_some_and(|n| n != "0"))
     };
     assert!(wait_for(throttled));
-}
-
-fn everything(top: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut todo = vec![top.to_owned()];
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(dir).unwrap().flatten() {
-            found.push(entry.path().display().to_string());
-            if entry.file_type().unwrap().is_dir() && entry.file_name() != "root" {
-                todo.push(entry.path());
-            }
-        }
-    }
-    found.sort();
-    found
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod base;
 mod bundle;
 mod confine;
 mod console;
+mod damage;
 mod escape;
 mod exec;
 mod hostile;

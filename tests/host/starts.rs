@@ -1,6 +1,6 @@
 //! Starts that end by themselves, at once, or side by side.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -31,15 +31,6 @@ fn kill(machine: &Machine, name: &str) {
     sparks::sys::process::signal(&pidfd, Signal::KILL).unwrap();
     assert!(sparks::sys::process::wait_end(&pidfd, Some(Duration::from_secs(20))).unwrap());
 }
-
-fn timed(work: impl FnOnce()) -> Duration {
-    let begin = Instant::now();
-    work();
-    begin.elapsed()
-}
-
-/// Far below a grace of a minute, and far above what a busy machine takes.
-const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_spark_whose_first_process_ends_is_stopped_and_starts_again() {
