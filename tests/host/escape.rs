@@ -135,7 +135,8 @@ fn a_leaked_descriptor_of_a_directory_leads_nowhere() {
         #[allow(unsafe_code)]
         unsafe {
             command.pre_exec(move || {
-                (libc::dup2(fd, 9), libc::dup2(fd, 33));
+                libc::dup2(fd, 9);
+                libc::dup2(fd, 33);
                 Ok(())
             });
         }

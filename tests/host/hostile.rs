@@ -48,6 +48,9 @@ fn start(machine: &Machine, what: &str) -> bool {
     resumed.status.success()
 }
 
+/// Puts something hostile at a path.
+type Maker = Box<dyn Fn(&Path)>;
+
 #[test]
 fn links_and_fifos_in_place_of_what_is_mounted_upon_do_not_touch_the_host() {
     let machine = machine();
@@ -89,7 +92,7 @@ fn links_and_fifos_in_place_of_what_is_mounted_upon_do_not_touch_the_host() {
     ] {
         let target =
             if path.contains('/') && path != "spark/all" && path != "dev/pts" { "file" } else { "dir" };
-        let mut makers: Vec<(String, Box<dyn Fn(&Path)>)> = vec![("fifo".into(), Box::new(fifo))];
+        let mut makers: Vec<(String, Maker)> = vec![("fifo".into(), Box::new(fifo))];
         for to in outside(target) {
             let text = to.display().to_string();
             makers.push((text, Box::new(move |path: &Path| symlink(&to, path).unwrap())));

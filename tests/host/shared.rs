@@ -9,7 +9,8 @@ const DIRS: [&str; 3] = ["bin", "all", "proj"];
 #[test]
 fn files_look_the_same_to_every_spark_whatever_its_ids() {
     let machine = machine();
-    (spark(&machine, "one", &[]), spark(&machine, "two", &[]));
+    spark(&machine, "one", &[]);
+    spark(&machine, "two", &[]);
     let look = "stat -c '%u:%g %a' /spark/*/from-root /spark/*/from-user; cat /spark/*/from-root";
     for dir in DIRS {
         sh(&machine, "one", "0", &format!("echo {dir} > /spark/{dir}/from-root")).ok();
@@ -45,7 +46,8 @@ fn a_project_does_not_see_what_another_shares() {
 #[test]
 fn a_planted_set_uid_program_gives_nothing_in_another_spark() {
     let machine = machine();
-    (spark(&machine, "evil", &[]), spark(&machine, "victim", &[]));
+    spark(&machine, "evil", &[]);
+    spark(&machine, "victim", &[]);
     for dir in DIRS {
         let plant = format!("cp /bin/probe /spark/{dir}/plant; chmod 6755 /spark/{dir}/plant");
         sh(&machine, "evil", "0", &plant).ok();
@@ -70,7 +72,8 @@ fn a_planted_set_uid_program_gives_nothing_in_another_spark() {
 #[test]
 fn shared_directories_are_read_only_or_absent_if_asked() {
     let machine = machine();
-    (spark(&machine, "rw", &[]), spark(&machine, "ro", &["--shared", "ro"]));
+    spark(&machine, "rw", &[]);
+    spark(&machine, "ro", &["--shared", "ro"]);
     spark(&machine, "none", &["--shared", "none"]);
     sh(&machine, "rw", "0", "echo x > /spark/all/x").ok();
     for dir in DIRS {
