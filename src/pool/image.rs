@@ -15,6 +15,10 @@ use crate::sys;
 /// Smallest pool: btrfs itself needs about 110 MB.
 const LEAST: u64 = 256 << 20;
 
+/// Below this, mkfs.btrfs(8) advises to keep data and metadata together. Apart, data takes all but 8 MiB of such a
+/// pool, and when it is full nothing can be made any more, however much is deleted.
+const MIXED_BELOW: u64 = 1 << 30;
+
 /// `pool.json` beside the pool: what to mount after a reboot.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Source {
@@ -70,7 +74,7 @@ pub fn mount(place: &Place) -> Result<()> {
 /// Makes what the pool is on, and mounts it. The caller holds the root's lock.
 pub fn make(place: &Place, options: &InitOptions) -> Result<()> {
     let kind = if let Some(device) = &options.device {
-        make_filesystem(device)?;
+        make_filesystem(device, &[])?;
         let mut blkid = Command::new("blkid");
         blkid.args(["-p", "-s", "UUID", "-o", "value"]).arg(device);
         let uuid = run(blkid, "blkid is part of util-linux")?.trim().to_owned();
@@ -108,7 +112,7 @@ fn make_image(place: &Place, size: Option<u64>) -> Result<()> {
         .open(&half_made)
         .map_err(Error::io("create", &half_made))?;
     file.set_len(size).map_err(Error::io("size", &half_made))?;
-    make_filesystem(&half_made)?;
+    make_filesystem(&half_made, if size < MIXED_BELOW { &["--mixed"] } else { &[] })?;
     file.sync_all().map_err(Error::io("sync", &half_made))?;
     std::fs::rename(&half_made, &image).map_err(Error::io("create", &image))?;
     sys::file::sync_dir(&place.root).map_err(Error::io("sync", &place.root))
@@ -129,10 +133,10 @@ fn default_size(dir: &Path) -> Result<u64> {
     Ok(size & !0xf_ffff)
 }
 
-fn make_filesystem(on: &Path) -> Result<()> {
+fn make_filesystem(on: &Path, more: &[&str]) -> Result<()> {
     let mut mkfs = Command::new("mkfs.btrfs");
     // The disk below owns redundancy: a second copy of the metadata on it costs a third of every snapshot.
-    mkfs.args(["-q", "-m", "single", "-d", "single", "-L", "sparks"]).arg(on);
+    mkfs.args(["-q", "-m", "single", "-d", "single", "-L", "sparks"]).args(more).arg(on);
     run(mkfs, "install btrfs-progs: `apt-get install btrfs-progs`").map(drop)
 }
 
