@@ -18,6 +18,7 @@ mod inside;
 mod lifecycle;
 mod limits;
 mod options;
+mod places;
 mod pool;
 mod project;
 mod shared;
