@@ -120,3 +120,23 @@ fn of_two_that_create_one_name_at_once_one_does_and_different_names_do_not_meet(
     assert_eq!(machine.staged(), [""; 0].map(std::path::PathBuf::from));
     assert_eq!(machine.spark(&["gc", "--dry-run", "--json"]).json(), serde_json::json!([]));
 }
+
+#[test]
+fn a_create_without_any_base_makes_one_and_says_so() {
+    let machine = Machine::new();
+    // A host without mmdebstrap, which would make a whole Debian: the test is about who makes the first base.
+    let programs = tempfile::tempdir().unwrap();
+    let create = |name: &str| {
+        let mut command = machine.command(&["create", "--network", "none", name]);
+        command.env("PATH", programs.path());
+        crate::common::Output::of("create", &mut command)
+    };
+    let first = create("one");
+    assert!(first.stderr().contains("there is no base yet: making `minimal`"), "{}", first.stderr());
+    assert_eq!(first.ok(), "one\n");
+    let second = create("two");
+    assert_eq!(second.stderr(), "");
+    second.ok();
+    let bases = machine.spark(&["base", "list", "--json"]).json();
+    assert_eq!((bases.as_array().unwrap().len(), &bases[0]["name"]), (1, &"minimal".into()));
+}
