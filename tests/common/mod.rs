@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -116,6 +117,7 @@ impl Machine {
             .env_remove("SUDO_UID")
             .current_dir(self.work())
             .stdin(Stdio::null());
+        default_signals(&mut command);
         command
     }
 
@@ -141,6 +143,20 @@ impl Machine {
     pub fn staged(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.pool().join("staging")).unwrap();
         entries.map(|e| e.unwrap().path()).collect()
+    }
+}
+
+/// A runner in the background, or under `nohup`, ignores signals, its children inherit that, and `spark` respects it.
+pub fn default_signals(command: &mut Command) {
+    // SAFETY: signal(2) is safe between fork and exec.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            Ok(())
+        });
     }
 }
 

@@ -76,6 +76,7 @@ impl Screen {
         if let Some(output) = output {
             command.stdout(output);
         }
+        crate::common::default_signals(&mut command);
         let child = command.spawn().unwrap();
         Screen {
             keyboard: keyboard.into(),

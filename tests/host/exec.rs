@@ -23,6 +23,7 @@ fn host(machine: &Machine, line: &str) -> Output {
     let mut bash = Command::new("bash");
     bash.args(["-c", line]).current_dir(machine.work()).stdin(Stdio::null());
     bash.env("spark", spark.get_program());
+    crate::common::default_signals(&mut bash);
     for (key, value) in spark.get_envs() {
         match value {
             Some(value) => bash.env(key, value),
