@@ -6,7 +6,7 @@
 # Needs root, and Debian's packages btrfs-progs busybox-static crun runc bubblewrap jq.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-spark=$(realpath "${1:-$here/../target/release/spark}")
+spark=$(realpath "${1:-$(echo "$here"/../target/*/release/spark)}")
 rounds=${2:-50}
 
 if [ -z "${PEERS_INSIDE:-}" ]; then

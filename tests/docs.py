@@ -37,7 +37,7 @@ ELSEWHERE = {
 
 # What would change the machine, and what is tried in its place.
 REHEARSED = {
-    "sudo install -m 755 target/release/spark /usr/local/bin/":
+    "sudo install -m 755 target/*/release/spark /usr/local/bin/":
         'install -m 755 "$(command -v spark)" ./installed && ./installed version',
 }
 

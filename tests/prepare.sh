@@ -86,13 +86,16 @@ find_cargo() {
         fi
     done
     [ -n "${caller:-}" ] ||
-        fail 'there is no cargo: install Rust 1.88 or newer with rustup, as the user who has this checkout'
+        fail 'there is no cargo: install Rust 1.91 or newer with rustup, as the user who has this checkout'
     caller_home=$(home_of "$caller")
     # Into the checkout only what belongs to its owner.
     target=${CARGO_TARGET_DIR:-$checkout/target}
     if [ -z "${CARGO_TARGET_DIR:-}" ] && [ "$caller" != "$owner" ]; then
         target=$caller_home/.cache/sparks/target
     fi
+    # Where programs go: .cargo/config.toml names the host as target.
+    # shellcheck disable=SC2034
+    built=$target/$(as_caller rustc -vV | sed -n 's/^host: //p')
 }
 
 as_caller() { # CMD...
@@ -101,7 +104,7 @@ as_caller() { # CMD...
 
 build_release() {
     # shellcheck disable=SC2034
-    release=$target/release
+    release=$built/release
     echo "\$ cargo build --release --locked"
     as_caller cargo build --release --locked </dev/null
 }

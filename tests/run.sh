@@ -270,8 +270,8 @@ fi
 work=$(mktemp -d /var/tmp/run-tests.XXXXXX)
 run=$(mktemp -d /run/run-tests.XXXXXX)
 chmod 711 "$run"
-debug=$target/debug
-release=$target/release
+debug=$built/debug
+release=$built/release
 export SPARK_VM_CACHE=${SPARK_VM_CACHE:-/var/cache/spark-vm}
 # Snapshots of expected output are compared, never written.
 export INSTA_UPDATE=no INSTA_WORKSPACE_ROOT=$checkout CARGO_MANIFEST_DIR=$checkout
