@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::Path;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 
 use super::spec::{Bundle, Input, hostname};
 use super::{etc, seccomp};
@@ -39,14 +39,20 @@ pub fn write(bundle: &Bundle, inner: &mut Spec, input: &Input<'_>) -> Result<Vec
         root.set_path(dir.join("root"));
     }
     put(&dir.join("config.json"), &json(&bundle.spec)?, 0o600)?;
-    put(&dir.join(INNER).join("config.json"), &json(inner)?, 0o600)?;
+    let inner = serde_json::to_vec(inner)
+        .map_err(|e| Error::Sys { action: "write config.json", source: e.into() })?;
+    put(&dir.join(INNER).join("config.json"), &inner, 0o600)?;
     let filter = filter_of(&bundle.spec, dir)?;
     put(&dir.join(FILTER), &filter, 0o600)?;
     Ok(filter)
 }
 
-/// Reads a written bundle's configuration and filter.
-pub fn read(dir: &Path) -> Result<(Spec, Vec<u8>)> {
+/// Reads the process of a written bundle, and the filter. The rest of the configuration is most of it, and passed over.
+pub fn read(dir: &Path) -> Result<(Process, Vec<u8>)> {
+    #[derive(serde::Deserialize)]
+    struct OfProcess {
+        process: Process,
+    }
     let path = dir.join("config.json");
     let damaged = |path: &Path, why: String| Error::Corrupt {
         path: path.to_owned(),
@@ -59,9 +65,10 @@ pub fn read(dir: &Path) -> Result<(Spec, Vec<u8>)> {
             _ => Error::io("read", path)(e),
         })
     };
-    let spec = serde_json::from_slice(&content(&path)?).map_err(|e| damaged(&path, e.to_string()))?;
+    let OfProcess { process } =
+        serde_json::from_slice(&content(&path)?).map_err(|e| damaged(&path, e.to_string()))?;
     let filter = content(&dir.join(FILTER))?;
-    Ok((spec, filter))
+    Ok((process, filter))
 }
 
 fn make(dir: &Path, mode: u32) -> Result<()> {

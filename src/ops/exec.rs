@@ -133,7 +133,7 @@ impl Sparks {
         let record = &opened.record;
         let gone = || Error::sys("find PID 1")(io::Error::from_raw_os_error(libc::ESRCH));
         let live = self.live(record).ok_or_else(gone)?;
-        let (spec, filter) = write::read(&self.bundle(record))?;
+        let (process, filter) = write::read(&self.bundle(record))?;
         let paths = SparkPaths(&opened.dir);
         let wanted = command.user.as_deref().or(record.options.user.as_deref()).unwrap_or("0");
         let user = users::find(&paths.root(), wanted)?;
@@ -150,7 +150,7 @@ impl Sparks {
             shown_as = Some(dashed);
         }
         let given = command.workdir.clone().or_else(|| record.options.workdir.clone());
-        let mut env = spec.process().as_ref().and_then(|p| p.env().clone()).unwrap_or_default();
+        let mut env = process.env().clone().unwrap_or_default();
         let home = user.home.to_string_lossy();
         let mut defaults = vec![("HOME", home.as_ref())];
         if let Some(name) = &user.name {
@@ -171,7 +171,7 @@ impl Sparks {
         }
         Ok(Entry {
             container: self.handle(record),
-            confinement: Confinement::of(&spec, filter)?,
+            confinement: Confinement::of(&process, filter)?,
             workdir_optional: given.is_none(),
             workdir: given.unwrap_or_else(|| user.home.clone()),
             live,

@@ -148,9 +148,11 @@ impl Sparks {
         let bundle = spec::compose(&input)?;
         let mut inner = confine::without(&bundle.inner);
         let filter = write::write(&bundle, &mut inner, &input)?;
+        let process =
+            bundle.spec.process().as_ref().ok_or_else(|| Error::corrupt(&dir, "it has no process"))?;
         Ok(Launch {
             container: self.handle(record),
-            confinement: Confinement::of(&bundle.spec, filter)?,
+            confinement: Confinement::of(process, filter)?,
             bundle: dir,
             root,
             mounts: bundle.mounts,

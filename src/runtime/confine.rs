@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use libcontainer::syscall::syscall::create_syscall;
-use oci_spec::runtime::{Capabilities, LinuxCapabilities, Spec};
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 
 use crate::error::{Error, Result};
 use crate::sys;
@@ -20,9 +20,8 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// Reads the limits from a spark's bundle.
-    pub fn of(spec: &Spec, filter: Vec<u8>) -> Result<Confinement> {
-        let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
+    /// Reads the limits from the process of a spark's bundle.
+    pub fn of(process: &Process, filter: Vec<u8>) -> Result<Confinement> {
         let mut capabilities =
             process.capabilities().clone().ok_or_else(|| missing("process.capabilities"))?;
         // Where oci-spec finds no list it fills in a default of its own; none is what no list means to us.
