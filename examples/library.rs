@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let spark =
         sparks.create(Request { name, base: None, options: Default::default(), start: true }, &Silent)?;
     let command = Command { argv: vec!["echo".into(), "hello from inside".into()], ..Default::default() };
-    let running = sparks.exec(&spark, &command, &Silent)?;
+    let running = sparks.exec(&spark, &command)?;
     let ended = running.wait()?;
     sparks.delete(&"library-example".parse()?, delete::Options { force: true, now: true })?;
     std::process::exit(ended.status());

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::Sparks;
 use super::spark::{Opened, SparkId};
-use super::{Observer, Sparks};
 use crate::bundle::{spec::set_env, write};
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::State;
@@ -83,31 +83,25 @@ impl Sparks {
     ///
     /// # Errors
     /// [`Error::Exec`] if the program could not be executed.
-    pub fn exec(&self, spark: &SparkId, command: &Command, observer: &dyn Observer) -> Result<Running> {
-        let entered = self.enter(spark, command, false, observer)?;
+    pub fn exec(&self, spark: &SparkId, command: &Command) -> Result<Running> {
+        let entered = self.enter(spark, command, false)?;
         let pidfd = sys::process::pidfd_open(entered.pid).map_err(Error::sys("watch the command"))?;
         Ok(Running { pid: entered.pid, pidfd, master: entered.master })
     }
 
     /// Runs a command that outlives this process, and writes to the spark's log. Returns its pid on the host.
-    pub fn exec_detached(&self, spark: &SparkId, command: &Command, observer: &dyn Observer) -> Result<i32> {
+    pub fn exec_detached(&self, spark: &SparkId, command: &Command) -> Result<i32> {
         let command = Command { terminal: false, ..command.clone() };
-        self.enter(spark, &command, true, observer).map(|e| e.pid)
+        self.enter(spark, &command, true).map(|e| e.pid)
     }
 
-    fn enter(
-        &self,
-        spark: &SparkId,
-        command: &Command,
-        detached: bool,
-        observer: &dyn Observer,
-    ) -> Result<Entered> {
+    fn enter(&self, spark: &SparkId, command: &Command, detached: bool) -> Result<Entered> {
         // PID 1 may leave between the look and the entry, for idleness or by another's `stop`: then once more.
         for _ in 0..3 {
             let opened = self.open_spark(spark, Mode::Shared)?;
             if !self.runs_on(&opened.record) {
                 drop(opened);
-                self.ensure_running(spark, observer)?;
+                self.ensure_running(spark)?;
                 continue;
             }
             let entry = self.entry(&opened, command, detached)?;

@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::spark::{Opened, SparkId, damage_of};
-use super::{Observer, Sparks, stop};
+use super::{Sparks, stop};
 use crate::bundle::{spec, write};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
@@ -50,12 +50,12 @@ impl Begun<'_> {
 
 impl Sparks {
     /// Starts a stopped spark, thaws a paused one, and leaves a running one as it is.
-    pub fn resume(&self, spark: &SparkRef, observer: &dyn Observer) -> Result<()> {
+    pub fn resume(&self, spark: &SparkRef) -> Result<()> {
         let spark = self.resolve(spark)?;
-        self.ensure_running(&spark, observer)
+        self.ensure_running(&spark)
     }
 
-    pub(crate) fn ensure_running(&self, spark: &SparkId, observer: &dyn Observer) -> Result<()> {
+    pub(crate) fn ensure_running(&self, spark: &SparkId) -> Result<()> {
         let opened = self.open_spark(spark, Mode::Exclusive)?;
         if live::is_stopping(&self.bundle(&opened.record)) {
             // What a stop that was killed has begun.
@@ -66,7 +66,6 @@ impl Sparks {
             State::Paused => self.handle(&opened.record).thaw(),
             State::Stopped | State::Broken => {
                 tracing::debug!(%spark, "starting");
-                let _ = observer;
                 self.start(&opened).map(drop)
             }
         }

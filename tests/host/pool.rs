@@ -42,6 +42,14 @@ impl Drop for Device {
     }
 }
 
+/// Waits for commands that were started side by side.
+fn all_succeed(children: Vec<std::process::Child>) {
+    for child in children {
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
 #[test]
 fn of_many_that_start_at_once_one_makes_the_pool_and_all_use_it() {
     let machine = Machine::without_pool();
@@ -49,10 +57,7 @@ fn of_many_that_start_at_once_one_makes_the_pool_and_all_use_it() {
         |args: &[&str]| machine.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let init = ["pool", "init", "--size", "512M"];
     let children: Vec<_> = (0..6).map(|n| if n % 3 == 2 { start(&["list"]) } else { start(&init) }).collect();
-    for child in children {
-        let out = child.wait_with_output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    }
+    all_succeed(children);
     assert_eq!(mounts_below(&machine.place().root), 1);
     let names = std::fs::read_dir(machine.place().root).unwrap().flatten().map(|e| e.file_name());
     let mut names: Vec<_> = names.map(|n| n.into_string().unwrap()).filter(|n| n != "state").collect();
@@ -72,10 +77,7 @@ fn of_many_that_start_at_once_one_makes_the_pool_and_all_use_it() {
                 .unwrap()
         })
         .collect();
-    for child in children {
-        let out = child.wait_with_output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    }
+    all_succeed(children);
     let list = machine.spark(&["--json", "list", "-P", "fresh"]).json();
     let running = list.as_array().unwrap().iter().filter(|r| r["state"] == "running").count();
     assert_eq!(running, 6);
@@ -137,10 +139,7 @@ fn commands_at_once_after_a_reboot_mount_the_pool_once() {
                 .unwrap()
         })
         .collect();
-    for child in children {
-        let out = child.wait_with_output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    }
+    all_succeed(children);
     assert_eq!(mounts_below(&machine.place().root), 1);
 }
 

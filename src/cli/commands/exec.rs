@@ -7,7 +7,6 @@ use clap::Args;
 
 use crate::cli::args::{NewArgs, ProcessArgs, TerminalArgs};
 use crate::cli::attach::Supervisor;
-use crate::cli::progress::Progress;
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output, report};
 use crate::domain::limits::parse_duration;
@@ -81,7 +80,7 @@ pub(super) fn command(argv: Vec<OsString>, process: &ProcessArgs, terminal: bool
 fn detach(ctx: &Ctx, name: &SparkRef, new: &NewArgs, command: &Command) -> Result<Status> {
     new.refuse_for(name)?;
     let sparks = ctx.having_spark(name)?;
-    let pid = sparks.exec_detached(&sparks.resolve(name)?, command, &ctx.progress(false))?;
+    let pid = sparks.exec_detached(&sparks.resolve(name)?, command)?;
     match ctx.json {
         true => output::print_json(&serde_json::json!({ "pid": pid }))?,
         false => output::print(format!("{pid}\n"))?,
@@ -101,29 +100,30 @@ pub(super) struct Job {
 
 /// Runs a command in its spark, and returns its status.
 pub(super) fn in_target(ctx: &Ctx, job: &Job) -> Result<Status> {
-    let progress = ctx.progress(false);
     match &job.target {
         Target::Named(name) => {
             job.new.refuse_for(name)?;
             let sparks = ctx.having_spark(name)?;
-            run(&sparks, &sparks.resolve(name)?, job, progress)
+            run(&sparks, &sparks.resolve(name)?, job)
         }
         Target::Ephemeral => {
             let options = job.new.options(&job.process)?;
+            let progress = ctx.progress(false);
             let sparks = ctx.sparks(&progress)?;
             let request = Request { name: None, base: job.new.base.clone(), options, start: true };
             let spark = sparks.create(request, &progress)?;
+            // A bar still drawn would mix with what the command prints.
+            drop(progress);
             let ephemeral = Ephemeral { ctx, sparks, spark };
-            run(&ephemeral.sparks, &ephemeral.spark, job, progress)
+            run(&ephemeral.sparks, &ephemeral.spark, job)
         }
     }
 }
 
-fn run(sparks: &Sparks, spark: &SparkId, job: &Job, progress: Progress) -> Result<Status> {
+fn run(sparks: &Sparks, spark: &SparkId, job: &Job) -> Result<Status> {
     // Before the command is there, so that no signal falls between.
     let supervisor = Supervisor::prepare()?;
-    let running = sparks.exec(spark, &job.command, &progress)?;
-    drop(progress);
+    let running = sparks.exec(spark, &job.command)?;
     supervisor.attach(&running, job.limit)
 }
 

@@ -16,5 +16,5 @@ pub(crate) struct ResumeArgs {
 }
 
 pub(crate) fn resume(ctx: &Ctx, args: ResumeArgs) -> Result<Status> {
-    Ok(ctx.each(&args.names, |name| ctx.having_spark(name)?.resume(name, &ctx.progress(false))))
+    Ok(ctx.each(&args.names, |name| ctx.having_spark(name)?.resume(name)))
 }
