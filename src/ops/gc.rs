@@ -6,7 +6,7 @@ use super::Sparks;
 use super::spark::SparkId;
 use crate::domain::spark::{Id, SparkRecord};
 use crate::error::{Error, Result};
-use crate::pool::{index::Identity, record, stage};
+use crate::pool::{index::Identity, names_in, record, stage};
 use crate::runtime::{ids, live};
 use crate::sys;
 
@@ -37,7 +37,30 @@ impl Sparks {
         self.gc_containers(dry_run, &mut items)?;
         self.gc_index(dry_run, &mut items)?;
         self.gc_ids(dry_run, &mut items);
+        self.gc_unwritten(dry_run, &mut items)?;
         Ok(items)
+    }
+
+    /// Files that a command was killed over while it wrote them.
+    fn gc_unwritten(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
+        let (place, paths) = (&self.pool.place, &self.pool.paths);
+        let mut dirs = vec![place.index(), place.ephemeral(), paths.top.clone()];
+        for project in names_in(&paths.projects())? {
+            dirs.push(paths.project(&project));
+            dirs.extend(names_in(&paths.sparks(&project))?.iter().map(|name| paths.spark(&project, name)));
+        }
+        for base in names_in(&paths.bases())? {
+            dirs.push(paths.base(&base));
+        }
+        for dir in dirs {
+            for path in entries(&dir)?.into_iter().filter(|path| sys::file::is_abandoned(path)) {
+                items.push(Item::new("half-written file", "a command that was killed", &path));
+                if !dry_run {
+                    remove_file(&path)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Processes that a killed command left waiting for it, with its lock.
@@ -152,6 +175,10 @@ impl Sparks {
     fn gc_index(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
         for path in entries(&self.pool.place.index())? {
             let id = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            // An entry that is being written is no entry yet.
+            if id.starts_with('.') {
+                continue;
+            }
             // A record that cannot be read may be mended, and its spark may run.
             let damaged = || {
                 let entry = self.pool.indexed(id)?;
@@ -189,6 +216,13 @@ fn owner_of(path: &Path) -> String {
     let kinds = [("base.json", "a base"), ("project.json", "a project"), ("project", "a project")];
     let kind = kinds.iter().find(|(file, _)| path.join(file).exists());
     kind.map_or("an operation that did not finish", |(_, kind)| kind).to_owned()
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {

@@ -49,8 +49,20 @@ pub fn replace_volatile(path: &Path, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// What files that are being written are called: this, the writer's pid, `-` and a random word.
+const TEMPORARY: &str = ".new-";
+
 fn temporary(dir: &Path) -> io::Result<tempfile::NamedTempFile> {
-    tempfile::Builder::new().prefix(".new-").tempfile_in(dir).map_err(plain)
+    let prefix = format!("{TEMPORARY}{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempfile_in(dir).map_err(plain)
+}
+
+/// Whether a file is one that [`replace`] was killed over: nobody of its writer's pid lives.
+pub fn is_abandoned(path: &Path) -> bool {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let pid = name.strip_prefix(TEMPORARY).and_then(|rest| rest.split('-').next());
+    pid.and_then(|p| p.parse::<u32>().ok())
+        .is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
 /// tempfile wraps errors, with a name that nobody knows, so that the errno is lost: only the kind is left of it.

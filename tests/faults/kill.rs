@@ -303,6 +303,36 @@ fn a_hundred_kills_at_random_moments_lose_nothing_that_was_acknowledged() {
     }
 }
 
+#[test]
+fn gc_removes_the_files_that_a_killed_command_was_writing_and_no_others() {
+    let machine = Machine::new().with_base();
+    machine.spark(&["create", "ant", "--no-start"]).ok();
+    let mut writer = std::process::Command::new("true").spawn().unwrap();
+    let (gone, alive) = (writer.id(), std::process::id());
+    writer.wait().unwrap();
+    let pool = machine.pool();
+    let dirs = [
+        machine.place().index(),
+        machine.place().ephemeral(),
+        pool.clone(),
+        pool.join("projects/default"),
+        pool.join("projects/default/sparks/ant"),
+        pool.join("bases/minimal"),
+    ];
+    for dir in &dirs {
+        std::fs::create_dir_all(dir).unwrap();
+        for pid in [gone, alive] {
+            std::fs::write(dir.join(format!(".new-{pid}-abc")), "half").unwrap();
+        }
+    }
+    let found = machine.spark(&["--json", "gc"]).json();
+    assert_eq!(found.as_array().unwrap().len(), dirs.len(), "{found}");
+    for dir in dirs {
+        assert!(!dir.join(format!(".new-{gone}-abc")).exists(), "{}", dir.display());
+        assert!(dir.join(format!(".new-{alive}-abc")).exists(), "{}", dir.display());
+    }
+}
+
 /// A command that was not acknowledged has done its work or none of it, but for what runs, which a crash may stop.
 fn assert_unharmed(round: &Round, before: &Model, found: &Model, done: Option<&Model>, says: &str) {
     let files = |model: &Model| {
