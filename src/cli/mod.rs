@@ -47,7 +47,8 @@ pub fn main() -> ExitCode {
     status.into()
 }
 
-fn run(cli: Cli) -> Result<Status> {
+fn run(mut cli: Cli) -> Result<Status> {
+    cli.global.verbose = cli.global.verbose.saturating_add(cli.v);
     // What needs no pool, no project and no log comes first: it has to work anywhere, and at once.
     match cli.verb {
         Verb::Version(args) => return commands::version::version(cli.global.json, args),

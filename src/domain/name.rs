@@ -131,6 +131,34 @@ impl fmt::Display for SparkRef {
     }
 }
 
+/// A spark, or one of its snapshots: `name`, `project/name`, `name@snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceRef {
+    pub spark: SparkRef,
+    /// The snapshot; the spark as it is now if none.
+    pub snapshot: Option<Name>,
+}
+
+impl FromStr for SourceRef {
+    type Err = InvalidName;
+
+    fn from_str(s: &str) -> Result<Self, InvalidName> {
+        Ok(match s.split_once('@') {
+            Some((spark, snapshot)) => SourceRef { spark: spark.parse()?, snapshot: Some(snapshot.parse()?) },
+            None => SourceRef { spark: s.parse()?, snapshot: None },
+        })
+    }
+}
+
+impl fmt::Display for SourceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.snapshot {
+            Some(snapshot) => write!(f, "{}@{snapshot}", self.spark),
+            None => self.spark.fmt(f),
+        }
+    }
+}
+
 /// A spark to run something in: a named one, or `-` for one that lives as long as the command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
@@ -195,5 +223,8 @@ mod tests {
         assert_eq!((r.project.unwrap().as_str(), r.name.as_str()), ("shop", "web"));
         assert!("a/b/c".parse::<SparkRef>().is_err());
         assert_eq!("-".parse::<Target>().unwrap(), Target::Ephemeral);
+        let r: SourceRef = "shop/web@before".parse().unwrap();
+        assert_eq!((r.spark.to_string(), r.to_string()), ("shop/web".into(), "shop/web@before".into()));
+        assert!("web@".parse::<SourceRef>().is_err() && "web@a@b".parse::<SourceRef>().is_err());
     }
 }

@@ -1,0 +1,160 @@
+//! Options of a new spark, and of a command: what `create`, `exec` and `console` have in common.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::domain::limits::{Limits, parse_cpus, parse_memory, parse_pids};
+use crate::domain::name::{Name, SparkRef};
+use crate::domain::options::{
+    BindMount, Network, Shared, SparkOptions, parse_env, parse_env_file, parse_hostname, parse_inside,
+};
+use crate::error::{Error, Result};
+
+/// Environment, user and directory: of a spark when made, of a command when run.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ProcessArgs {
+    /// Set an environment variable; may be repeated, and the last one wins
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse_env)]
+    env: Vec<(String, String)>,
+    /// Read environment variables from a file of KEY=VALUE lines; `-e` wins over it
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// User to run as: a name or number, with `:GROUP` if wanted [default: root]
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Directory to run in [default: the user's home]
+    #[arg(short, long, value_name = "DIR", value_parser = parse_inside)]
+    pub(crate) workdir: Option<PathBuf>,
+}
+
+impl ProcessArgs {
+    /// All variables in the order in which later ones win.
+    pub(crate) fn environment(&self) -> Result<Vec<(String, String)>> {
+        let mut all = Vec::new();
+        for path in &self.env_file {
+            all.extend(read_env_file(path)?);
+        }
+        all.extend(self.env.iter().cloned());
+        Ok(all)
+    }
+}
+
+/// Far more than an environment that execve(2) would take.
+const ENV_FILE_MAX: u64 = 1 << 20;
+
+pub(super) fn read_env_file(path: &Path) -> Result<Vec<(String, String)>> {
+    let file = std::fs::File::open(path).map_err(Error::io("open environment file", path))?;
+    let mut text = Vec::new();
+    file.take(ENV_FILE_MAX + 1).read_to_end(&mut text).map_err(Error::io("read environment file", path))?;
+    if text.len() as u64 > ENV_FILE_MAX {
+        return Err(Error::usage(format!("environment file {} is larger than 1 MiB", path.display())));
+    }
+    String::from_utf8(text)
+        .map_err(|_| "it is not UTF-8".to_owned())
+        .and_then(|text| parse_env_file(&text))
+        .map_err(|why| Error::usage(format!("environment file {}: {why}", path.display())))
+}
+
+/// What a new spark is like, besides what its processes start with.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Options of a new spark")]
+pub(crate) struct NewArgs {
+    /// Base to start from [env: SPARK_BASE; default: see `spark base default`]
+    #[arg(long)]
+    pub(crate) base: Option<Name>,
+    /// Mount a directory or file of the host: type=bind,src=DIR,dst=DIR[,ro]; may be repeated
+    #[arg(long, value_name = "MOUNT")]
+    mount: Vec<BindMount>,
+    /// Network: `host` (the host's own) or `none` (only loopback) [default: host]
+    #[arg(long, value_name = "NETWORK")]
+    network: Option<Network>,
+    /// Most memory it may use, such as 512M or 2G [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    memory: Option<u64>,
+    /// Processors it may use, such as 1.5 [default: no limit]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_cpus)]
+    cpus: Option<u64>,
+    /// Processes and threads it may have [default: 4096]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_pids)]
+    pids: Option<i64>,
+    /// Host name inside [default: the spark's name]
+    #[arg(long, value_name = "NAME", value_parser = parse_hostname)]
+    hostname: Option<String>,
+    /// Attach a label; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    label: Vec<(String, String)>,
+    /// Bundle template to make its container from [default: default]
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "hardened")]
+    bundle: Option<String>,
+    /// Confine it further: short for `--bundle hardened`
+    #[arg(long)]
+    hardened: bool,
+    /// How /spark/bin, /spark/all and /spark/proj are mounted: rw, ro or none [default: rw]
+    #[arg(long, value_name = "MODE")]
+    shared: Option<Shared>,
+}
+
+impl NewArgs {
+    /// The first option that was given, by its name on the command line.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        [
+            (self.base.is_some(), "--base"),
+            (!self.mount.is_empty(), "--mount"),
+            (self.network.is_some(), "--network"),
+            (self.memory.is_some(), "--memory"),
+            (self.cpus.is_some(), "--cpus"),
+            (self.pids.is_some(), "--pids"),
+            (self.hostname.is_some(), "--hostname"),
+            (!self.label.is_empty(), "--label"),
+            (self.bundle.is_some(), "--bundle"),
+            (self.hardened, "--hardened"),
+            (self.shared.is_some(), "--shared"),
+        ]
+        .into_iter()
+        .find_map(|(given, name)| given.then_some(name))
+    }
+
+    /// Refuses these options for a spark that is there already.
+    pub(crate) fn refuse_for(&self, spark: &SparkRef) -> Result<()> {
+        match self.given() {
+            None => Ok(()),
+            Some(option) => Err(Error::Usage {
+                message: format!("`{option}` is only for a new spark, and `{spark}` is named"),
+                hint: Some("give it to `spark create`, or run the command in a spark of its own, `-`".into()),
+            }),
+        }
+    }
+
+    /// As the record keeps them. Paths of the host become absolute here, where the working directory has meaning.
+    pub(crate) fn options(&self, process: &ProcessArgs) -> Result<SparkOptions> {
+        let mounts = self.mount.iter().map(absolute).collect::<Result<_>>()?;
+        Ok(SparkOptions {
+            env: process.environment()?.into_iter().collect(),
+            mounts,
+            network: self.network.unwrap_or_default(),
+            limits: Limits { memory: self.memory, cpus_milli: self.cpus, pids: self.pids },
+            user: process.user.clone(),
+            workdir: process.workdir.clone(),
+            hostname: self.hostname.clone(),
+            labels: self.label.iter().cloned().collect(),
+            bundle: if self.hardened { Some("hardened".into()) } else { self.bundle.clone() },
+            shared: self.shared.unwrap_or_default(),
+        })
+    }
+}
+
+fn absolute(mount: &BindMount) -> Result<BindMount> {
+    let src = std::path::absolute(&mount.src).map_err(Error::io("find", &mount.src))?;
+    Ok(BindMount { src, ..mount.clone() })
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !text.chars().any(char::is_control) => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err(format!("`{}` is not a label: write KEY=VALUE", text.escape_default())),
+    }
+}
