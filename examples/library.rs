@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 
 use sparks::domain::place::Place;
-use sparks::ops::create::Request;
+use sparks::ops::create::{Request, Source};
 use sparks::ops::exec::Command;
 use sparks::ops::{Context, Silent, Sparks, delete};
 
@@ -28,8 +28,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sparks = Sparks::open_or_init(context, &Silent)?;
 
     let name = Some("library-example".parse()?);
-    let spark =
-        sparks.create(Request { name, base: None, options: Default::default(), start: true }, &Silent)?;
+    let spark = sparks.create(
+        Request { name, source: Source::Base(None), changes: Default::default(), start: true },
+        &Silent,
+    )?;
     let command = Command { argv: vec!["echo".into(), "hello from inside".into()], ..Default::default() };
     let running = sparks.exec(&spark, &command)?;
     let ended = running.wait()?;

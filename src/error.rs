@@ -184,9 +184,9 @@ impl Error {
             Error::Usage { hint, .. } | Error::NotSupported { hint, .. } | Error::Corrupt { hint, .. } => {
                 hint.clone()
             }
-            Error::NotFound { near, kind, .. } => Some(match near.first() {
+            Error::NotFound { near, kind, name, .. } => Some(match near.first() {
                 Some(name) => format!("did you mean `{name}`?"),
-                None => list_hint(kind),
+                None => list_hint(kind, name),
             }),
             Error::Exists { kind: "spark", name, .. } => {
                 Some(format!("choose another name, or remove it with `spark delete {name}`"))
@@ -207,8 +207,12 @@ impl Error {
     }
 }
 
-fn list_hint(kind: &str) -> String {
+fn list_hint(kind: &str, name: &str) -> String {
     match kind {
+        "snapshot" => {
+            let spark = name.split('@').next().unwrap_or_default();
+            format!("list the snapshots with `spark snapshot list {spark}`")
+        }
         "base" => "list the bases with `spark base list`".into(),
         "project" => "list the projects with `spark project list`".into(),
         "pool" => "make one with `spark pool init`".into(),

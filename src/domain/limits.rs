@@ -17,6 +17,17 @@ pub struct Limits {
     pub pids: Option<i64>,
 }
 
+impl Limits {
+    /// These, and `old` where there is none.
+    pub fn over(self, old: Limits) -> Limits {
+        Limits {
+            memory: self.memory.or(old.memory),
+            cpus_milli: self.cpus_milli.or(old.cpus_milli),
+            pids: self.pids.or(old.pids),
+        }
+    }
+}
+
 /// Parses `512M`, `2G`, `1.5GiB`, `1048576` into bytes. Suffixes are powers of 1024.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();

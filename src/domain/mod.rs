@@ -6,6 +6,7 @@ pub mod name;
 pub mod options;
 pub mod place;
 pub mod project;
+pub mod snapshot;
 pub mod spark;
 
 /// Newest version of every record on disk. A newer one is refused rather than guessed at.

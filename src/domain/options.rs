@@ -36,6 +36,42 @@ pub struct SparkOptions {
     pub shared: Shared,
 }
 
+/// Options that were given on a command line: laid over those that a new spark inherits.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    pub env: Vec<(String, String)>,
+    pub mounts: Vec<BindMount>,
+    pub network: Option<Network>,
+    pub limits: Limits,
+    pub user: Option<String>,
+    pub workdir: Option<PathBuf>,
+    pub hostname: Option<String>,
+    pub labels: Labels,
+    pub bundle: Option<String>,
+    pub shared: Option<Shared>,
+}
+
+impl Changes {
+    /// The options of a spark that is made with these from one that had `old`. A host name is not inherited: two
+    /// sparks of one name would be hard to tell apart.
+    pub fn over(self, mut old: SparkOptions) -> SparkOptions {
+        old.env.extend(self.env);
+        old.mounts.retain(|had| self.mounts.iter().all(|new| new.dst != had.dst));
+        old.mounts.extend(self.mounts);
+        old.labels.extend(self.labels);
+        SparkOptions {
+            network: self.network.unwrap_or(old.network),
+            limits: self.limits.over(old.limits),
+            user: self.user.or(old.user),
+            workdir: self.workdir.or(old.workdir),
+            hostname: self.hostname,
+            bundle: self.bundle.or(old.bundle),
+            shared: self.shared.unwrap_or(old.shared),
+            ..old
+        }
+    }
+}
+
 /// What a spark sees of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -201,6 +237,27 @@ mod tests {
         ] {
             assert!(bad.parse::<BindMount>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_given_wins_over_what_is_inherited_and_a_host_name_is_not() {
+        let mount = |src: &str, dst: &str| BindMount { src: src.into(), dst: dst.into(), ro: false };
+        let old = SparkOptions {
+            env: [("A".into(), "old".into()), ("B".into(), "old".into())].into(),
+            mounts: vec![mount("/a", "/x"), mount("/b", "/y")],
+            hostname: Some("old".into()),
+            user: Some("u".into()),
+            ..Default::default()
+        };
+        let new = Changes {
+            env: vec![("A".into(), "new".into())],
+            mounts: vec![mount("/c", "/y")],
+            ..Default::default()
+        }
+        .over(old);
+        assert_eq!((new.env["A"].as_str(), new.env["B"].as_str()), ("new", "old"));
+        assert_eq!(new.mounts, [mount("/a", "/x"), mount("/c", "/y")]);
+        assert_eq!((new.hostname, new.user.as_deref()), (None, Some("u")));
     }
 
     #[test]

@@ -114,8 +114,27 @@ impl SparkPaths<'_> {
     pub fn log(&self) -> PathBuf {
         self.0.join("log")
     }
+    pub fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
+    }
+    pub fn snapshot(&self, snapshot: &Name) -> PathBuf {
+        self.snapshots().join(snapshot)
+    }
     /// Where a deleted spark came from; beside the record, and only of meaning in the trash.
     pub fn origin(&self) -> PathBuf {
         self.0.join("trash.json")
+    }
+}
+
+/// Files of one snapshot's directory.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotPaths<'a>(pub &'a Path);
+
+impl SnapshotPaths<'_> {
+    pub fn record(&self) -> PathBuf {
+        self.0.join("snapshot.json")
+    }
+    pub fn root(&self) -> PathBuf {
+        self.0.join("root")
     }
 }

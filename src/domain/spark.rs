@@ -84,18 +84,32 @@ impl fmt::Display for State {
     }
 }
 
-/// Where a spark's first files came from.
+/// Where a spark's first files came from, by the names and ids that it had then.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Origin {
-    /// A base, by the name and id it had then.
-    Base { name: Name, id: Id },
+    Base {
+        name: Name,
+        id: Id,
+    },
+    /// Another spark, or one of its snapshots.
+    Spark {
+        project: Name,
+        name: Name,
+        id: Id,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        snapshot: Option<Name>,
+        /// Those that were forked in one go have this in common.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        race: Option<Id>,
+    },
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Origin::Base { name, .. } => write!(f, "{name}"),
+            Origin::Base { name, .. } | Origin::Spark { name, snapshot: None, .. } => write!(f, "{name}"),
+            Origin::Spark { name, snapshot: Some(snapshot), .. } => write!(f, "{name}@{snapshot}"),
         }
     }
 }

@@ -1,14 +1,14 @@
-//! `create`: a new spark, from a base.
+//! `create`: a new spark, from a base or from another spark.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
+use super::origin::Found;
 use super::spark::SparkId;
-use super::{Observer, Sparks, delete};
+use super::{Observer, Sparks, delete, identity};
 use crate::bundle::spec;
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
-use crate::domain::options::SparkOptions;
+use crate::domain::options::{Changes, SparkOptions};
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::error::{Error, Result};
@@ -18,13 +18,16 @@ use crate::sys::flock::Mode;
 use crate::sys::process::ProcessId;
 use crate::{fault, sys};
 
+pub use super::origin::Source;
+
 /// What to make.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// None for an ephemeral spark, which ends with this process.
     pub name: Option<SparkRef>,
-    pub base: Option<Name>,
-    pub options: SparkOptions,
+    pub source: Source,
+    /// Laid over the options of a spark that it starts from.
+    pub changes: Changes,
     /// Whether to start it too.
     pub start: bool,
 }
@@ -34,7 +37,8 @@ pub struct Request {
 pub struct Plan {
     pub project: Name,
     pub name: Option<Name>,
-    pub base: Name,
+    /// The base or spark that it starts from.
+    pub from: String,
     pub options: SparkOptions,
     /// The OCI configuration. Ids of users are claimed only at the start: these are an example.
     pub config: serde_json::Value,
@@ -48,45 +52,53 @@ impl Sparks {
         if request.name.is_some() && self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
-        let options = resolved(request.options.clone())?;
+        let changes = resolved(request.changes)?;
         // Two repositories of one name that begin at once: one of them gets another project than it looked like.
         spark.project = self.ensure_project_of(
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
         )?;
-        let (base, base_record, base_root) = self.base_for(&request, observer)?;
-        let record = SparkRecord {
-            version: FORMAT,
-            oci_id: id.to_string(),
-            id,
-            created: chrono::Utc::now(),
-            origin: Origin::Base { name: base, id: base_record.id },
-            options,
-            ephemeral: request.name.is_none(),
-            rest: Default::default(),
-        };
-        let identity =
-            Identity { project: spark.project.clone(), name: spark.name.clone(), id: record.id.clone() };
+        let found = self.find_source(&request.source, observer)?;
+        let record = record_of(id, &found, changes, request.name.is_none());
+        self.create_from(&spark, &record, &found, request.start)?;
+        Ok(spark)
+    }
+
+    /// Makes the spark of a record, whose project exists.
+    pub(super) fn create_from(
+        &self,
+        spark: &SparkId,
+        record: &SparkRecord,
+        found: &Found,
+        start: bool,
+    ) -> Result<()> {
         if record.ephemeral {
             // Before it exists: whatever happens from here on, somebody knows that it has to go.
             let owner =
                 ProcessId::of(std::process::id() as i32).map_err(Error::sys("identify this process"))?;
-            self.pool.index_ephemeral(&Ephemeral { spark: identity.clone(), owner })?;
+            self.pool.index_ephemeral(&Ephemeral { spark: identity_of(spark, record), owner })?;
         }
-        let made = fault::point("create.indexed")
-            .and_then(|()| self.make(&spark, &record, &base_root, request.start));
-        if made.is_err() && record.ephemeral && !self.dir(&spark).exists() {
+        let made = fault::point("create.indexed").and_then(|()| self.make(spark, record, found, start));
+        if made.is_err() && record.ephemeral && !self.dir(spark).exists() {
             self.pool.unindex_ephemeral(&record.id)?;
         }
-        made.map(|()| spark)
+        made?;
+        if start {
+            self.give_host_keys(spark);
+        }
+        Ok(())
     }
 
-    fn make(&self, spark: &SparkId, record: &SparkRecord, base_root: &Path, start: bool) -> Result<()> {
+    fn make(&self, spark: &SparkId, record: &SparkRecord, found: &Found, start: bool) -> Result<()> {
         let dir = self.dir(spark);
         let stage = self.pool.stage()?;
         fault::point("create.staged")?;
         stage.write("spark.json", record)?;
         fault::point("create.after-record")?;
-        btrfs::snapshot(base_root, &SparkPaths(stage.path()).root())?;
+        let root = SparkPaths(stage.path()).root();
+        btrfs::snapshot(&found.root, &root)?;
+        if matches!(record.origin, Origin::Spark { .. }) {
+            identity::remove_host_keys(&root)?;
+        }
         fault::point("create.after-snapshot")?;
         // Shared, so that the project cannot be deleted from under it.
         let project = self.pool.paths.project(&spark.project);
@@ -119,9 +131,7 @@ impl Sparks {
         locks: &[BorrowedFd<'_>],
     ) -> Result<()> {
         fault::point("create.after-publish")?;
-        let identity =
-            Identity { project: spark.project.clone(), name: spark.name.clone(), id: record.id.clone() };
-        self.pool.index_spark(&record.oci_id, &identity)?;
+        self.pool.index_spark(&record.oci_id, &identity_of(spark, record))?;
         // The name becomes durable while the container starts.
         let starting = start.then(|| self.launch(spark, record, locks)).transpose()?;
         let sparks = self.pool.paths.sparks(&spark.project);
@@ -138,9 +148,10 @@ impl Sparks {
         if request.name.is_some() && self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
-        let options = resolved(request.options.clone())?;
+        let changes = resolved(request.changes.clone())?;
         // Not the base that `create` would make first: a plan makes nothing.
-        let (base, _, _) = self.find_base(request.base.as_ref())?;
+        let found = self.look_up(&request.source)?;
+        let options = changes.over(found.options);
         let dir = self.pool.place.bundle(&id);
         let root = SparkPaths(&self.dir(&spark)).root();
         let input = spec::Input {
@@ -157,7 +168,7 @@ impl Sparks {
         let config = serde_json::to_value(spec::compose(&input)?.spec)
             .map_err(|e| Error::Sys { action: "show config.json", source: e.into() })?;
         let name = request.name.as_ref().map(|_| spark.name.clone());
-        Ok(Plan { project: spark.project, name, base, options, config })
+        Ok(Plan { project: spark.project, name, from: found.origin.to_string(), options, config })
     }
 
     fn name_new(&self, request: &Request, id: &Id) -> Result<SparkId> {
@@ -170,28 +181,35 @@ impl Sparks {
             }
         })
     }
+}
 
-    fn base_for(
-        &self,
-        request: &Request,
-        observer: &dyn Observer,
-    ) -> Result<(Name, crate::domain::base::BaseRecord, std::path::PathBuf)> {
-        if request.base.is_none() && self.context.base.is_none() {
-            self.ensure_default_base(observer)?;
-        }
-        self.find_base(request.base.as_ref())
+/// The record of a new spark.
+pub(super) fn record_of(id: Id, found: &Found, changes: Changes, ephemeral: bool) -> SparkRecord {
+    SparkRecord {
+        version: FORMAT,
+        oci_id: id.to_string(),
+        id,
+        created: chrono::Utc::now(),
+        origin: found.origin.clone(),
+        options: changes.over(found.options.clone()),
+        ephemeral,
+        rest: Default::default(),
     }
 }
 
-fn taken(spark: &SparkId) -> Error {
+fn identity_of(spark: &SparkId, record: &SparkRecord) -> Identity {
+    Identity { project: spark.project.clone(), name: spark.name.clone(), id: record.id.clone() }
+}
+
+pub(super) fn taken(spark: &SparkId) -> Error {
     Error::Exists { kind: "spark", name: spark.name.to_string(), in_project: Some(spark.project.to_string()) }
 }
 
 /// Host paths without symbolic links: resolved once, by who makes the spark. What runs in a spark may be able to
 /// change a link on the way, and must not choose with it what is mounted at the next start.
-fn resolved(mut options: SparkOptions) -> Result<SparkOptions> {
-    for mount in &mut options.mounts {
+pub(super) fn resolved(mut changes: Changes) -> Result<Changes> {
+    for mount in &mut changes.mounts {
         mount.src = std::fs::canonicalize(&mount.src).map_err(Error::io("mount", &mount.src))?;
     }
-    Ok(options)
+    Ok(changes)
 }

@@ -7,7 +7,7 @@ use crate::bundle::spec::cgroup;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::options::SparkOptions;
 use crate::domain::place::SparkPaths;
-use crate::domain::spark::{Id, State, Time};
+use crate::domain::spark::{Id, Origin, State, Time};
 use crate::error::Result;
 use crate::pool::btrfs;
 
@@ -19,7 +19,8 @@ pub struct Info {
     pub state: State,
     pub id: Id,
     pub created: Time,
-    pub base: String,
+    /// The base, spark or snapshot that it was made from.
+    pub origin: Origin,
     pub ephemeral: bool,
     /// PID 1, as the host numbers it.
     pub pid: Option<i32>,
@@ -70,7 +71,7 @@ impl Sparks {
             name: spark.name,
             project: spark.project,
             created: record.created,
-            base: record.origin.to_string(),
+            origin: record.origin.clone(),
             ephemeral: record.ephemeral,
             pid,
             oci: Oci {

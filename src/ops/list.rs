@@ -16,7 +16,8 @@ pub struct Row {
     /// None if it is broken.
     pub id: Option<Id>,
     pub state: State,
-    pub base: Option<String>,
+    /// The base or spark that it was made from.
+    pub origin: Option<String>,
     pub created: Option<Time>,
     pub labels: Labels,
     pub ephemeral: bool,
@@ -66,7 +67,7 @@ impl Sparks {
             project: spark.project,
             name: spark.name,
             id: Some(record.id),
-            base: Some(record.origin.to_string()),
+            origin: Some(record.origin.to_string()),
             created: Some(record.created),
             labels: record.options.labels,
             ephemeral: record.ephemeral,
@@ -101,7 +102,7 @@ impl Row {
             name: spark.name,
             id: None,
             state: State::Broken,
-            base: None,
+            origin: None,
             created: None,
             labels: Labels::new(),
             ephemeral: false,

@@ -38,6 +38,25 @@ pub(crate) struct Opened {
     pub lock: OwnedFd,
 }
 
+impl Opened {
+    /// Fails if the root filesystem is not what it should be.
+    pub(crate) fn refuse_damaged(&self) -> Result<()> {
+        refuse_damaged(&self.id, &SparkPaths(&self.dir).root())
+    }
+}
+
+/// Fails if a spark's root filesystem is not what it should be.
+pub(crate) fn refuse_damaged(spark: &SparkId, root: &Path) -> Result<()> {
+    match damage_of(root) {
+        None => Ok(()),
+        Some(why) => Err(Error::Corrupt {
+            path: root.to_owned(),
+            why: why.into(),
+            hint: Some(format!("remove what is left with `spark delete {}`", spark.name)),
+        }),
+    }
+}
+
 /// What is wrong with a root filesystem.
 pub(crate) fn damage_of(root: &Path) -> Option<&'static str> {
     if btrfs::is_subvolume(root) {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::spark::{Opened, SparkId, damage_of};
+use super::spark::{Opened, SparkId, refuse_damaged};
 use super::{Sparks, stop};
 use crate::bundle::{spec, write};
 use crate::domain::name::{Name, SparkRef};
@@ -66,12 +66,15 @@ impl Sparks {
             State::Paused => self.handle(&opened.record).thaw(),
             State::Stopped | State::Broken => {
                 tracing::debug!(%spark, "starting");
-                self.start(&opened).map(drop)
+                self.start(&opened)?;
+                drop(opened);
+                self.give_host_keys(spark);
+                Ok(())
             }
         }
     }
 
-    fn start(&self, opened: &Opened) -> Result<Live> {
+    pub(crate) fn start(&self, opened: &Opened) -> Result<Live> {
         let identity = Identity {
             project: opened.id.project.clone(),
             name: opened.id.name.clone(),
@@ -89,13 +92,7 @@ impl Sparks {
         locks: &[BorrowedFd<'a>],
     ) -> Result<Begun<'a>> {
         let root = SparkPaths(&self.dir(spark)).root();
-        if let Some(why) = damage_of(&root) {
-            return Err(Error::Corrupt {
-                path: root,
-                why: why.into(),
-                hint: Some(format!("remove what is left with `spark delete {}`", spark.name)),
-            });
-        }
+        refuse_damaged(spark, &root)?;
         let bundle = self.bundle(record);
         let container = self.handle(record);
         // What a crash, an idle stop or a kill of PID 1 left.

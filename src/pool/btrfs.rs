@@ -38,6 +38,15 @@ pub fn snapshot(source: &Path, target: &Path) -> Result<()> {
         .map(drop)
 }
 
+/// Makes a read-only snapshot of `source` at `target`, which must not exist. Its parent directory can be moved, it
+/// cannot be moved to another.
+pub fn snapshot_read_only(source: &Path, target: &Path) -> Result<()> {
+    checked("snapshot to", target, || {
+        Subvolume::get(source)?.snapshot(target, SnapshotFlags::READ_ONLY, None)
+    })
+    .map(drop)
+}
+
 /// Makes a subvolume read-only, in its final place: a read-only one cannot be moved to another parent.
 pub fn set_read_only(path: &Path) -> Result<()> {
     checked("make read-only", path, || Subvolume::get(path)?.set_ro(true))

@@ -52,13 +52,24 @@ impl Stage {
     ///
     /// # Errors
     /// `EEXIST` in the source if `to` exists.
-    pub fn publish(mut self, to: &Path) -> Result<OwnedFd> {
-        sys::file::rename_new(&self.path, to).map_err(Error::io("create", to))?;
+    pub fn publish(self, to: &Path) -> Result<OwnedFd> {
+        self.try_publish(to)?
+            .map_err(|_| Error::io("create", to)(std::io::Error::from_raw_os_error(libc::EEXIST)))
+    }
+
+    /// The same, giving it back where `to` exists, so that it can get another name.
+    pub fn try_publish(mut self, to: &Path) -> Result<std::result::Result<OwnedFd, Stage>> {
+        match sys::file::rename_new(&self.path, to) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(Err(self)),
+            Err(e) => return Err(Error::io("create", to)(e)),
+        }
         // Nothing is left at the old path; the lock is the caller's from here.
-        self.lock.take().ok_or(Error::Sys {
+        let lock = self.lock.take().ok_or(Error::Sys {
             action: "publish what is staged",
             source: std::io::ErrorKind::InvalidInput.into(),
-        })
+        })?;
+        Ok(Ok(lock))
     }
 }
 

@@ -17,6 +17,11 @@ pub fn open(root: impl AsFd, path: &Path) -> io::Result<File> {
     open_with(root, path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())
 }
 
+/// Opens the directory `path`, with `root` as `/`.
+pub fn open_dir(root: impl AsFd, path: &Path) -> io::Result<File> {
+    open_with(root, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+}
+
 /// Opens `path` with flags of the caller's, with `root` as `/`.
 pub fn open_with(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io::Result<File> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

@@ -23,6 +23,11 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
 }
 
+/// Exchanges two names: at every moment both are there.
+pub fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
+}
+
 /// Writes a file whole: temporary file, fsync, rename, fsync of the directory. Mode 0600.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use serde_json::Value;
-use sparks::domain::options::SparkOptions;
-use sparks::ops::create::Request;
+use sparks::domain::options::Changes;
+use sparks::ops::create::{Request, Source};
 
 use crate::common::{Machine, Output, wait_for};
 use crate::inside::{bare, init, machine, root, sh};
@@ -280,8 +280,9 @@ fn a_bundle_template_is_the_hosts_own_or_hardened_and_an_unknown_one_is_refused(
     let dir = machine.work().with_file_name("templates").join("own");
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("config.json"), template.to_string()).unwrap();
-    let options = SparkOptions { bundle: Some("own".into()), ..SparkOptions::default() };
-    let request = Request { name: Some("web".parse().unwrap()), base: None, options, start: false };
+    let changes = Changes { bundle: Some("own".into()), ..Changes::default() };
+    let name = Some("web".parse().unwrap());
+    let request = Request { name, source: Source::Base(None), changes, start: false };
     let plan = machine.sparks().plan(&request).unwrap();
     let env = plan.config["process"]["env"].as_array().unwrap();
     assert!(env.contains(&"OF_TEMPLATE=1".into()), "{env:?}");

@@ -22,6 +22,7 @@ Sparks:
   list        List sparks (also: ls)
   info        Show everything known of a spark
   rename      Give a spark another name
+  fork        Make new sparks from one, whatever it is doing
   delete      Move sparks to the trash (also: rm)
   undelete    Bring a deleted spark back
 Running:
@@ -31,6 +32,9 @@ Running:
   resume      Start a stopped spark, thaw a paused one
   pause       Freeze every process of a spark
   logs        Show what detached commands wrote
+States:
+  snapshot    Keep states of a spark's files, and go back to them
+  undo        Go back to the state before the last restore
 Sources and places:
   base        Root filesystems that sparks start from
   project     The namespaces that sparks are in
@@ -91,6 +95,9 @@ pub(crate) enum Verb {
     Delete(c::delete::DeleteArgs),
     Undelete(c::undelete::UndeleteArgs),
     Rename(c::rename::RenameArgs),
+    Fork(Box<c::fork::ForkArgs>),
+    Snapshot(c::snapshot::SnapshotArgs),
+    Undo(c::snapshot::UndoArgs),
     Logs(c::logs::LogsArgs),
     Gc(c::gc::GcArgs),
     Doctor(c::doctor::DoctorArgs),

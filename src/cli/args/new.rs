@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::domain::limits::{Limits, parse_cpus, parse_memory, parse_pids};
-use crate::domain::name::{Name, SparkRef};
+use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::options::{
-    BindMount, Network, Shared, SparkOptions, parse_env, parse_env_file, parse_hostname, parse_inside,
+    BindMount, Changes, Network, Shared, parse_env, parse_env_file, parse_hostname, parse_inside,
 };
 use crate::error::{Error, Result};
+use crate::ops::create::Source;
 
 /// Environment, user and directory: of a spark when made, of a command when run.
 #[derive(Debug, Default, Args)]
@@ -63,7 +64,10 @@ pub(super) fn read_env_file(path: &Path) -> Result<Vec<(String, String)>> {
 pub(crate) struct NewArgs {
     /// Base to start from [env: SPARK_BASE; default: see `spark base default`]
     #[arg(long)]
-    pub(crate) base: Option<Name>,
+    base: Option<Name>,
+    /// Spark or snapshot to start from, with its options: SPARK or SPARK@SNAPSHOT
+    #[arg(long, value_name = "SPARK", conflicts_with = "base")]
+    from: Option<SourceRef>,
     /// Mount a directory or file of the host: type=bind,src=DIR,dst=DIR[,ro]; may be repeated
     #[arg(long, value_name = "MOUNT")]
     mount: Vec<BindMount>,
@@ -101,6 +105,7 @@ impl NewArgs {
     pub(crate) fn given(&self) -> Option<&'static str> {
         [
             (self.base.is_some(), "--base"),
+            (self.from.is_some(), "--from"),
             (!self.mount.is_empty(), "--mount"),
             (self.network.is_some(), "--network"),
             (self.memory.is_some(), "--memory"),
@@ -127,20 +132,36 @@ impl NewArgs {
         }
     }
 
-    /// As the record keeps them. Paths of the host become absolute here, where the working directory has meaning.
-    pub(crate) fn options(&self, process: &ProcessArgs) -> Result<SparkOptions> {
-        let mounts = self.mount.iter().map(absolute).collect::<Result<_>>()?;
-        Ok(SparkOptions {
-            env: process.environment()?.into_iter().collect(),
-            mounts,
-            network: self.network.unwrap_or_default(),
+    /// Refuses what says where to start from, where that is said otherwise.
+    pub(crate) fn refuse_source(&self) -> Result<()> {
+        let given = [(self.base.is_some(), "--base"), (self.from.is_some(), "--from")];
+        match given.iter().find(|(given, _)| *given) {
+            None => Ok(()),
+            Some((_, option)) => Err(Error::usage(format!("`{option}` has no meaning here: SOURCE says it"))),
+        }
+    }
+
+    /// What a new spark starts from.
+    pub(crate) fn source(&self) -> Source {
+        match &self.from {
+            Some(spark) => Source::Spark(spark.clone()),
+            None => Source::Base(self.base.clone()),
+        }
+    }
+
+    /// As they were given. Paths of the host become absolute here, where the working directory has meaning.
+    pub(crate) fn changes(&self, process: &ProcessArgs) -> Result<Changes> {
+        Ok(Changes {
+            env: process.environment()?,
+            mounts: self.mount.iter().map(absolute).collect::<Result<_>>()?,
+            network: self.network,
             limits: Limits { memory: self.memory, cpus_milli: self.cpus, pids: self.pids },
             user: process.user.clone(),
             workdir: process.workdir.clone(),
             hostname: self.hostname.clone(),
             labels: self.label.iter().cloned().collect(),
             bundle: if self.hardened { Some("hardened".into()) } else { self.bundle.clone() },
-            shared: self.shared.unwrap_or_default(),
+            shared: self.shared,
         })
     }
 }

@@ -20,7 +20,7 @@ fn the_command_line_is_consistent_and_its_help_names_every_verb() {
             assert!(arg.get_help().is_some(), "{} {}", verb.get_name(), arg.get_id());
         }
     }
-    assert!(command.render_help().to_string().lines().count() <= 45);
+    assert!(command.render_help().to_string().lines().count() <= 60);
 }
 
 #[test]
@@ -45,6 +45,14 @@ fn every_verb_parses() {
         "spark rm a",
         "spark undelete a --as b",
         "spark rename a b",
+        "spark fork a@b shop/c -n 8 --memory 1G --no-start",
+        "spark create a --from shop/b@c",
+        "spark snapshot create a b --label text",
+        "spark snapshot create a --keep 5",
+        "spark snapshot list a",
+        "spark snapshot restore a b --no-resume",
+        "spark snapshot delete a b c",
+        "spark undo a",
         "spark logs a -f",
         "spark logs a --tail 5",
         "spark gc --dry-run",
@@ -117,7 +125,7 @@ fn a_variable_given_later_wins_and_options_over_a_file() {
     std::fs::write(file.path(), "A=file\nB=file\n").unwrap();
     let line = format!("spark create web -e A=1 -e A=2 --env-file {}", file.path().display());
     let Verb::Create(args) = parse(&line).unwrap().verb else { panic!() };
-    let options = args.new.options(&args.process).unwrap();
+    let options = args.new.changes(&args.process).unwrap().over(Default::default());
     assert_eq!(options.env["A"], "2");
     assert_eq!(options.env["B"], "file");
 }

@@ -45,8 +45,8 @@ pub(crate) fn create(ctx: &Ctx, args: CreateArgs) -> Result<Status> {
         }
         None => made_up()?,
     };
-    let options = args.new.options(&args.process)?;
-    let request = Request { name: Some(name), base: args.new.base, options, start: !args.no_start };
+    let (source, changes) = (args.new.source(), args.new.changes(&args.process)?);
+    let request = Request { name: Some(name), source, changes, start: !args.no_start };
     let progress = ctx.progress(args.quiet);
     if args.dry_run {
         let sparks = ctx.open()?.ok_or_else(super::pool::none)?;

@@ -107,10 +107,10 @@ pub(super) fn in_target(ctx: &Ctx, job: &Job) -> Result<Status> {
             run(&sparks, &sparks.resolve(name)?, job)
         }
         Target::Ephemeral => {
-            let options = job.new.options(&job.process)?;
+            let (source, changes) = (job.new.source(), job.new.changes(&job.process)?);
             let progress = ctx.progress(false);
             let sparks = ctx.sparks(&progress)?;
-            let request = Request { name: None, base: job.new.base.clone(), options, start: true };
+            let request = Request { name: None, source, changes, start: true };
             let spark = sparks.create(request, &progress)?;
             // A bar still drawn would mix with what the command prints.
             drop(progress);

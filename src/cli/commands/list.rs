@@ -26,7 +26,7 @@ const PROJECT: Column = column("PROJECT", "project");
 const SPARKS: [Column; 6] = [
     column("NAME", "name"),
     column("STATE", "state"),
-    column("BASE", "base"),
+    column("FROM", "origin"),
     column("CREATED", "created"),
     optional("LABELS", "labels"),
     optional("BROKEN", "broken"),

@@ -12,6 +12,7 @@ pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod exec;
+pub(crate) mod fork;
 pub(crate) mod gc;
 pub(crate) mod info;
 pub(crate) mod list;
@@ -22,6 +23,7 @@ pub(crate) mod pool;
 pub(crate) mod project;
 pub(crate) mod rename;
 pub(crate) mod resume;
+pub(crate) mod snapshot;
 pub(crate) mod stop;
 pub(crate) mod undelete;
 pub(crate) mod version;
@@ -40,6 +42,9 @@ pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
         Verb::Delete(args) => delete::delete(ctx, args),
         Verb::Undelete(args) => undelete::undelete(ctx, args),
         Verb::Rename(args) => rename::rename(ctx, args),
+        Verb::Fork(args) => fork::fork(ctx, *args),
+        Verb::Snapshot(args) => snapshot::snapshot(ctx, args),
+        Verb::Undo(args) => snapshot::undo(ctx, args),
         Verb::Logs(args) => logs::logs(ctx, args),
         Verb::Gc(args) => gc::gc(ctx, args),
         Verb::Doctor(args) => doctor::doctor(ctx, args),

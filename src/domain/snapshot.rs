@@ -1,0 +1,69 @@
+//! A snapshot: a read-only copy of a spark's root, as it was at one moment.
+
+use super::name::Name;
+use super::spark::{Id, Time};
+
+/// Why a snapshot was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Somebody gave it a name.
+    Named,
+    /// It is called by its time, and thinned out by `--keep`.
+    Timed,
+    /// What was there before a restore, an undo or a pick: what `undo` goes back to.
+    Undo,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Kind::Named => "named",
+            Kind::Timed => "timed",
+            Kind::Undo => "undo",
+        })
+    }
+}
+
+/// `snapshots/S/snapshot.json`. The snapshot's name is its directory's.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct SnapshotRecord {
+    /// [`super::FORMAT`].
+    pub version: u32,
+    pub id: Id,
+    pub created: Time,
+    pub kind: Kind,
+    /// Words of the user's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Of [`Kind::Undo`]: the UUID of the subvolume that was the spark's root, and is this one's once it has been
+    /// exchanged for the new root. Until then this is a leftover of a restore that did not happen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<String>,
+    /// Fields of a later version of this program, kept as they are.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The name of a snapshot taken at a time, to the second: `20261124-183005`, in UTC. `number` tells those of one second
+/// apart.
+pub fn timed_name(prefix: &str, at: Time, number: u32) -> Name {
+    let stamp = at.format("%Y%m%d-%H%M%S");
+    let text = match number {
+        0 => format!("{prefix}{stamp}"),
+        _ => format!("{prefix}{stamp}-{}", number + 1),
+    };
+    Name::nearest(&text).unwrap_or_else(|| unreachable!("digits make a name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_one_second_differ_and_sort_by_time() {
+        let at = "2026-11-24T18:30:05Z".parse().unwrap();
+        assert_eq!(timed_name("", at, 0).as_str(), "20261124-183005");
+        assert_eq!(timed_name("undo-", at, 1).as_str(), "undo-20261124-183005-2");
+    }
+}

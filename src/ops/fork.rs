@@ -1,0 +1,100 @@
+//! `fork`: new sparks from one that is there, whatever it is doing.
+
+use super::create::{Source, record_of, resolved, taken};
+use super::spark::SparkId;
+use super::{Observer, Sparks, delete};
+use crate::domain::name::{Name, SourceRef, SparkRef};
+use crate::domain::options::Changes;
+use crate::domain::spark::{Id, Origin};
+use crate::error::{Error, Result};
+use crate::pool::btrfs;
+
+/// Most forks of one command: what a host may reasonably run.
+pub const MOST: u32 = 10_000;
+
+/// What to make.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub source: SourceRef,
+    pub name: SparkRef,
+    /// Makes NAME-1 and so on instead of NAME.
+    pub count: Option<u32>,
+    /// Laid over the options of the source.
+    pub changes: Changes,
+    /// Whether to start them too.
+    pub start: bool,
+}
+
+/// One fork, made or not.
+#[derive(Debug)]
+pub struct Forked {
+    pub spark: SparkId,
+    pub made: Result<()>,
+}
+
+impl Sparks {
+    /// Makes forks of a spark or a snapshot. All of them start from one and the same moment. A name that is taken
+    /// fails the whole before anything is made; any other failure is that of one fork.
+    pub fn fork(&self, request: Request, observer: &dyn Observer) -> Result<Vec<Forked>> {
+        let names = names(&request)?;
+        let mut sparks = Vec::with_capacity(names.len());
+        for name in &names {
+            let project = self.project_of(&SparkRef { name: name.clone(), ..request.name.clone() })?;
+            let spark = SparkId { project, name: name.clone() };
+            if self.dir(&spark).exists() {
+                return Err(taken(&spark));
+            }
+            sparks.push(spark);
+        }
+        let changes = resolved(request.changes)?;
+        let mut found = self.find_source(&Source::Spark(request.source), observer)?;
+        let project = self.ensure_project_of(&request.name)?;
+        let moment = self.pool.stage()?;
+        if let Origin::Spark { race, snapshot, .. } = &mut found.origin
+            && request.count.is_some()
+        {
+            *race = Some(Id::generate());
+            if snapshot.is_none() {
+                let root = moment.path().join("root");
+                btrfs::snapshot_read_only(&found.root, &root)?;
+                found.root = root;
+                found.lock = None;
+            }
+        }
+        observer.step("forking", request.count.map(u64::from));
+        let mut forks: Vec<Forked> = Vec::with_capacity(sparks.len());
+        for mut spark in sparks {
+            spark.project = project.clone();
+            let record = record_of(Id::generate(), &found, changes.clone(), false);
+            let made = self.create_from(&spark, &record, &found, request.start);
+            if let Err(e @ Error::Exists { .. }) = made {
+                // Somebody took a name meanwhile.
+                return Err(self.take_back(&forks, e));
+            }
+            forks.push(Forked { spark, made });
+            observer.advance(forks.len() as u64);
+        }
+        Ok(forks)
+    }
+
+    fn take_back(&self, forks: &[Forked], first: Error) -> Error {
+        for fork in forks.iter().filter(|f| f.made.is_ok()) {
+            let name = SparkRef { project: Some(fork.spark.project.clone()), name: fork.spark.name.clone() };
+            if let Err(undo) = self.delete(&name, delete::Options { force: true, now: true }) {
+                return Error::Undo { first: first.into(), undo: undo.into() };
+            }
+        }
+        first
+    }
+}
+
+fn names(request: &Request) -> Result<Vec<Name>> {
+    match request.count {
+        None => Ok(vec![request.name.name.clone()]),
+        Some(count) if (1..=MOST).contains(&count) => {
+            let numbered = |n| Ok(format!("{}-{n}", request.name.name).parse()?);
+            (1..=count).map(numbered).collect()
+        }
+        Some(count) => Err(Error::usage(format!("{count} is not a number of forks: 1 to {MOST}"))),
+    }
+}

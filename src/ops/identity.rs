@@ -1,0 +1,69 @@
+//! What no two sparks may have in common: the keys of their ssh servers, and what tells a base's children apart.
+//!
+//! `/etc/machine-id` and `/etc/hostname` are mounted anew at every start, and so need no care in a fork.
+
+use std::path::Path;
+
+use super::Sparks;
+use super::exec::Command;
+use super::spark::SparkId;
+use crate::domain::place::SparkPaths;
+use crate::error::{Error, Result};
+use crate::sys::process::reap;
+use crate::sys::{beneath, file, tree};
+
+const SSH: &str = "etc/ssh";
+
+/// Removes the host keys of an ssh server. At its next start the spark makes keys of its own.
+pub(super) fn remove_host_keys(root: &Path) -> Result<()> {
+    let removed = || -> std::io::Result<()> {
+        let top = file::open_dir(root)?;
+        let dir = match beneath::open_dir(&top, Path::new(SSH)) {
+            Err(e) if is_absent(&e) => return Ok(()),
+            other => other?,
+        };
+        for name in tree::names(&dir)?.into_iter().filter(|name| is_host_key(name)) {
+            tree::remove(&dir, &name)?;
+        }
+        Ok(())
+    };
+    removed().map_err(Error::io("remove the ssh host keys in", root))
+}
+
+impl Sparks {
+    /// Lets a running spark whose ssh server has no keys make them, confined as everything in it. That this fails is no
+    /// reason to fail what started it.
+    pub(super) fn give_host_keys(&self, spark: &SparkId) {
+        if !lacks_host_keys(&SparkPaths(&self.dir(spark)).root()) {
+            return;
+        }
+        let argv = ["ssh-keygen", "-q", "-A"].map(Into::into).to_vec();
+        let made = self.exec_detached(spark, &Command { argv, ..Command::default() });
+        let made = made.and_then(|pid| reap(pid, true).map_err(Error::sys("wait for ssh-keygen")));
+        if let Err(e) = made {
+            tracing::warn!(%spark, "cannot make ssh host keys: {e}");
+        }
+    }
+}
+
+/// Whether a spark has an ssh server that has lost its keys, or never had any.
+pub(super) fn lacks_host_keys(root: &Path) -> bool {
+    let looked = || -> std::io::Result<bool> {
+        let top = file::open_dir(root)?;
+        beneath::open(&top, Path::new("usr/sbin/sshd"))?;
+        beneath::open(&top, Path::new("usr/bin/ssh-keygen"))?;
+        let dir = beneath::open_dir(&top, Path::new(SSH))?;
+        Ok(!tree::names(&dir)?.iter().any(|name| is_host_key(name)))
+    };
+    looked().unwrap_or(false)
+}
+
+fn is_host_key(name: &[u8]) -> bool {
+    let name = name.strip_suffix(b".pub").unwrap_or(name);
+    name.starts_with(b"ssh_host_") && name.ends_with(b"_key")
+}
+
+/// Whether a path simply is not there, or is nothing that an ssh server would read either.
+fn is_absent(e: &std::io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
+}

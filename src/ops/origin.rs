@@ -1,0 +1,73 @@
+//! What a new spark starts from: a base, another spark as it is now, or one of its snapshots.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use super::{Observer, Sparks};
+use crate::domain::name::{Name, SourceRef};
+use crate::domain::options::SparkOptions;
+use crate::domain::place::SparkPaths;
+use crate::domain::spark::Origin;
+use crate::error::Result;
+use crate::sys::flock::Mode;
+
+/// What to start from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A base; the default one if none is named.
+    Base(Option<Name>),
+    Spark(SourceRef),
+}
+
+/// A source that is there.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub origin: Origin,
+    /// The subvolume to copy.
+    pub root: PathBuf,
+    /// What a spark made of it inherits.
+    pub options: SparkOptions,
+    /// A spark's lock, shared: its root stays what it is.
+    pub lock: Option<OwnedFd>,
+}
+
+impl Sparks {
+    /// Finds a source. Makes the default base if that is wanted and there is none.
+    pub(super) fn find_source(&self, source: &Source, observer: &dyn Observer) -> Result<Found> {
+        if matches!(source, Source::Base(None)) && self.context.base.is_none() {
+            self.ensure_default_base(observer)?;
+        }
+        self.look_up(source)
+    }
+
+    /// Finds a source, making nothing.
+    pub(super) fn look_up(&self, source: &Source) -> Result<Found> {
+        match source {
+            Source::Base(name) => {
+                let (name, record, root) = self.find_base(name.as_ref())?;
+                let origin = Origin::Base { name, id: record.id };
+                Ok(Found { origin, root, options: SparkOptions::default(), lock: None })
+            }
+            Source::Spark(source) => self.look_up_spark(source),
+        }
+    }
+
+    fn look_up_spark(&self, source: &SourceRef) -> Result<Found> {
+        let opened = self.open_spark(&self.resolve(&source.spark)?, Mode::Shared)?;
+        let root = match &source.snapshot {
+            Some(snapshot) => self.snapshot_root(&opened.id, snapshot)?,
+            None => {
+                opened.refuse_damaged()?;
+                SparkPaths(&opened.dir).root()
+            }
+        };
+        let origin = Origin::Spark {
+            project: opened.id.project,
+            name: opened.id.name,
+            id: opened.record.id,
+            snapshot: source.snapshot.clone(),
+            race: None,
+        };
+        Ok(Found { origin, root, options: opened.record.options, lock: Some(opened.lock) })
+    }
+}

@@ -1,0 +1,258 @@
+//! `snapshot`: read-only copies of a spark's root, made in an instant whatever the spark is doing.
+
+mod restore;
+
+use std::path::{Path, PathBuf};
+
+use super::spark::{Opened, SparkId};
+use super::{Sparks, near};
+use crate::domain::FORMAT;
+use crate::domain::name::{Name, SparkRef};
+use crate::domain::place::{SnapshotPaths, SparkPaths};
+use crate::domain::snapshot::{Kind, SnapshotRecord, timed_name};
+use crate::domain::spark::{Id, Time};
+use crate::error::{Error, Result};
+use crate::pool::{btrfs, names_in, record, stage};
+use crate::sys::flock::Mode;
+use crate::{fault, sys};
+
+pub use restore::Restored;
+
+/// A snapshot to make.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Called by its time if none.
+    pub name: Option<Name>,
+    pub label: Option<String>,
+    /// How many of those that are called by their time and have the same label to keep, this one included.
+    pub keep: Option<u32>,
+}
+
+/// One snapshot. Of a broken one only the name is certain.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct SnapshotInfo {
+    pub name: Name,
+    pub id: Option<Id>,
+    pub created: Option<Time>,
+    pub kind: Option<Kind>,
+    pub label: Option<String>,
+    /// The root filesystem.
+    pub path: PathBuf,
+    /// Why nothing can be restored from it.
+    pub broken: Option<String>,
+}
+
+impl Sparks {
+    /// Takes a snapshot of a spark, which goes on with what it is doing. Returns the snapshot's name.
+    ///
+    /// # Errors
+    /// `exists` if the name is taken.
+    pub fn snapshot_create(&self, spark: &SparkRef, request: &Request) -> Result<Name> {
+        let spark = self.resolve(spark)?;
+        let opened = self.open_spark(&spark, Mode::Shared)?;
+        let record = SnapshotRecord {
+            version: FORMAT,
+            id: Id::generate(),
+            created: chrono::Utc::now(),
+            kind: if request.name.is_some() { Kind::Named } else { Kind::Timed },
+            label: request.label.clone(),
+            replaced: None,
+            rest: Default::default(),
+        };
+        if let Some(name) = &request.name
+            && self.snapshot_dir(&opened.id, name).exists()
+        {
+            return Err(taken(&spark, name));
+        }
+        let stage = self.pool.stage()?;
+        stage.write("snapshot.json", &record)?;
+        fault::point("snapshot.after-record")?;
+        let root = SparkPaths(&opened.dir).root();
+        opened.refuse_damaged()?;
+        btrfs::snapshot_read_only(&root, &SnapshotPaths(stage.path()).root())?;
+        fault::point("snapshot.after-snapshot")?;
+        let (name, _lock) = self.publish_snapshot(&opened, stage, &record, request.name.as_ref())?;
+        fault::point("snapshot.after-publish")?;
+        if let Some(keep) = request.keep {
+            self.thin(&opened, &record, keep)?;
+        }
+        Ok(name)
+    }
+
+    /// Gives what is staged its place and its name, durably.
+    fn publish_snapshot(
+        &self,
+        opened: &Opened,
+        mut stage: stage::Stage,
+        record: &SnapshotRecord,
+        name: Option<&Name>,
+    ) -> Result<(Name, std::os::fd::OwnedFd)> {
+        let dir = SparkPaths(&opened.dir).snapshots();
+        match std::fs::create_dir(&dir) {
+            Ok(()) => sys::file::sync_dir(&opened.dir).map_err(Error::io("sync", &opened.dir))?,
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io("create", dir)(e)),
+        }
+        let prefix = if record.kind == Kind::Undo { "undo-" } else { "" };
+        let mut number = 0;
+        loop {
+            let name = name.cloned().unwrap_or_else(|| timed_name(prefix, record.created, number));
+            match stage.try_publish(&dir.join(&name))? {
+                Ok(lock) => {
+                    sys::file::sync_dir(&dir).map_err(Error::io("sync", &dir))?;
+                    return Ok((name, lock));
+                }
+                Err(_) if record.kind == Kind::Named => return Err(taken(&opened.id, &name)),
+                Err(back) => stage = back,
+            }
+            number += 1;
+        }
+    }
+
+    /// A spark's snapshots, oldest first. Takes no lock.
+    pub fn snapshot_list(&self, spark: &SparkRef) -> Result<Vec<SnapshotInfo>> {
+        let spark = self.resolve(spark)?;
+        let mut all = self.snapshots_of(&spark)?;
+        all.retain(|s| !is_leftover(&self.snapshot_dir(&spark, &s.name)));
+        Ok(all)
+    }
+
+    fn snapshots_of(&self, spark: &SparkId) -> Result<Vec<SnapshotInfo>> {
+        let names = names_in(&SparkPaths(&self.dir(spark)).snapshots())?;
+        let mut all: Vec<SnapshotInfo> =
+            names.into_iter().map(|name| describe(&self.snapshot_dir(spark, &name), name)).collect();
+        all.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
+        Ok(all)
+    }
+
+    /// Deletes a snapshot at once. What was forked from it stays: btrfs needs the origin no longer.
+    pub fn snapshot_delete(&self, spark: &SparkRef, snapshot: &Name) -> Result<()> {
+        let spark = self.resolve(spark)?;
+        self.remove_snapshot(&spark, snapshot)
+    }
+
+    fn remove_snapshot(&self, spark: &SparkId, snapshot: &Name) -> Result<()> {
+        let dir = self.snapshot_dir(spark, snapshot);
+        let Some(_lock) = self.pool.lock(&dir, Mode::Exclusive)? else {
+            return Err(self.no_such_snapshot(spark, snapshot));
+        };
+        fault::point("snapshot-delete.before-rename")?;
+        let gone = self.pool.paths.staging().join(Id::generate().as_str());
+        match sys::file::rename_new(&dir, &gone) {
+            // In a pool that is full there is no room even for a name; what removes has a reserve of its own.
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return stage::destroy(&dir),
+            other => other.map_err(Error::io("delete", &dir))?,
+        }
+        fault::point("snapshot-delete.after-rename")?;
+        let all = SparkPaths(&self.dir(spark)).snapshots();
+        sys::file::sync_dir(&all).map_err(Error::io("sync", &all))?;
+        stage::destroy(&gone)
+    }
+
+    /// Deletes the oldest of a spark's snapshots that are like this one, and keeps `keep`.
+    fn thin(&self, opened: &Opened, like: &SnapshotRecord, keep: u32) -> Result<()> {
+        let mut alike = self.snapshots_of(&opened.id)?;
+        alike.retain(|s| s.kind == Some(like.kind) && s.label == like.label && s.broken.is_none());
+        let many = alike.len().saturating_sub(keep as usize);
+        for old in &alike[..many] {
+            match self.remove_snapshot(&opened.id, &old.name) {
+                // Somebody else has thinned it out.
+                Ok(()) | Err(Error::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// The root of a snapshot: a read-only subvolume.
+    ///
+    /// # Errors
+    /// `not_found` with names that look alike; `corrupt` if its files are damaged.
+    pub(crate) fn snapshot_root(&self, spark: &SparkId, snapshot: &Name) -> Result<PathBuf> {
+        self.snapshot_record(spark, snapshot)
+            .map(|_| SnapshotPaths(&self.snapshot_dir(spark, snapshot)).root())
+    }
+
+    pub(crate) fn snapshot_record(&self, spark: &SparkId, snapshot: &Name) -> Result<SnapshotRecord> {
+        let dir = self.snapshot_dir(spark, snapshot);
+        if !dir.is_dir() || is_leftover(&dir) {
+            return Err(self.no_such_snapshot(spark, snapshot));
+        }
+        inspect(&dir).map_err(|e| match e {
+            Error::Corrupt { path, why, hint: None } => Error::Corrupt {
+                path,
+                why,
+                hint: Some(format!("remove it with `spark snapshot delete {spark} {snapshot}`")),
+            },
+            e => e,
+        })
+    }
+
+    pub(crate) fn snapshot_dir(&self, spark: &SparkId, snapshot: &Name) -> PathBuf {
+        SparkPaths(&self.dir(spark)).snapshot(snapshot)
+    }
+
+    fn no_such_snapshot(&self, spark: &SparkId, snapshot: &Name) -> Error {
+        let names = names_in(&SparkPaths(&self.dir(spark)).snapshots()).unwrap_or_default();
+        Error::NotFound {
+            kind: "snapshot",
+            name: format!("{spark}@{snapshot}"),
+            in_project: Some(spark.project.to_string()),
+            near: near(snapshot.as_str(), names.iter().map(Name::as_str)),
+        }
+    }
+}
+
+fn taken(spark: &SparkId, name: &Name) -> Error {
+    Error::Exists {
+        kind: "snapshot",
+        name: format!("{spark}@{name}"),
+        in_project: Some(spark.project.to_string()),
+    }
+}
+
+/// A snapshot's record, if its root is as it should be too.
+fn inspect(dir: &Path) -> Result<SnapshotRecord> {
+    let paths = SnapshotPaths(dir);
+    let (path, root) = (paths.record(), paths.root());
+    let record = record::read(&path)?.ok_or_else(|| Error::corrupt(&path, "it is missing"))?;
+    match super::spark::damage_of(&root) {
+        None => Ok(record),
+        Some(why) => Err(Error::corrupt(&root, why)),
+    }
+}
+
+fn describe(dir: &Path, name: Name) -> SnapshotInfo {
+    let path = SnapshotPaths(dir).root();
+    match inspect(dir) {
+        Ok(r) => SnapshotInfo {
+            name,
+            id: Some(r.id),
+            created: Some(r.created),
+            kind: Some(r.kind),
+            label: r.label,
+            path,
+            broken: None,
+        },
+        Err(e) => SnapshotInfo {
+            name,
+            id: None,
+            created: None,
+            kind: None,
+            label: None,
+            path,
+            broken: Some(e.to_string()),
+        },
+    }
+}
+
+/// Whether this is what a restore was killed over before it had exchanged anything: no snapshot, and nobody's data.
+fn is_leftover(dir: &Path) -> bool {
+    let paths = SnapshotPaths(dir);
+    match record::read::<SnapshotRecord>(&paths.record()) {
+        Ok(Some(SnapshotRecord { kind: Kind::Undo, replaced: Some(replaced), .. })) => {
+            btrfs::info(&paths.root()).is_ok_and(|now| !now.read_only && now.uuid != replaced)
+        }
+        _ => false,
+    }
+}
