@@ -1,6 +1,6 @@
 //! A base: a read-only root filesystem that sparks start from.
 
-use super::spark::{Id, Time};
+use super::spark::{Id, Origin, Time};
 
 /// `bases/B/base.json`.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -11,6 +11,9 @@ pub struct BaseRecord {
     pub created: Time,
     /// How it was made, in words: `bootstrap bookworm`, `import rootfs.tar.zst`.
     pub origin: String,
+    /// The spark that it was saved from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Origin>,
     /// Fields of a later version of this program, kept as they are.
     #[serde(flatten)]
     pub rest: serde_json::Map<String, serde_json::Value>,

@@ -33,6 +33,7 @@ impl Sparks {
         self.gc_waiting(dry_run, &mut items)?;
         self.gc_ephemeral(dry_run, &mut items)?;
         self.gc_staging(dry_run, &mut items)?;
+        self.gc_restores(dry_run, &mut items)?;
         self.gc_trash(dry_run, &mut items)?;
         self.gc_containers(dry_run, &mut items)?;
         self.gc_index(dry_run, &mut items)?;
@@ -111,6 +112,29 @@ impl Sparks {
             items.push(Item::new("half-made", owner, &path));
             if !dry_run {
                 stage::destroy(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Roots that were to take a spark's place, and did not.
+    fn gc_restores(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
+        for project in names_in(&self.pool.paths.projects())? {
+            for name in names_in(&self.pool.paths.sparks(&project))? {
+                let spark = SparkId { project: project.clone(), name };
+                let leftovers = self.unfinished(&spark)?;
+                if leftovers.is_empty() {
+                    continue;
+                }
+                // Somebody who restores it holds its lock.
+                let Ok(Some(_lock)) = sys::flock::try_lock_dir(&self.dir(&spark)) else { continue };
+                let owner = format!("{}/{}", spark.project, spark.name);
+                items.extend(
+                    leftovers.iter().map(|dir| Item::new("restore that did not happen", &owner, dir)),
+                );
+                if !dry_run {
+                    self.settle(&spark)?;
+                }
             }
         }
         Ok(())

@@ -2,6 +2,8 @@
 //!
 //! `/etc/machine-id` and `/etc/hostname` are mounted anew at every start, and so need no care in a fork.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::Sparks;
@@ -14,20 +16,46 @@ use crate::sys::{beneath, file, tree};
 
 const SSH: &str = "etc/ssh";
 
+/// Directories of what runs, which has no place in a template.
+const TEMPORARY: [&str; 3] = ["tmp", "var/tmp", "run"];
+/// Made anew at the first boot where they are missing.
+const SEEDS: [(&str, &[u8]); 2] = [("var/lib/dbus", b"machine-id"), ("var/lib/systemd", b"random-seed")];
+
+/// Removes what is one machine's own from a root that is to be copied to many.
+pub(super) fn clean(root: &Path) -> io::Result<()> {
+    let top = file::open_dir(root)?;
+    for dir in TEMPORARY {
+        if let Some(dir) = there(beneath::open_dir(&top, Path::new(dir)))? {
+            tree::clear(&dir)?;
+        }
+    }
+    for (dir, name) in SEEDS {
+        if let Some(dir) = there(beneath::open_dir(&top, Path::new(dir)))? {
+            tree::remove(&dir, name)?;
+        }
+    }
+    // Empty, and not away: then systemd knows that it has to be made.
+    if let Some(dir) = there(beneath::open_dir(&top, Path::new("etc")))?
+        && tree::names(&dir)?.iter().any(|name| name == b"machine-id")
+    {
+        tree::remove(&dir, b"machine-id")?;
+        tree::set_owner_and_mode(tree::create_file(&dir, b"machine-id")?, (0, 0), 0o444)?;
+    }
+    remove_keys(&top)
+}
+
 /// Removes the host keys of an ssh server. At its next start the spark makes keys of its own.
 pub(super) fn remove_host_keys(root: &Path) -> Result<()> {
-    let removed = || -> std::io::Result<()> {
-        let top = file::open_dir(root)?;
-        let dir = match beneath::open_dir(&top, Path::new(SSH)) {
-            Err(e) if is_absent(&e) => return Ok(()),
-            other => other?,
-        };
-        for name in tree::names(&dir)?.into_iter().filter(|name| is_host_key(name)) {
-            tree::remove(&dir, &name)?;
-        }
-        Ok(())
-    };
-    removed().map_err(Error::io("remove the ssh host keys in", root))
+    let removed = file::open_dir(root).and_then(|top| remove_keys(&top));
+    removed.map_err(Error::io("remove the ssh host keys in", root))
+}
+
+fn remove_keys(top: &OwnedFd) -> io::Result<()> {
+    let Some(dir) = there(beneath::open_dir(top, Path::new(SSH)))? else { return Ok(()) };
+    for name in tree::names(&dir)?.into_iter().filter(|name| is_host_key(name)) {
+        tree::remove(&dir, &name)?;
+    }
+    Ok(())
 }
 
 impl Sparks {
@@ -48,7 +76,7 @@ impl Sparks {
 
 /// Whether a spark has an ssh server that has lost its keys, or never had any.
 pub(super) fn lacks_host_keys(root: &Path) -> bool {
-    let looked = || -> std::io::Result<bool> {
+    let looked = || -> io::Result<bool> {
         let top = file::open_dir(root)?;
         beneath::open(&top, Path::new("usr/sbin/sshd"))?;
         beneath::open(&top, Path::new("usr/bin/ssh-keygen"))?;
@@ -63,7 +91,11 @@ fn is_host_key(name: &[u8]) -> bool {
     name.starts_with(b"ssh_host_") && name.ends_with(b"_key")
 }
 
-/// Whether a path simply is not there, or is nothing that an ssh server would read either.
-fn is_absent(e: &std::io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
+/// What was opened; none if it is not there, or is nothing that anybody would read either.
+fn there<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
+    match opened {
+        Ok(opened) => Ok(Some(opened)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => Ok(None),
+        Err(e) => Err(e),
+    }
 }

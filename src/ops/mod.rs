@@ -22,6 +22,7 @@ mod origin;
 pub mod pause;
 pub mod pool;
 pub mod project;
+pub mod race;
 pub mod rename;
 pub mod snapshot;
 pub mod spark;

@@ -22,6 +22,13 @@ pub struct SparkId {
     pub name: Name,
 }
 
+impl SparkId {
+    /// The same as a reference, which means this spark wherever the caller is.
+    pub(crate) fn reference(&self) -> SparkRef {
+        SparkRef { project: Some(self.project.clone()), name: self.name.clone() }
+    }
+}
+
 impl fmt::Display for SparkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)

@@ -102,6 +102,45 @@ pub fn remove(dir: impl AsFd, name: &[u8]) -> io::Result<bool> {
     }
 }
 
+/// Removes everything in a directory, however deep it goes: what is in a directory that is not empty is moved up
+/// first, so that no more than two are open at a time.
+pub fn clear(dir: impl AsFd) -> io::Result<()> {
+    let mut number = 0u64;
+    loop {
+        let names = names(&dir)?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        for name in names {
+            match remove(&dir, &name) {
+                Err(e) if e.raw_os_error() == Some(libc::ENOTEMPTY) => {}
+                other => {
+                    other?;
+                    continue;
+                }
+            }
+            let child = open_child(&dir, &name)?;
+            for inner in self::names(&child)? {
+                if remove(&child, &inner).is_err() {
+                    number += 1;
+                    let up = format!(".removed-{number}");
+                    match rustix::fs::renameat_with(
+                        &child,
+                        OsStr::from_bytes(&inner),
+                        &dir,
+                        up.as_str(),
+                        rustix::fs::RenameFlags::NOREPLACE,
+                    ) {
+                        // The next number is free, or the one after it.
+                        Err(Errno::EXIST) | Ok(()) => {}
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Inspects `name` in `dir`, a link itself.
 pub fn stat(dir: impl AsFd, name: &[u8]) -> io::Result<rustix::fs::Stat> {
     Ok(rustix::fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW)?)

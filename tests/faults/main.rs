@@ -8,3 +8,4 @@ mod common;
 mod kill;
 mod leftovers;
 mod points;
+mod snapshots;

@@ -6,16 +6,17 @@ use std::path::Path;
 
 use crate::common::Machine;
 use crate::leftovers;
+use crate::snapshots;
 
 /// A verb as it is made to fail.
-struct Scenario {
+pub(crate) struct Scenario {
     /// Fault points with these beginnings are on its way.
-    points: &'static [&'static str],
-    args: &'static [&'static str],
+    pub(crate) points: &'static [&'static str],
+    pub(crate) args: &'static [&'static str],
     /// Makes what the verb needs. The same after every fault.
-    before: fn(&Machine),
+    pub(crate) before: fn(&Machine),
     /// Finds all or nothing, does the same again, and removes everything.
-    after: fn(&Machine),
+    pub(crate) after: fn(&Machine),
 }
 
 const CREATE: Scenario = Scenario {
@@ -198,7 +199,7 @@ const PROJECT_DELETE: Scenario = Scenario {
     },
 };
 
-const ALL: [&Scenario; 12] = [
+const ALL: [&Scenario; 19] = [
     &CREATE,
     &EPHEMERAL,
     &RESUME,
@@ -211,6 +212,13 @@ const ALL: [&Scenario; 12] = [
     &BASE_DELETE,
     &PROJECT_CREATE,
     &PROJECT_DELETE,
+    &snapshots::SNAPSHOT,
+    &snapshots::SNAPSHOT_DELETE,
+    &snapshots::RESTORE,
+    &snapshots::UNDO,
+    &snapshots::FORK,
+    &snapshots::PICK,
+    &snapshots::BASE_SAVE,
 ];
 
 impl Scenario {
@@ -218,7 +226,7 @@ impl Scenario {
         self.points.iter().any(|p| point.starts_with(p))
     }
 
-    fn run(&self) {
+    pub(crate) fn run(&self) {
         let machine = Machine::new().with_base();
         // A spark that nothing happens to.
         machine.spark(&["create", "-P", "bystander", "other"]).ok();
@@ -274,7 +282,7 @@ fn points() -> BTreeSet<String> {
     found
 }
 
-fn exists(machine: &Machine, spark: &str) -> bool {
+pub(crate) fn exists(machine: &Machine, spark: &str) -> bool {
     let out = machine.spark(&["--json", "info", spark]);
     if out.status() != 0 {
         out.fails_with("not_found");
@@ -282,13 +290,13 @@ fn exists(machine: &Machine, spark: &str) -> bool {
     out.status() == 0
 }
 
-fn marked(machine: &Machine) {
+pub(crate) fn marked(machine: &Machine) {
     machine.spark(&["create", "web"]).ok();
     machine.spark(&["exec", "web", "--", "sh", "-c", "echo kept > /marker"]).ok();
 }
 
 #[track_caller]
-fn still_marked(machine: &Machine, spark: &str) {
+pub(crate) fn still_marked(machine: &Machine, spark: &str) {
     assert_eq!(machine.spark(&["exec", spark, "--", "cat", "/marker"]).ok(), "kept\n");
 }
 

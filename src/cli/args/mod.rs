@@ -35,6 +35,7 @@ Running:
 States:
   snapshot    Keep states of a spark's files, and go back to them
   undo        Go back to the state before the last restore
+  pick        Put a fork in the place of the spark it was forked from
 Sources and places:
   base        Root filesystems that sparks start from
   project     The namespaces that sparks are in
@@ -98,6 +99,7 @@ pub(crate) enum Verb {
     Fork(Box<c::fork::ForkArgs>),
     Snapshot(c::snapshot::SnapshotArgs),
     Undo(c::snapshot::UndoArgs),
+    Pick(c::pick::PickArgs),
     Logs(c::logs::LogsArgs),
     Gc(c::gc::GcArgs),
     Doctor(c::doctor::DoctorArgs),

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use crate::cli::output::{column, optional};
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
-use crate::domain::name::Name;
+use crate::domain::name::{Name, SourceRef};
 use crate::error::Result;
 use crate::ops::base::ImportSource;
 
@@ -37,6 +37,21 @@ enum Action {
         /// Name of the base
         #[arg(value_name = "BASE")]
         name: Name,
+    },
+    /// Make a base of a spark, or of one of its snapshots
+    ///
+    /// Left out are the machine-id, ssh host keys, and what is in /tmp, /var/tmp and /run. Sparks made from a base that
+    /// is replaced stay as they are.
+    Save {
+        /// The spark, or SPARK@SNAPSHOT
+        #[arg(value_name = "SPARK")]
+        source: SourceRef,
+        /// Name of the base
+        #[arg(value_name = "BASE")]
+        name: Name,
+        /// Put it in the place of a base of that name
+        #[arg(long)]
+        replace: bool,
     },
     /// List the bases
     #[command(visible_alias = "ls")]
@@ -77,6 +92,13 @@ pub(crate) fn base(ctx: &Ctx, args: BaseArgs) -> Result<Status> {
                 false => ImportSource::Path(path),
             };
             let made = ctx.sparks(&progress)?.base_import(source, name, &progress)?;
+            drop(progress);
+            print_made(ctx, &made, made.name.as_str())
+        }
+        Action::Save { source, name, replace } => {
+            let progress = ctx.progress(false);
+            let sparks = ctx.having_spark(&source.spark)?;
+            let made = sparks.base_save(&source, &name, replace, &progress)?;
             drop(progress);
             print_made(ctx, &made, made.name.as_str())
         }

@@ -19,6 +19,7 @@ pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod pause;
+pub(crate) mod pick;
 pub(crate) mod pool;
 pub(crate) mod project;
 pub(crate) mod rename;
@@ -45,6 +46,7 @@ pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
         Verb::Fork(args) => fork::fork(ctx, *args),
         Verb::Snapshot(args) => snapshot::snapshot(ctx, args),
         Verb::Undo(args) => snapshot::undo(ctx, args),
+        Verb::Pick(args) => pick::pick(ctx, args),
         Verb::Logs(args) => logs::logs(ctx, args),
         Verb::Gc(args) => gc::gc(ctx, args),
         Verb::Doctor(args) => doctor::doctor(ctx, args),

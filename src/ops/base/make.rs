@@ -7,10 +7,11 @@ use super::BaseInfo;
 use crate::domain::FORMAT;
 use crate::domain::base::BaseRecord;
 use crate::domain::name::Name;
-use crate::domain::spark::Id;
+use crate::domain::spark::{Id, Origin};
 use crate::error::{Error, Result};
 use crate::image::{Limits, Summary};
 use crate::pool::btrfs;
+use crate::pool::stage::Stage;
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
@@ -31,33 +32,50 @@ impl Sparks {
         set_top(&root)?;
         fill(&root)?;
         fault::point("base-import.after-unpack")?;
-        let record = BaseRecord {
-            version: FORMAT,
-            id: Id::generate(),
-            created: chrono::Utc::now(),
-            origin,
-            rest: Default::default(),
-        };
-        stage.write("base.json", &record)?;
+        stage.write("base.json", &new_record(origin, None))?;
         fault::point("base-import.staged")?;
         observer.step("writing to disk", None);
         make_durable(&root)?;
         // Here, and not in its final place: its parent is what will be moved, and that a read-only one allows.
         btrfs::set_read_only(&root)?;
         fault::point("base-import.before-publish")?;
+        self.publish_base(stage, name)
+    }
+
+    /// Gives what is staged its name.
+    pub(super) fn publish_base(&self, stage: Stage, name: &Name) -> Result<BaseInfo> {
         let _lock = stage.publish(&self.pool.paths.base(name)).map_err(|e| match e {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(name),
             e => e,
         })?;
         fault::point("base-import.after-publish")?;
-        let bases = self.pool.paths.bases();
-        sys::file::sync_dir(&bases).map_err(Error::io("sync", &bases))?;
+        self.sync_bases()?;
         self.default_if_first(name)?;
         self.base_info(name)
     }
 
+    /// Puts what is staged in the place of a base, which is freed. What was made from that one stays as it is.
+    pub(super) fn replace_base(&self, stage: Stage, name: &Name) -> Result<BaseInfo> {
+        let dir = self.pool.paths.base(name);
+        // Held until it is freed, so that `gc` does not do that at the same time.
+        let Some(_old) = self.pool.lock(&dir, Mode::Exclusive)? else {
+            return self.publish_base(stage, name);
+        };
+        fault::point("base-save.before-exchange")?;
+        sys::file::exchange(stage.path(), &dir).map_err(Error::io("replace", &dir))?;
+        fault::point("base-save.exchanged")?;
+        self.sync_bases()?;
+        drop(stage);
+        self.base_info(name)
+    }
+
+    fn sync_bases(&self) -> Result<()> {
+        let bases = self.pool.paths.bases();
+        sys::file::sync_dir(&bases).map_err(Error::io("sync", &bases))
+    }
+
     /// Fails if the name is taken: asked before the long work, and by the rename again.
-    fn refuse_taken(&self, name: &Name) -> Result<()> {
+    pub(super) fn refuse_taken(&self, name: &Name) -> Result<()> {
         if self.check_base_exists(name).is_ok() { Err(taken(name)) } else { Ok(()) }
     }
 
@@ -77,6 +95,12 @@ impl Sparks {
         let free = fs.f_bavail.saturating_mul(fs.f_frsize);
         Ok(Limits { bytes: free - free / 16, ..Limits::default() })
     }
+}
+
+/// The record of a new base.
+pub(super) fn new_record(origin: String, from: Option<Origin>) -> BaseRecord {
+    let (id, created) = (Id::generate(), chrono::Utc::now());
+    BaseRecord { version: FORMAT, id, created, origin, from, rest: Default::default() }
 }
 
 fn taken(name: &Name) -> Error {

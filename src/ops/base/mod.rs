@@ -3,6 +3,7 @@
 mod bootstrap;
 mod import;
 mod make;
+mod save;
 mod sources;
 
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 //! The order matters. The new root is published in the very directory that the old one is to be kept in, then the two
 //! are exchanged: at no moment is the user's data anywhere that `gc` collects.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::Sparks;
@@ -117,6 +117,13 @@ impl Sparks {
         btrfs::set_read_only(&old)?;
         fault::point("restore.read-only")?;
         Ok(name)
+    }
+
+    /// What a killed restore left before it had exchanged anything.
+    pub(crate) fn unfinished(&self, spark: &SparkId) -> Result<Vec<PathBuf>> {
+        let names = names_in(&SparkPaths(&self.dir(spark)).snapshots())?;
+        let dirs = names.iter().map(|name| self.snapshot_dir(spark, name));
+        Ok(dirs.filter(|dir| is_leftover(dir)).collect())
     }
 
     /// Finishes what a killed restore left, or removes it. The caller holds the spark's exclusive lock.

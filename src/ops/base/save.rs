@@ -1,0 +1,42 @@
+//! `base save`: a spark's files as a template for others, without what must not be shared.
+
+use super::super::origin::Source;
+use super::super::{Observer, Sparks, identity};
+use super::BaseInfo;
+use super::make::new_record;
+use crate::domain::name::{Name, SourceRef};
+use crate::error::{Error, Result};
+use crate::fault;
+use crate::pool::{btrfs, stage};
+
+impl Sparks {
+    /// Saves a spark as it is now, or one of its snapshots, as a base. Left out are the machine-id, ssh host keys, the
+    /// random seed, and what is in `/tmp`, `/var/tmp` and `/run`.
+    ///
+    /// # Errors
+    /// `exists` if there is a base of that name and `replace` is not set.
+    pub fn base_save(
+        &self,
+        source: &SourceRef,
+        name: &Name,
+        replace: bool,
+        observer: &dyn Observer,
+    ) -> Result<BaseInfo> {
+        if !replace {
+            self.refuse_taken(name)?;
+        }
+        let found = self.look_up(&Source::Spark(source.clone()))?;
+        let stage = self.pool.stage()?;
+        let draft = stage.path().join("draft");
+        btrfs::snapshot(&found.root, &draft)?;
+        fault::point("base-save.after-snapshot")?;
+        observer.step("cleaning", None);
+        identity::clean(&draft).map_err(Error::io("clean", &draft))?;
+        stage.write("base.json", &new_record(format!("save {source}"), Some(found.origin)))?;
+        // A snapshot of it, and not itself made read-only: the one is durable when it is made, the other is not.
+        btrfs::snapshot_read_only(&draft, &stage.path().join("root"))?;
+        stage::destroy(&draft)?;
+        fault::point("base-save.staged")?;
+        if replace { self.replace_base(stage, name) } else { self.publish_base(stage, name) }
+    }
+}

@@ -1,0 +1,152 @@
+//! A race: one command in each of several forks at once, and the best of them in the place of their origin.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::exec::{Command, Ended};
+use super::snapshot::Restored;
+use super::spark::{Opened, SparkId};
+use super::{Observer, Sparks, delete};
+use crate::domain::name::SparkRef;
+use crate::domain::place::SparkPaths;
+use crate::domain::spark::{Id, Origin};
+use crate::error::{Error, Result};
+use crate::pool::names_in;
+use crate::sys::flock::Mode;
+use crate::{fault, sys};
+
+/// What became of the command in one spark.
+#[derive(Debug)]
+pub struct Runner {
+    pub spark: SparkId,
+    pub ended: Result<Ended>,
+    pub took: Duration,
+}
+
+/// A command that runs.
+struct Started {
+    place: usize,
+    pid: i32,
+    pidfd: OwnedFd,
+    at: Instant,
+}
+
+/// What a pick did.
+#[derive(Debug, serde::Serialize)]
+pub struct Picked {
+    #[serde(flatten)]
+    pub restored: Restored,
+    /// The winner and the other runners, which are in the trash now.
+    pub deleted: Vec<SparkId>,
+}
+
+impl Sparks {
+    /// Runs a command in each of several sparks at once, and waits for all. What they write goes to their logs. They
+    /// are children of this process: a signal that ends it does not end them.
+    pub fn race(&self, sparks: &[SparkId], command: &Command, observer: &dyn Observer) -> Vec<Runner> {
+        observer.step("running", Some(sparks.len() as u64));
+        let mut done: Vec<Option<Runner>> = sparks.iter().map(|_| None).collect();
+        let mut going = Vec::new();
+        for (place, spark) in sparks.iter().enumerate() {
+            let at = Instant::now();
+            let started = self.exec_detached(spark, command).and_then(|pid| {
+                let pidfd = sys::process::pidfd_open(pid).map_err(Error::sys("watch the command"))?;
+                Ok(Started { place, pid, pidfd, at })
+            });
+            match started {
+                Ok(started) => going.push(started),
+                Err(e) => {
+                    done[place] = Some(Runner { spark: spark.clone(), ended: Err(e), took: Duration::ZERO });
+                }
+            }
+        }
+        while !going.is_empty() {
+            for ended in next_ended(&mut going) {
+                let took = ended.at.elapsed();
+                let how = sys::process::reap(ended.pid, true).map_err(Error::sys("wait for the command"));
+                let how = how.and_then(|e| e.ok_or_else(|| Error::sys("wait for the command")(libc_child())));
+                done[ended.place] = Some(Runner { spark: sparks[ended.place].clone(), ended: how, took });
+            }
+            observer.advance((sparks.len() - going.len()) as u64);
+        }
+        done.into_iter().flatten().collect()
+    }
+
+    /// Puts the files of a fork in the place of those of the spark that it was forked from, which can be undone, and
+    /// moves the fork and those that were forked together with it to the trash.
+    pub fn pick(&self, winner: &SparkRef, origin: &SparkRef, resume: bool) -> Result<Picked> {
+        let (winner, origin) = (self.resolve(winner)?, self.resolve(origin)?);
+        let (winner, origin) = self.open_both(&winner, &origin)?;
+        let race = race_of(&winner, &origin)?;
+        winner.refuse_damaged()?;
+        // What it wrote is whole, then.
+        self.end(&winner.record, Duration::ZERO)?;
+        fault::point("pick.ended")?;
+        let restored = self.replace_root(&origin, &SparkPaths(&winner.dir).root(), resume)?;
+        fault::point("pick.replaced")?;
+        let mut deleted = vec![winner.id.clone()];
+        let options = delete::Options { force: true, now: false };
+        self.delete_locked(&winner.id, options)?;
+        drop(winner);
+        for other in race.map(|race| self.runners(&deleted[0], &race)).transpose()?.unwrap_or_default() {
+            self.delete(&other.reference(), options)?;
+            deleted.push(other);
+        }
+        Ok(Picked { restored, deleted })
+    }
+
+    /// The sparks of one race, as far as their records can be read.
+    fn runners(&self, winner: &SparkId, race: &Id) -> Result<Vec<SparkId>> {
+        let names = names_in(&self.pool.paths.sparks(&winner.project))?;
+        let all = names.into_iter().map(|name| SparkId { project: winner.project.clone(), name });
+        let of_race = |spark: &SparkId| {
+            let origin = self.record(spark).map(|r| r.origin);
+            matches!(origin, Ok(Origin::Spark { race: Some(found), .. }) if found == *race)
+        };
+        Ok(all.filter(of_race).collect())
+    }
+
+    /// Locks two sparks, in the same order whoever does it.
+    fn open_both(&self, a: &SparkId, b: &SparkId) -> Result<(Opened, Opened)> {
+        if a == b {
+            return Err(Error::usage(format!("`{a}` cannot take its own place")));
+        }
+        if self.dir(a) < self.dir(b) {
+            let a = self.open_spark(a, Mode::Exclusive)?;
+            Ok((a, self.open_spark(b, Mode::Exclusive)?))
+        } else {
+            let b = self.open_spark(b, Mode::Exclusive)?;
+            Ok((self.open_spark(a, Mode::Exclusive)?, b))
+        }
+    }
+}
+
+/// The race that the winner was in. None if it was forked alone.
+fn race_of(winner: &Opened, origin: &Opened) -> Result<Option<Id>> {
+    match &winner.record.origin {
+        Origin::Spark { id, race, .. } if *id == origin.record.id => Ok(race.clone()),
+        _ => Err(Error::WrongState {
+            action: "pick",
+            kind: "spark",
+            name: winner.id.to_string(),
+            state: format!("not a fork of `{}`", origin.id),
+            hint: format!("see where it came from with `spark info {}`", winner.id),
+        }),
+    }
+}
+
+/// Waits for at least one, and takes out those that have ended.
+fn next_ended(going: &mut Vec<Started>) -> Vec<Started> {
+    let mut fds: Vec<PollFd<'_>> = going.iter().map(|s| PollFd::new(&s.pidfd, PollFlags::IN)).collect();
+    // Interrupted, or without memory: looked at once more by the caller.
+    let _ = rustix::event::poll(&mut fds, None);
+    let ended: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+    let mut ended = ended.into_iter();
+    going.extract_if(.., |_| ended.next().unwrap_or(false)).collect()
+}
+
+fn libc_child() -> std::io::Error {
+    std::io::Error::from_raw_os_error(libc::ECHILD)
+}
