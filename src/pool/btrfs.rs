@@ -52,9 +52,23 @@ pub fn set_read_only(path: &Path) -> Result<()> {
     checked("make read-only", path, || Subvolume::get(path)?.set_ro(true))
 }
 
+/// Makes a read-only subvolume writable.
+pub fn set_writable(path: &Path) -> Result<()> {
+    checked("make writable", path, || Subvolume::get(path)?.set_ro(false))
+}
+
 /// Deletes a subvolume and those inside it. The space is freed later, by the kernel.
 pub fn delete(path: &Path) -> Result<()> {
-    checked("delete subvolume", path, || Subvolume::get(path)?.delete(DeleteFlags::RECURSIVE))
+    let delete =
+        || checked("delete subvolume", path, || Subvolume::get(path)?.delete(DeleteFlags::RECURSIVE));
+    match delete() {
+        // Those inside cannot be taken out of a read-only one: a root with some became a snapshot.
+        Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EROFS) => {
+            set_writable(path)?;
+            delete()
+        }
+        other => other,
+    }
 }
 
 /// Whether a path is a subvolume's top.

@@ -75,7 +75,7 @@ pub(crate) const RESTORE: Scenario = Scenario {
 };
 
 pub(crate) const UNDO: Scenario = Scenario {
-    points: &["restore.", "snapshot-delete."],
+    points: &["undo.", "restore.ended"],
     args: &["undo", "web"],
     before: |m| {
         changed(m);
@@ -85,6 +85,7 @@ pub(crate) const UNDO: Scenario = Scenario {
         let now = marker(m, "web");
         assert!(["kept", "new"].contains(&now.as_str()), "{now}");
         m.spark(&["undo", "web"]).ok();
+        assert_ne!(marker(m, "web"), now);
         m.spark(&["snapshot", "restore", "web", "old"]).ok();
         still_marked(m, "web");
         remove(m, &["web"]);

@@ -249,6 +249,7 @@ fn describe(dir: &Path, name: Name) -> SnapshotInfo {
 /// Whether this is what a restore was killed over before it had exchanged anything: no snapshot, and nobody's data.
 fn is_leftover(dir: &Path) -> bool {
     let paths = SnapshotPaths(dir);
+    // One that was undone has `replaced` no more: it is data, whatever state its root is in.
     match record::read::<SnapshotRecord>(&paths.record()) {
         Ok(Some(SnapshotRecord { kind: Kind::Undo, replaced: Some(replaced), .. })) => {
             btrfs::info(&paths.root()).is_ok_and(|now| !now.read_only && now.uuid != replaced)

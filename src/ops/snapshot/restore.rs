@@ -15,7 +15,7 @@ use crate::domain::place::{SnapshotPaths, SparkPaths};
 use crate::domain::snapshot::{Kind, SnapshotRecord};
 use crate::domain::spark::{Id, State};
 use crate::error::{Error, Result};
-use crate::pool::{btrfs, names_in, stage};
+use crate::pool::{btrfs, names_in, record, stage};
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
@@ -41,14 +41,16 @@ impl Sparks {
         self.replace_root(&opened, &root, resume)
     }
 
-    /// Puts a spark's files back to what they were before the last restore, pick or undo.
+    /// Puts a spark's files back to what they were before the last restore, pick or undo. What they are now takes the
+    /// place of those, so that the next undo goes forth again.
     ///
     /// # Errors
-    /// `wrong_state` if there was none.
+    /// `wrong_state` if nothing was restored.
     pub fn undo(&self, spark: &SparkRef, resume: bool) -> Result<Restored> {
         let spark = self.resolve(spark)?;
         let opened = self.open_spark(&spark, Mode::Exclusive)?;
         self.settle(&spark)?;
+        opened.refuse_damaged()?;
         let newest = self.snapshots_of(&spark)?.into_iter().rfind(|s| s.kind == Some(Kind::Undo));
         let Some(before) = newest else {
             return Err(Error::WrongState {
@@ -59,10 +61,7 @@ impl Sparks {
                 hint: format!("see what can be restored with `spark snapshot list {spark}`"),
             });
         };
-        let restored = self.replace_root(&opened, &before.path, resume)?;
-        // Its content is the root now. What the root was is the newest, so that the next undo goes forth again.
-        self.remove_snapshot(&spark, &before.name)?;
-        Ok(restored)
+        self.while_ended(&opened, resume, || self.exchange_back(&opened, &before.name))
     }
 
     /// Exchanges a spark's root for a copy of another one. The caller holds its exclusive lock.
@@ -84,16 +83,43 @@ impl Sparks {
         stage.write("snapshot.json", &record)?;
         btrfs::snapshot(source, &SnapshotPaths(stage.path()).root())?;
         fault::point("restore.staged")?;
+        let restored = self.while_ended(opened, resume, || self.exchange_root(opened, stage, &record))?;
+        self.thin(opened, &record, UNDO_KEPT)?;
+        Ok(restored)
+    }
+
+    /// Ends what runs of a spark, does something that names the snapshot to undo it with, and starts the spark again if
+    /// it ran: also where that failed, since then it is as it was.
+    fn while_ended(
+        &self,
+        opened: &Opened,
+        resume: bool,
+        work: impl FnOnce() -> Result<Name>,
+    ) -> Result<Restored> {
         let ran = self.runs_on(&opened.record);
         self.end(&opened.record, Duration::ZERO)?;
-        let exchanged =
-            fault::point("restore.ended").and_then(|()| self.exchange_root(opened, stage, &record));
-        if ran && (resume || exchanged.is_err()) {
+        let undo = fault::point("restore.ended").and_then(|()| work());
+        if ran && (resume || undo.is_err()) {
             self.start(opened)?;
         }
-        let undo = exchanged?;
-        self.thin(opened, &record, UNDO_KEPT)?;
-        Ok(Restored { undo, state: self.state(&opened.record) })
+        Ok(Restored { undo: undo?, state: self.state(&opened.record) })
+    }
+
+    /// Exchanges a spark's root for the very subvolume that was it before: a copy would lack the subvolumes inside.
+    fn exchange_back(&self, opened: &Opened, name: &Name) -> Result<Name> {
+        let dir = self.snapshot_dir(&opened.id, name);
+        let old = self.snapshot_record(&opened.id, name)?;
+        // Both are somebody's data from here on, and neither is ever a leftover.
+        let record = SnapshotRecord { replaced: None, created: chrono::Utc::now(), ..old };
+        record::replace(&SnapshotPaths(&dir).record(), &record)?;
+        fault::point("undo.recorded")?;
+        btrfs::set_writable(&SnapshotPaths(&dir).root())?;
+        fault::point("undo.writable")?;
+        sys::file::exchange(&SparkPaths(&opened.dir).root(), &SnapshotPaths(&dir).root())
+            .map_err(Error::io("restore", &dir))?;
+        fault::point("undo.exchanged")?;
+        self.finish_exchange(opened, &dir)?;
+        Ok(name.clone())
     }
 
     fn exchange_root(&self, opened: &Opened, stage: stage::Stage, record: &SnapshotRecord) -> Result<Name> {
@@ -110,13 +136,18 @@ impl Sparks {
             });
         }
         fault::point("restore.exchanged")?;
-        for dir in [&opened.dir, &dir] {
+        self.finish_exchange(opened, &dir)?;
+        fault::point("restore.read-only")?;
+        Ok(name)
+    }
+
+    /// Makes an exchange durable.
+    fn finish_exchange(&self, opened: &Opened, dir: &Path) -> Result<()> {
+        for dir in [opened.dir.as_path(), dir] {
             sys::file::sync_dir(dir).map_err(Error::io("sync", dir))?;
         }
         // Only now: a read-only subvolume cannot be moved to another directory.
-        btrfs::set_read_only(&old)?;
-        fault::point("restore.read-only")?;
-        Ok(name)
+        btrfs::set_read_only(&SnapshotPaths(dir).root())
     }
 
     /// What a killed restore left before it had exchanged anything.
