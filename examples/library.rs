@@ -35,6 +35,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let command = Command { argv: vec!["echo".into(), "hello from inside".into()], ..Default::default() };
     let running = sparks.exec(&spark, &command)?;
     let ended = running.wait()?;
-    sparks.delete(&"library-example".parse()?, delete::Options { force: true, now: true })?;
+    sparks.delete(
+        &"library-example".parse()?,
+        delete::Options { force: true, now: true, ..Default::default() },
+    )?;
     std::process::exit(ended.status());
 }

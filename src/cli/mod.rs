@@ -145,7 +145,7 @@ impl Ctx {
     fn open(&self) -> Result<Option<Sparks>> {
         let sparks = Sparks::open(self.context.clone()).map_err(needs_root)?;
         if let Some(sparks) = &sparks {
-            collect_abandoned(sparks);
+            tidy(sparks);
         }
         Ok(sparks)
     }
@@ -153,7 +153,7 @@ impl Ctx {
     /// Opens the pool, making it if there is none.
     fn sparks(&self, progress: &Progress) -> Result<Sparks> {
         let sparks = Sparks::open_or_init(self.context.clone(), progress).map_err(needs_root)?;
-        collect_abandoned(&sparks);
+        tidy(&sparks);
         Ok(sparks)
     }
 
@@ -203,10 +203,13 @@ pub(crate) fn needs_root(error: Error) -> Error {
     }
 }
 
-/// Removes ephemeral sparks whose command was killed. What that fails on is no reason to fail this command, and
-/// `spark gc` says it again.
-fn collect_abandoned(sparks: &Sparks) {
+/// Removes ephemeral sparks whose command was killed, and has expired trash freed while this command does its work.
+/// What that fails on is no reason to fail this command, and `spark gc` says it again.
+fn tidy(sparks: &Sparks) {
     if let Err(e) = sparks.collect_abandoned() {
         tracing::warn!("cannot collect abandoned sparks: {e}");
+    }
+    if sparks.has_expired_trash() {
+        commands::gc::in_background();
     }
 }

@@ -46,6 +46,11 @@ impl Place {
         self.root.join("state/ephemeral")
     }
 
+    /// When the first of the trash expires.
+    pub fn next_expiry(&self) -> PathBuf {
+        self.root.join("state/trash")
+    }
+
     /// libcontainer's own root: `youki --root` of this lists the sparks.
     pub fn oci(&self) -> PathBuf {
         self.run.join("oci")

@@ -116,7 +116,7 @@ impl Sparks {
             return Ok(());
         };
         // Under the lock that it appeared with: nobody has begun to use it, or has put another one in its place.
-        match self.delete_locked(spark, delete::Options { force: true, now: true }) {
+        match self.delete_locked(spark, delete::Options { force: true, now: true, ..Default::default() }) {
             Ok(_) => Err(first),
             Err(undo) => Err(Error::Undo { first: first.into(), undo: undo.into() }),
         }

@@ -13,12 +13,20 @@ use crate::runtime::live;
 use crate::sys::flock::Mode;
 
 /// How to delete.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Also a spark that runs.
     pub force: bool,
     /// Not into the trash.
     pub now: bool,
+    /// How long it can be brought back.
+    pub keep: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { force: false, now: false, keep: trash::KEEP }
+    }
 }
 
 /// What became of it.
@@ -46,7 +54,8 @@ impl Sparks {
                 self.end(&record, Duration::ZERO)?;
                 fault::point("delete.ended")?;
                 // An ephemeral one was to be gone anyway.
-                let deleted = self.discard(spark, options.now || record.ephemeral)?;
+                let deleted =
+                    self.discard(spark, Options { now: options.now || record.ephemeral, ..options })?;
                 fault::point("delete.discarded")?;
                 self.forget(&record)?;
                 Ok(deleted)
@@ -60,7 +69,7 @@ impl Sparks {
                     }
                     self.end_container(id, Duration::ZERO)?;
                 }
-                let deleted = self.discard(spark, options.now)?;
+                let deleted = self.discard(spark, options)?;
                 ids.iter().try_for_each(|id| self.pool.unindex_spark(id.as_str()))?;
                 Ok(deleted)
             }
@@ -68,13 +77,13 @@ impl Sparks {
         }
     }
 
-    fn discard(&self, spark: &SparkId, now: bool) -> Result<Deleted> {
+    fn discard(&self, spark: &SparkId, options: Options) -> Result<Deleted> {
         let dir = self.dir(spark);
-        if now {
+        if options.now {
             self.pool.destroy(&dir, &spark.project)?;
             return Ok(Deleted { until: None });
         }
-        let entry = self.pool.discard(&dir, &spark.project, &spark.name, trash::KEEP)?;
+        let entry = self.pool.discard(&dir, &spark.project, &spark.name, options.keep)?;
         Ok(Deleted { until: Some(entry.origin.until) })
     }
 
@@ -98,7 +107,9 @@ impl Sparks {
                 return Ok(());
             }
             if record.id == *id {
-                return self.delete_locked(&spark, Options { force: true, now: true }).map(drop);
+                return self
+                    .delete_locked(&spark, Options { force: true, now: true, ..Options::default() })
+                    .map(drop);
             }
         }
         Ok(())

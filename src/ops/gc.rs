@@ -142,18 +142,36 @@ impl Sparks {
 
     fn gc_trash(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
         let now = chrono::Utc::now();
-        for entry in self.pool.trashed()? {
-            if entry.origin.until <= now {
-                // Somebody is bringing it back.
-                let Ok(Some(_lock)) = sys::flock::try_lock_dir(&entry.path) else { continue };
-                let owner = format!("{}/{}", entry.origin.project, entry.origin.name);
-                items.push(Item::new("deleted spark", owner, &entry.path));
-                if !dry_run {
-                    self.pool.free(&entry)?;
-                }
+        let (expired, kept): (Vec<_>, Vec<_>) =
+            self.pool.trashed()?.into_iter().partition(|entry| entry.origin.until <= now);
+        for entry in &expired {
+            // Somebody is bringing it back.
+            let Ok(Some(_lock)) = sys::flock::try_lock_dir(&entry.path) else { continue };
+            let owner = format!("{}/{}", entry.origin.project, entry.origin.name);
+            items.push(Item::new("deleted spark", owner, &entry.path));
+            if !dry_run {
+                self.pool.free(entry)?;
             }
         }
+        if !dry_run {
+            self.pool.set_next_expiry(kept.iter().map(|entry| entry.origin.until).min());
+        }
         Ok(())
+    }
+
+    /// Whether something in the trash has expired. Costs the look at one file.
+    pub fn has_expired_trash(&self) -> bool {
+        self.pool.next_expiry().is_some_and(|next| next <= chrono::Utc::now())
+    }
+
+    /// Frees what has expired in the trash, and nothing else.
+    ///
+    /// # Errors
+    /// What cannot be freed is tried again by a command a minute later.
+    pub fn empty_trash(&self) -> Result<()> {
+        // Before: whoever deletes something meanwhile, or looks, finds a time that is not past.
+        self.pool.set_next_expiry(Some(chrono::Utc::now() + chrono::Duration::minutes(1)));
+        self.gc_trash(false, &mut Vec::new())
     }
 
     /// Containers and bundles that belong to no running spark.

@@ -87,7 +87,7 @@ impl Sparks {
         let restored = self.replace_root(&origin, &SparkPaths(&winner.dir).root(), resume)?;
         fault::point("pick.replaced")?;
         let mut deleted = vec![winner.id.clone()];
-        let options = delete::Options { force: true, now: false };
+        let options = delete::Options { force: true, ..Default::default() };
         self.delete_locked(&winner.id, options)?;
         drop(winner);
         for other in race.map(|race| self.runners(&deleted[0], &race)).transpose()?.unwrap_or_default() {

@@ -1,6 +1,7 @@
 //! `trash/`: what was deleted, with where it came from, until its time is up.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Pool, record, stage};
 use crate::domain::FORMAT;
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::{fault, sys};
 
 /// How long a deleted spark can be brought back.
-pub const KEEP: chrono::Duration = chrono::Duration::hours(24);
+pub const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// `trash.json`: where a deleted spark came from.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -35,7 +36,7 @@ pub struct Entry {
 impl Pool {
     /// Moves a spark's directory into the trash: one rename, durable once this returned. The caller holds the
     /// spark's exclusive lock.
-    pub fn discard(&self, dir: &Path, project: &Name, name: &Name, keep: chrono::Duration) -> Result<Entry> {
+    pub fn discard(&self, dir: &Path, project: &Name, name: &Name, keep: Duration) -> Result<Entry> {
         let deleted = chrono::Utc::now();
         let origin = Origin {
             version: FORMAT,
@@ -53,7 +54,27 @@ impl Pool {
         for dir in [&self.paths.trash(), &self.paths.sparks(project)] {
             sys::file::sync_dir(dir).map_err(Error::io("sync", dir))?;
         }
+        if self.next_expiry().is_none_or(|next| origin.until < next) {
+            self.set_next_expiry(Some(origin.until));
+        }
         Ok(Entry { id, path, origin })
+    }
+
+    /// When the first of the trash expires, as far as is known: what every command can afford to ask.
+    pub fn next_expiry(&self) -> Option<Time> {
+        std::fs::read_to_string(self.place.next_expiry()).ok()?.trim().parse().ok()
+    }
+
+    /// Notes when the first of the trash expires. An index as all of `state/`: a loss of it costs time, no data.
+    pub fn set_next_expiry(&self, next: Option<Time>) {
+        let path = self.place.next_expiry();
+        let written = match next {
+            Some(next) => sys::file::replace_volatile(&path, next.to_rfc3339().as_bytes()),
+            None => std::fs::remove_file(&path),
+        };
+        if let Err(e) = written {
+            tracing::debug!("cannot note when the trash expires: {e}");
+        }
     }
 
     /// Frees a spark's directory at once: gone by one rename, durable once this returned. The caller holds its
@@ -73,9 +94,14 @@ impl Pool {
         stage::destroy(&gone)
     }
 
-    /// Frees one entry at once.
+    /// Frees one entry at once. The caller holds its exclusive lock. Half-freed it is nothing that could be brought back,
+    /// so it leaves the trash first.
     pub fn free(&self, entry: &Entry) -> Result<()> {
-        stage::destroy(&entry.path)
+        let gone = self.paths.staging().join(Id::generate().as_str());
+        match sys::file::rename_new(&entry.path, &gone) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => stage::destroy(&entry.path),
+            other => other.map_err(Error::io("free", &entry.path)).and_then(|()| stage::destroy(&gone)),
+        }
     }
 
     /// Everything in the trash, oldest first. What does not say where it came from is passed over: `gc` names it.

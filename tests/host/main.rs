@@ -27,3 +27,4 @@ mod shared;
 mod snapshot;
 mod starts;
 mod terminal;
+mod trash;

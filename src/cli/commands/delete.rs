@@ -1,9 +1,12 @@
 //! `spark delete`
 
+use std::time::Duration;
+
 use clap::Args;
 
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
+use crate::domain::limits::parse_duration;
 use crate::domain::name::SparkRef;
 use crate::error::Result;
 use crate::ops::delete::Options;
@@ -23,12 +26,17 @@ pub(crate) struct DeleteArgs {
     /// Free its files at once: this cannot be undone
     #[arg(long)]
     now: bool,
+    /// How long it can be brought back, such as 1h or 30d [default: 24h]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "now")]
+    keep: Option<Duration>,
 }
 
 pub(crate) fn delete(ctx: &Ctx, args: DeleteArgs) -> Result<Status> {
     let mut gone = Vec::new();
     let status = ctx.each(&args.names, |name| {
-        let deleted = ctx.having_spark(name)?.delete(name, Options { force: args.force, now: args.now })?;
+        let mut options = Options { force: args.force, now: args.now, ..Options::default() };
+        options.keep = args.keep.unwrap_or(options.keep);
+        let deleted = ctx.having_spark(name)?.delete(name, options)?;
         match deleted.until {
             Some(until) => ctx.say(format_args!(
                 "deleted {name} (bring it back with `spark undelete {name}` until {})",

@@ -1,5 +1,8 @@
 //! `spark gc`
 
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+
 use clap::Args;
 
 use crate::cli::output::column;
@@ -15,9 +18,31 @@ pub(crate) struct GcArgs {
     /// Free nothing, print what would be freed
     #[arg(long)]
     dry_run: bool,
+    /// What other commands start in the background: only what has expired in the trash, without haste
+    #[arg(long, hide = true)]
+    background: bool,
+}
+
+/// Frees what has expired in the trash in a process of its own, which nobody waits for.
+pub(crate) fn in_background() {
+    let spawned = std::process::Command::new("/proc/self/exe")
+        .args(["gc", "--background"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn();
+    if let Err(e) = spawned {
+        tracing::warn!("cannot free what has expired in the trash: {e}");
+    }
 }
 
 pub(crate) fn gc(ctx: &Ctx, args: GcArgs) -> Result<Status> {
+    if args.background {
+        // The lowest there is. It is no reason not to do the work.
+        let _ = rustix::process::nice(19);
+        return ctx.open_as_it_is()?.map_or(Ok(()), |sparks| sparks.empty_trash()).map(|()| 0);
+    }
     let items = ctx.open_as_it_is()?.map(|sparks| sparks.gc(args.dry_run)).transpose()?.unwrap_or_default();
     if items.is_empty() {
         ctx.say("nothing to collect");
