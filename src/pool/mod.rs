@@ -16,6 +16,7 @@ pub mod layout;
 pub mod lock;
 pub mod record;
 pub mod stage;
+pub mod stream;
 pub mod trash;
 
 /// An open pool: it is there, mounted, and of a layout that this program knows.

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod beneath;
+pub mod btrfs;
 pub mod exec;
 pub mod file;
 pub mod flock;

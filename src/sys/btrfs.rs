@@ -1,0 +1,104 @@
+//! What btrfs does through ioctls of its own, and no library offers: a subvolume as a stream of commands.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr;
+use std::thread::JoinHandle;
+
+use rustix::ioctl::{Setter, opcode};
+
+/// The magic number of btrfs's ioctls.
+const BTRFS: u8 = 0x94;
+
+/// `struct btrfs_ioctl_send_args` of linux/btrfs.h.
+#[repr(C)]
+struct SendArgs {
+    send_fd: i64,
+    clone_sources_count: u64,
+    clone_sources: *const u64,
+    parent_root: u64,
+    flags: u64,
+    version: u32,
+    reserved: [u8; 28],
+}
+
+const SEND: rustix::ioctl::Opcode = opcode::write::<SendArgs>(BTRFS, 38);
+const NO_FILE_DATA: u64 = 1;
+
+/// What is to be sent besides the subvolume itself.
+#[derive(Debug, Clone, Default)]
+pub struct SendOptions {
+    /// The root id of a subvolume that the reader has: only what differs from it is sent.
+    pub parent: Option<u64>,
+    /// Root ids of subvolumes whose data may be referred to instead of being sent. They have to be read-only.
+    pub clone_sources: Vec<u64>,
+    /// Says which ranges of files differ, and not what is in them.
+    pub no_file_data: bool,
+}
+
+/// A subvolume being sent: reading gives the stream, version 1.
+///
+/// A read fails with the kernel's error where the stream broke off because of one. Dropping it ends the sending.
+#[derive(Debug)]
+pub struct Sending {
+    pipe: Option<File>,
+    kernel: Option<JoinHandle<io::Result<()>>>,
+}
+
+/// Sends a read-only subvolume, which `subvolume` is the open top of.
+///
+/// # Errors
+/// When reading: `EPERM` if it, the parent or a clone source is writable, `ENOENT` if one of these is not there.
+pub fn send(subvolume: OwnedFd, options: SendOptions) -> io::Result<Sending> {
+    let (out, into) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // The kernel writes until it is done, so that somebody else has to read.
+    let kernel =
+        std::thread::Builder::new().name("send".into()).spawn(move || write(&subvolume, &into, &options))?;
+    Ok(Sending { pipe: Some(out.into()), kernel: Some(kernel) })
+}
+
+fn write(subvolume: impl AsFd, into: impl AsFd, options: &SendOptions) -> io::Result<()> {
+    let sources = &options.clone_sources;
+    let args = SendArgs {
+        send_fd: into.as_fd().as_raw_fd().into(),
+        clone_sources_count: sources.len() as u64,
+        clone_sources: if sources.is_empty() { ptr::null() } else { sources.as_ptr() },
+        parent_root: options.parent.unwrap_or(0),
+        flags: if options.no_file_data { NO_FILE_DATA } else { 0 },
+        // Without BTRFS_SEND_FLAG_VERSION the kernel does not look at it, and sends version 1.
+        version: 0,
+        reserved: [0; 28],
+    };
+    // SAFETY: the opcode is that of BTRFS_IOC_SEND, which reads `SendArgs` and, from `clone_sources`, as many
+    // numbers as it says; both live until the call returns. It writes nothing but to the pipe.
+    Ok(unsafe { rustix::ioctl::ioctl(subvolume, Setter::<SEND, SendArgs>::new(args)) }?)
+}
+
+impl Read for Sending {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(pipe) = &mut self.pipe else { return Ok(0) };
+        match pipe.read(buffer)? {
+            0 if !buffer.is_empty() => self.end().map(|()| 0),
+            n => Ok(n),
+        }
+    }
+}
+
+impl Sending {
+    fn end(&mut self) -> io::Result<()> {
+        // First of all, or the kernel would wait for a reader.
+        self.pipe = None;
+        match self.kernel.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(io::Error::other("the sending thread panicked")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
