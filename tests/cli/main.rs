@@ -10,5 +10,6 @@ mod errors;
 mod help;
 mod places;
 mod sparks;
+mod states;
 mod status;
 mod transcript;

@@ -87,6 +87,7 @@ pub(crate) fn matches(machine: &Machine, text: &str, name: &str) {
         (id, "[------------ID----------]"),
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[TIME]"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d", "[-----TIME-----]"),
+        (r"\b20\d{6}-\d{6}\b", "[--TIME-NAME--]"),
         (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "[UUID]"),
         (r"/proc/\d+/root", "/proc/[PID]/root"),
         (r#"(?m)^(\s*"?(pid|first_id|allocated|free|id)"?: )[\d.]+( [KMG]?i?B)?(,?)$"#, "${1}[N]${4}"),

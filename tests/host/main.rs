@@ -12,6 +12,7 @@ mod confine;
 mod console;
 mod damage;
 mod escape;
+mod examples;
 mod exec;
 mod fork;
 mod hostile;
