@@ -37,6 +37,8 @@ struct Known {
     running: Option<bool>,
     /// What was written into it and acknowledged.
     marker: u32,
+    /// The same of its snapshot `s`, if it has that.
+    snapshot: Option<u32>,
 }
 
 /// Everything by name, and the trash.
@@ -56,6 +58,9 @@ enum Verb {
     Undelete,
     Rename,
     Ephemeral,
+    Snapshot,
+    Restore,
+    Fork,
     Gc,
 }
 
@@ -78,9 +83,17 @@ impl Round {
             Verb::Undelete => vec!["undelete", self.name],
             Verb::Rename => vec!["rename", self.name, self.to],
             Verb::Ephemeral => vec!["exec", "-", "--", "true"],
+            Verb::Snapshot => vec!["snapshot", "create", self.name, "s"],
+            Verb::Restore => vec!["snapshot", "restore", self.name, "s"],
+            Verb::Fork => vec!["fork", self.name, self.to],
             Verb::Gc => vec!["gc"],
         };
         words.into_iter().map(str::to_owned).collect()
+    }
+
+    /// The spark that appears or changes.
+    fn subject(&self) -> &'static str {
+        if self.verb == Verb::Fork { self.to } else { self.name }
     }
 
     /// The model after the command has done its work; none if it has to fail.
@@ -89,9 +102,9 @@ impl Round {
         let (name, to) = (self.name.to_owned(), self.to.to_owned());
         match self.verb {
             Verb::Create if before.sparks.contains_key(&name) => return None,
-            Verb::Create => {
-                drop(after.sparks.insert(name, Known { running: Some(true), marker: 0, ..made? }))
-            }
+            Verb::Create => drop(
+                after.sparks.insert(name, Known { running: Some(true), marker: 0, snapshot: None, ..made? }),
+            ),
             Verb::Mark => {
                 let spark = after.sparks.get_mut(&name)?;
                 (spark.running, spark.marker) = (Some(true), self.number);
@@ -112,6 +125,19 @@ impl Round {
                 let spark = after.sparks.remove(&name)?;
                 after.sparks.insert(to, spark);
             }
+            Verb::Snapshot => {
+                let spark = after.sparks.get_mut(&name).filter(|s| s.snapshot.is_none())?;
+                spark.snapshot = Some(spark.marker);
+            }
+            Verb::Restore => {
+                let spark = after.sparks.get_mut(&name)?;
+                spark.marker = spark.snapshot?;
+            }
+            Verb::Fork if before.sparks.contains_key(&to) => return None,
+            Verb::Fork => {
+                let marker = before.sparks.get(&name)?.marker;
+                after.sparks.insert(to, Known { running: Some(true), marker, snapshot: None, ..made? });
+            }
             Verb::Ephemeral | Verb::Gc => {}
         }
         after.trash.retain(|_, all| !all.is_empty());
@@ -126,21 +152,27 @@ fn look(machine: &Machine) -> Model {
         let text = std::fs::read_to_string(root.join("marker")).unwrap_or_else(|_| "0".into());
         text.trim().parse().unwrap_or_else(|_| panic!("a torn marker: {text:?}"))
     };
+    let kept = |spark: &std::path::Path| {
+        let root = spark.join("snapshots/s/root");
+        root.exists().then(|| marker(&root))
+    };
     for row in machine.spark(&["--json", "list"]).json().as_array().unwrap() {
         assert!(row["broken"].is_null(), "{row}");
         let name = row["name"].as_str().unwrap().to_owned();
         let id = row["id"].as_str().unwrap().to_owned();
-        let root = machine.pool().join("projects/default/sparks").join(&name).join("root");
+        let dir = machine.pool().join("projects/default/sparks").join(&name);
+        let running = Some(row["state"] == "running");
         model
             .sparks
-            .insert(name, Known { running: Some(row["state"] == "running"), marker: marker(&root), id });
+            .insert(name, Known { running, marker: marker(&dir.join("root")), snapshot: kept(&dir), id });
     }
     for row in machine.spark(&["--json", "list", "--deleted"]).json().as_array().unwrap() {
         let dir = machine.pool().join("trash").join(row["id"].as_str().unwrap());
         let record = std::fs::read(dir.join("spark.json")).unwrap();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
         let id = record["id"].as_str().unwrap().to_owned();
-        let known = Known { running: Some(false), marker: marker(&dir.join("root")), id };
+        let known =
+            Known { running: Some(false), marker: marker(&dir.join("root")), snapshot: kept(&dir), id };
         model.trash.entry(row["name"].as_str().unwrap().to_owned()).or_default().push(known);
     }
     model
@@ -247,6 +279,10 @@ fn a_hundred_kills_at_random_moments_lose_nothing_that_was_acknowledged() {
         Verb::Undelete,
         Verb::Rename,
         Verb::Ephemeral,
+        Verb::Snapshot,
+        Verb::Snapshot,
+        Verb::Restore,
+        Verb::Fork,
         Verb::Gc,
     ];
     let mut usual: BTreeMap<String, Duration> = BTreeMap::new();
@@ -255,7 +291,8 @@ fn a_hundred_kills_at_random_moments_lose_nothing_that_was_acknowledged() {
         let round = Round { verb: random.of(&all), name: random.of(&NAMES), to: random.of(&NAMES), number };
         let victim =
             random.of(&[Victim::Nobody, Victim::Command, Victim::Command, Victim::Child, Victim::Both]);
-        if round.done(&model, Some(Known { id: String::new(), running: Some(true), marker: 0 })).is_none() {
+        let any = Known { id: String::new(), running: Some(true), marker: 0, snapshot: None };
+        if round.done(&model, Some(any)).is_none() {
             continue;
         }
         let args = round.args();
@@ -277,7 +314,7 @@ fn a_hundred_kills_at_random_moments_lose_nothing_that_was_acknowledged() {
         settle(&machine);
 
         let found = look(&machine);
-        let made = found.sparks.get(round.name).cloned();
+        let made = found.sparks.get(round.subject()).cloned();
         let done = round.done(&model, made);
         let says =
             format!("{words:?}, {victim:?} after {moment:?}, success {succeeded}\n{model:#?}\n{found:#?}");
@@ -287,7 +324,7 @@ fn a_hundred_kills_at_random_moments_lose_nothing_that_was_acknowledged() {
             assert!(!victimless, "{says}");
             assert_unharmed(&round, &model, &found, done.as_ref(), &says);
         }
-        let unsure = !succeeded && matches!(round.verb, Verb::Stop | Verb::Delete);
+        let unsure = !succeeded && matches!(round.verb, Verb::Stop | Verb::Delete | Verb::Restore);
         model = keep_doubts(found, &done.filter(|_| succeeded).unwrap_or(model));
         if let Some(spark) = model.sparks.get_mut(round.name).filter(|_| unsure) {
             spark.running = None;
@@ -337,7 +374,7 @@ fn gc_removes_the_files_that_a_killed_command_was_writing_and_no_others() {
 fn assert_unharmed(round: &Round, before: &Model, found: &Model, done: Option<&Model>, says: &str) {
     let files = |model: &Model| {
         let mut model = model.clone();
-        if let Some(spark) = model.sparks.get_mut(round.name) {
+        if let Some(spark) = model.sparks.get_mut(round.subject()) {
             spark.running = None;
         }
         model
