@@ -28,6 +28,7 @@ pub mod snapshot;
 pub mod spark;
 pub mod start;
 pub mod stop;
+pub mod tree;
 pub mod undelete;
 
 /// Where a command is run, and what it was told about that.

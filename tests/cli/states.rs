@@ -44,6 +44,7 @@ fn sparks_are_forked_raced_and_picked() {
     t.run("list --json -P shop");
     t.run("create made --from web@s --no-start");
     t.run("create made2 --from web --base minimal");
+    t.run("fork app deep --no-start");
     t.run("pick try-1 --as app");
     t.run("pick try-1 --as web --json");
     t.run("pick app --as app");
@@ -51,5 +52,11 @@ fn sparks_are_forked_raced_and_picked() {
     t.run("base save web tpl");
     t.run("base save web@s tpl --replace --json");
     t.run("base list");
+    t.run("create twin --base tpl --no-start -q");
+    t.run("delete --now app -f");
+    t.run("tree");
+    t.run("tree -a");
+    t.run("delete --now web -f");
+    t.run("tree");
     t.matches("forks");
 }

@@ -36,6 +36,7 @@ States:
   snapshot    Keep states of a spark's files, and go back to them
   undo        Go back to the state before the last restore
   pick        Put a fork in the place of the spark it was forked from
+  tree        Show which spark, snapshot and base came from which
 Sources and places:
   base        Root filesystems that sparks start from
   project     The namespaces that sparks are in
@@ -100,6 +101,7 @@ pub(crate) enum Verb {
     Snapshot(c::snapshot::SnapshotArgs),
     Undo(c::snapshot::UndoArgs),
     Pick(c::pick::PickArgs),
+    Tree(c::tree::TreeArgs),
     Logs(c::logs::LogsArgs),
     Gc(c::gc::GcArgs),
     Doctor(c::doctor::DoctorArgs),

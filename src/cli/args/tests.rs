@@ -53,6 +53,7 @@ fn every_verb_parses() {
         "spark snapshot restore a b --no-resume",
         "spark snapshot delete a b c",
         "spark undo a",
+        "spark tree -a",
         "spark fork a b -n 3 -- make test",
         "spark pick b-2 --as a",
         "spark base save a@b c --replace",

@@ -26,6 +26,7 @@ pub(crate) mod rename;
 pub(crate) mod resume;
 pub(crate) mod snapshot;
 pub(crate) mod stop;
+pub(crate) mod tree;
 pub(crate) mod undelete;
 pub(crate) mod version;
 
@@ -47,6 +48,7 @@ pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
         Verb::Snapshot(args) => snapshot::snapshot(ctx, args),
         Verb::Undo(args) => snapshot::undo(ctx, args),
         Verb::Pick(args) => pick::pick(ctx, args),
+        Verb::Tree(args) => tree::tree(ctx, args),
         Verb::Logs(args) => logs::logs(ctx, args),
         Verb::Gc(args) => gc::gc(ctx, args),
         Verb::Doctor(args) => doctor::doctor(ctx, args),
