@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -175,7 +175,6 @@ impl Sparks {
             env: env.into_iter().map(OsString::from).collect(),
             terminal: command.terminal,
             streams: detached.then(|| log_streams(&paths.log())).transpose()?,
-            lock: opened.lock.as_raw_fd(),
         })
     }
 }

@@ -1,25 +1,19 @@
 //! `exec`: a process that joins a running spark, exactly as confined as its PID 1.
 //!
-//! libcontainer's tenant joins every namespace but the user namespace, and without a filter: as it comes out of the
-//! library it is the host's root. Our executor does the rest, in an order in which nobody inside can get hold of
-//! the process before it is confined (docs/security.md).
+//! One fork: the child is born in the spark's pid namespace, moves itself into the cgroups, joins all other
+//! namespaces in one step, and confines itself in an order in which nobody inside can get hold of it before it is
+//! done (docs/security.md). libcontainer's tenant does this in more steps, as the host's root (docs/adr/0007).
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::Spec;
-
-use super::confine::{self, Confinement};
-use super::console::ConsoleSocket;
+use super::confine::Confinement;
 use super::live::Live;
+use super::report::{self, Sender};
 use super::users::User;
 use super::youki::Handle;
 use crate::error::{Error, Result};
@@ -43,8 +37,6 @@ pub struct Entry {
     pub terminal: bool,
     /// Standard input, output and error, if not this process's own.
     pub streams: Option<[OwnedFd; 3]>,
-    /// The descriptor of the lock that this process holds, which the command's own must not.
-    pub lock: RawFd,
 }
 
 /// What was started: a child of this process.
@@ -56,8 +48,9 @@ pub struct Entered {
 
 /// What may go wrong after the fork, as the child reports it.
 const STEP_CONFINE: u8 = 1;
-const STEP_WORKDIR: u8 = 2;
-const STEP_EXEC: u8 = 3;
+const STEP_TERMINAL: u8 = 2;
+const STEP_WORKDIR: u8 = 3;
+const STEP_EXEC: u8 = 4;
 
 /// Why a command did not start.
 #[derive(Debug)]
@@ -70,109 +63,53 @@ pub enum Failure {
 
 impl Entry {
     /// Starts the command.
-    pub fn start(mut self) -> Result<Entered, Failure> {
-        let other = Failure::Other;
-        let pidfd = self.live.pidfd().map_err(|e| other(Error::sys("find PID 1")(e)))?;
-        let user_ns = File::open(format!("/proc/{}/ns/user", self.live.init.pid))
-            .map_err(|e| other(Error::sys("open the user namespace")(e)))?;
-        // Opened by number: it is the one meant only if PID 1 is still that process.
-        if sys::process::wait_end(&pidfd, Some(std::time::Duration::ZERO)).unwrap_or(true) {
-            return Err(other(Error::sys("find PID 1")(io::Error::from_raw_os_error(libc::ESRCH))));
-        }
-        let (from, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|e| other(Error::sys("make a pipe")(e.into())))?;
-        let plan = Plan::new(&self, user_ns.into(), to).map_err(other)?;
-        let console = if self.terminal {
-            Some(
-                ConsoleSocket::new(&self.container.oci)
-                    .map_err(|e| other(Error::sys("make a console socket")(e)))?,
-            )
-        } else {
-            None
-        };
-        let streams = self.streams.take();
-        let built = build(&self.container, Enter(Rc::new(plan)), console.as_ref(), streams);
-        let pid = match built {
-            Ok(pid) => pid,
-            Err(e) => return Err(report(from, &self.workdir).unwrap_or(other(e))),
-        };
-        if let Some(failure) = report(from, &self.workdir) {
-            let _ = sys::process::reap(pid, true);
-            return Err(failure);
-        }
-        let master = match console.map(ConsoleSocket::receive).transpose() {
-            Ok(master) => master,
+    pub fn start(self) -> Result<Entered, Failure> {
+        let workdir = self.workdir.clone();
+        let (pid, from) = self.fork().map_err(Failure::Other)?;
+        let report = from.receive();
+        let e = match report {
+            Ok(report) => match report.failed {
+                None => return Ok(Entered { pid, master: report.master }),
+                Some((step, e)) => failure(step, e, &workdir),
+            },
             Err(e) => {
-                let _ = sys::process::signal_group(pid, libc::SIGKILL);
-                let _ = sys::process::reap(pid, true);
-                return Err(other(Error::sys("receive the terminal")(e)));
+                let _ = sys::process::kill_child(pid);
+                Failure::Other(Error::sys("hear of the command")(e))
             }
         };
-        Ok(Entered { pid, master })
+        let _ = sys::process::reap(pid, true);
+        Err(e)
+    }
+
+    /// Forks the process that becomes the command.
+    fn fork(self) -> Result<(i32, report::Receiver)> {
+        let init = self.live.pidfd().map_err(Error::sys("find PID 1"))?;
+        let (from, to) = report::channel().map_err(Error::sys("make a channel"))?;
+        let plan = Plan::new(self, init, to)?;
+        // The child is in sight of the spark from its first moment, and nobody may look into it.
+        sys::exec::set_undumpable().map_err(Error::sys("hide this process"))?;
+        let pid =
+            sys::process::fork_beside(&plan.init, || plan.run()).map_err(Error::sys("enter the spark"))?;
+        Ok((pid, from))
     }
 }
 
-/// Runs libcontainer's tenant with our executor. The pipe's write end is closed here once that returns.
-fn build(
-    container: &Handle,
-    executor: Enter,
-    console: Option<&ConsoleSocket>,
-    streams: Option<[OwnedFd; 3]>,
-) -> Result<i32> {
-    let failed = |e| container.failed("exec in", e);
-    // The tenant's own process is only a shell for our executor. It is root of the host until that has run, so
-    // users other than root go to the executor, never to the builder: it could not enter the user namespace then.
-    // Until there it keeps one capability, to give pipes away; that it owns the user namespace is what lets it in.
-    let only = ["CAP_CHOWN"];
-    let process = serde_json::json!({
-        "terminal": console.is_some(),
-        "user": {"uid": 0, "gid": 0},
-        "args": ["exec"],
-        "env": [confine::HOME],
-        "cwd": "/",
-        "capabilities": {"bounding": only, "effective": only, "permitted": only, "inheritable": [], "ambient": []},
-    });
-    let memfd = rustix::fs::memfd_create("process", rustix::fs::MemfdFlags::CLOEXEC)
-        .map_err(|e| Error::sys("describe the process")(e.into()))?;
-    rustix::io::write(&memfd, process.to_string().as_bytes())
-        .map_err(|e| Error::sys("describe the process")(e.into()))?;
-    let mut builder = ContainerBuilder::new(container.id.clone(), SyscallType::default());
-    if let Some([input, output, error]) = streams {
-        builder = builder.with_stdin(input).with_stdout(output).with_stderr(error);
-    }
-    let pid = builder
-        .with_root_path(&container.oci)
-        .map_err(failed)?
-        .with_console_socket(console.map(ConsoleSocket::path))
-        .with_executor(executor)
-        .as_tenant()
-        .with_process(Some(format!("/proc/self/fd/{}", memfd.as_raw_fd())))
-        .with_detach(true)
-        .build()
-        .map_err(failed)?;
-    Ok(pid.as_raw())
-}
-
-/// Reads what the child reported. Nothing at all means that it was executed: the pipe is close-on-exec.
-fn report(from: OwnedFd, workdir: &Path) -> Option<Failure> {
-    let mut bytes = Vec::new();
-    let _ = File::from(from).take(64).read_to_end(&mut bytes);
-    let (step, errno) = match bytes.as_slice() {
-        [step, a, b, c, d, ..] => (*step, i32::from_ne_bytes([*a, *b, *c, *d])),
-        _ => return None,
-    };
-    let source = io::Error::from_raw_os_error(errno);
-    Some(match step {
+/// What the child reported.
+fn failure(step: u8, source: io::Error, workdir: &Path) -> Failure {
+    match step {
         STEP_EXEC => Failure::Exec(source),
+        STEP_TERMINAL => Failure::Other(Error::sys("open a terminal in the spark")(source)),
         STEP_WORKDIR => Failure::Other(Error::io("change to the working directory", workdir)(source)),
-        _ => Failure::Other(Error::Sys { action: "confine the command", source }),
-    })
+        _ => Failure::Other(Error::sys("confine the command")(source)),
+    }
 }
 
 /// Everything that the child needs, made before the fork.
 struct Plan {
-    user_ns: OwnedFd,
-    report: OwnedFd,
+    /// A pidfd of PID 1, whose namespaces are joined: certainly its own, whatever becomes of its number.
+    init: OwnedFd,
+    cgroups: Vec<File>,
+    report: Sender,
     confinement: Confinement,
     user: User,
     first_id: u32,
@@ -182,47 +119,75 @@ struct Plan {
     workdir: CString,
     workdir_optional: bool,
     terminal: bool,
-    lock: RawFd,
-    /// A pidfd of this process.
-    caller: OwnedFd,
+    streams: Option<[OwnedFd; 3]>,
 }
 
 impl Plan {
-    fn new(entry: &Entry, user_ns: OwnedFd, report: OwnedFd) -> Result<Plan> {
+    fn new(entry: Entry, init: OwnedFd, report: Sender) -> Result<Plan> {
         let nul = |_| Error::usage("the command, its environment or its directory holds a NUL");
-        let strings = |items: &[OsString]| -> Result<Vec<CString>> {
-            items.iter().map(|s| CString::new(s.clone().into_vec()).map_err(nul)).collect()
-        };
-        let mut argv = strings(&entry.argv)?;
-        let envp = strings(&entry.env)?;
-        let name = argv.first().cloned().ok_or_else(|| Error::usage("there is no command"))?;
-        let program = candidates(&name, &envp);
-        if let Some(shown) = &entry.shown_as {
-            argv[0] = CString::new(shown.clone().into_vec()).map_err(nul)?;
+        let string = |s: OsString| CString::new(s.into_vec()).map_err(nul);
+        let strings = |items: Vec<OsString>| items.into_iter().map(string).collect::<Result<Vec<_>>>();
+        let mut argv = strings(entry.argv)?;
+        let envp = strings(entry.env)?;
+        let name = argv.first().ok_or_else(|| Error::usage("there is no command"))?;
+        let program = candidates(name, &envp);
+        if let Some(shown) = entry.shown_as {
+            argv[0] = string(shown)?;
         }
         Ok(Plan {
-            user_ns,
+            init,
+            cgroups: entry.container.entrances()?,
             report,
-            confinement: entry.confinement.clone(),
-            user: entry.user.clone(),
+            confinement: entry.confinement,
+            user: entry.user,
             first_id: entry.live.first_id,
             program,
             argv,
             envp,
-            workdir: CString::new(entry.workdir.clone().into_os_string().into_vec()).map_err(nul)?,
+            workdir: string(entry.workdir.into_os_string())?,
             workdir_optional: entry.workdir_optional,
             terminal: entry.terminal,
-            lock: entry.lock,
-            caller: sys::process::pidfd_open(std::process::id() as i32)
-                .map_err(Error::sys("watch this process"))?,
+            streams: entry.streams,
         })
+    }
+
+    /// The child. It returns only if the command was not executed.
+    fn run(&self) -> i32 {
+        let (step, e) = match self.prepare() {
+            Ok(()) => (STEP_EXEC, self.execute()),
+            Err(failed) => failed,
+        };
+        self.report.failed(step, &e);
+        127
+    }
+
+    fn prepare(&self) -> Result<(), (u8, io::Error)> {
+        self.confine().map_err(|e| (STEP_CONFINE, e))?;
+        if self.terminal {
+            self.open_terminal().map_err(|e| (STEP_TERMINAL, e))?;
+        }
+        match rustix::process::chdir(&self.workdir) {
+            // Joining the mount namespace has led to the spark's root already.
+            Err(e) if !self.workdir_optional => return Err((STEP_WORKDIR, e.into())),
+            _ => {}
+        }
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        sys::exec::reset_signals().map_err(|e| (STEP_CONFINE, e))
     }
 
     /// The order matters: see docs/security.md before changing it.
     fn confine(&self) -> io::Result<()> {
-        sys::exec::set_undumpable()?;
+        rustix::process::setsid()?;
+        for mut cgroup in &self.cgroups {
+            cgroup.write_all(b"0")?;
+        }
+        if let Some([input, output, error]) = &self.streams {
+            rustix::stdio::dup2_stdin(input)?;
+            rustix::stdio::dup2_stdout(output)?;
+            rustix::stdio::dup2_stderr(error)?;
+        }
         self.give_streams()?;
-        sys::exec::enter_user_namespace(self.user_ns.as_fd())?;
+        sys::exec::join_namespaces(&self.init)?;
         self.confinement.before_drop()?;
         sys::exec::keep_capabilities(true)?;
         sys::exec::become_user(self.user.uid, self.user.gid, &self.user.groups)?;
@@ -236,7 +201,7 @@ impl Plan {
     }
 
     /// `/dev/stdin` and its like open the stream's inode anew, so that has to belong to the user inside. Files are
-    /// the caller's and stay so, fifos with a name among them; so does the caller's own terminal.
+    /// the caller's and stay so, fifos with a name among them.
     ///
     /// # Errors
     /// `EISDIR` for a directory: all of the host's files would be in reach from there.
@@ -248,42 +213,36 @@ impl Plan {
             if kind.is_dir() {
                 return Err(io::Error::from_raw_os_error(libc::EISDIR));
             }
-            let own_terminal = self.terminal && kind.is_char_device();
-            let pipe = kind.is_fifo() && sys::file::is_pipe(stream).unwrap_or(false);
-            if pipe || own_terminal {
-                // Group 5 is `tty`, as the terminal's own mount has it.
-                let gid = own_terminal.then_some(self.first_id + 5);
-                let _ = sys::exec::give_to(stream, self.first_id + self.user.uid, gid);
+            // What has a terminal of its own leaves these behind.
+            if !self.terminal && kind.is_fifo() && sys::file::is_pipe(stream).unwrap_or(false) {
+                let _ = sys::exec::give_to(stream, self.first_id + self.user.uid);
             }
         }
         Ok(())
     }
 
-    fn run(&self) -> (u8, io::Error) {
-        if let Err(e) = self.confine() {
-            return (STEP_CONFINE, e);
-        }
-        if let Err(e) = rustix::process::chdir(&self.workdir) {
-            // Libcontainer has changed to the root of the spark already.
-            if !self.workdir_optional {
-                return (STEP_WORKDIR, e.into());
-            }
-        }
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        if let Err(e) = sys::exec::reset_signals() {
-            return (STEP_CONFINE, e);
-        }
-        // As execvp(3) does: what cannot be entered or is no program is remembered, and the search goes on.
+    /// Opened by the user inside, with their rights, and so theirs.
+    fn open_terminal(&self) -> io::Result<()> {
+        let (master, slave) = sys::tty::open_pair()?;
+        self.report.master(master.as_fd())?;
+        rustix::process::ioctl_tiocsctty(&slave)?;
+        rustix::stdio::dup2_stdin(&slave)?;
+        rustix::stdio::dup2_stdout(&slave)?;
+        Ok(rustix::stdio::dup2_stderr(&slave)?)
+    }
+
+    /// As execvp(3) does: what cannot be entered or is no program is remembered, and the search goes on.
+    fn execute(&self) -> io::Error {
         let mut last = io::Error::from_raw_os_error(libc::ENOENT);
         for program in &self.program {
             let e = sys::exec::execve(program, &self.argv, &self.envp);
             match e.raw_os_error() {
                 Some(libc::ENOENT | libc::ENOTDIR) => {}
                 Some(libc::EACCES) => last = e,
-                _ => return (STEP_EXEC, e),
+                _ => return e,
             }
         }
-        (STEP_EXEC, last)
+        last
     }
 }
 
@@ -299,37 +258,6 @@ fn candidates(name: &CString, envp: &[CString]) -> Vec<CString> {
             CString::new([dir, b"/", name.as_bytes()].concat()).ok()
         })
         .collect()
-}
-
-#[derive(Clone)]
-struct Enter(Rc<Plan>);
-
-impl Executor for Enter {
-    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        let _ = rustix::process::set_parent_process_death_signal(None);
-        let (step, e) = self.0.run();
-        let errno = e.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
-        sys::exec::report(self.0.report.as_raw_fd(), &[step, errno[0], errno[1], errno[2], errno[3]]);
-        // Not back to libcontainer: its descriptors may be closed already.
-        sys::process::exit_now(127)
-    }
-
-    /// Called in the command's process, before that waits for its start. If the caller is killed now, nobody starts
-    /// it: it must not hold the lock for good, nor wait for good.
-    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        sys::exec::let_go(&[self.0.lock]);
-        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-        // It may have been killed before that took hold, and a channel to it says nothing: this process has both ends.
-        if sys::process::wait_end(&self.0.caller, Some(std::time::Duration::ZERO)).unwrap_or(true) {
-            return Err(ExecutorValidationError::ArgValidationError("the caller was killed".into()));
-        }
-        Ok(())
-    }
-
-    fn setup_envs(&self, _: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The environment is passed to execve(2) directly.
-        Ok(())
-    }
 }
 
 #[cfg(test)]

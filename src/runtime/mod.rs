@@ -6,11 +6,11 @@
 #![allow(unsafe_code)]
 
 pub mod confine;
-pub mod console;
 pub mod enter;
 pub mod ids;
 pub mod init;
 pub mod launch;
 pub mod live;
+pub mod report;
 pub mod users;
 pub mod youki;

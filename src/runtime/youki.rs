@@ -1,5 +1,7 @@
 //! The life cycle of a container, through libcontainer.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -91,6 +93,26 @@ impl Handle {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", self.dir())(e)),
             _ => Ok(()),
         }
+    }
+
+    /// Where a process with one thread moves itself into the cgroups, by writing `0`.
+    ///
+    /// # Errors
+    /// `Runtime` if there are none: nothing may run without its limits.
+    pub(super) fn entrances(&self) -> Result<Vec<File>> {
+        // A thread that moves itself by way of `tasks` (version 1) stops nobody. `cgroup.procs` has the kernel wait for
+        // all processors first, some milliseconds.
+        let open = |dir: PathBuf| {
+            let files = ["tasks", "cgroup.procs"].map(|name| dir.join(name));
+            let file = files.iter().find(|f| f.exists()).unwrap_or(&files[1]);
+            File::options().write(true).open(file).map_err(Error::io("open", file))
+        };
+        let found = self.cgroups().into_iter().map(open).collect::<Result<Vec<_>>>()?;
+        if found.is_empty() {
+            let e = io::Error::new(io::ErrorKind::NotFound, "it has no cgroup");
+            return Err(self.failed("exec in", e));
+        }
+        Ok(found)
     }
 
     /// Its directories in every cgroup hierarchy.

@@ -26,10 +26,17 @@ pub fn keep_capabilities(keep: bool) -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(keep), 0, 0, 0) }.into())
 }
 
-/// Joins a user namespace.
-pub fn enter_user_namespace(fd: impl AsFd) -> io::Result<()> {
+/// Joins the namespaces of a process but its pid namespace, all at once: at no moment is this one in some of them
+/// with the rights that it has outside.
+pub fn join_namespaces(pidfd: impl AsFd) -> io::Result<()> {
+    let all = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWCGROUP;
     // SAFETY: setns(2) takes plain numbers.
-    check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), libc::CLONE_NEWUSER) }.into())
+    check(unsafe { libc::setns(pidfd.as_fd().as_raw_fd(), all) }.into())
 }
 
 /// Becomes a user, for good: supplementary groups, then group, then user. This thread only, so it has to be
@@ -79,11 +86,10 @@ pub fn load_filter(filter: &[u8]) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) })
 }
 
-/// Gives a descriptor's inode to a user, if it is a pipe, a socket or a terminal of a spark's own.
-pub fn give_to(fd: BorrowedFd<'_>, uid: u32, gid: Option<u32>) -> io::Result<()> {
-    let gid = gid.map_or(u32::MAX, |g| g);
+/// Gives a descriptor's inode to a user.
+pub fn give_to(fd: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
     // SAFETY: fchown(2) takes plain numbers.
-    check(unsafe { libc::fchown(fd.as_raw_fd(), uid, gid) }.into())
+    check(unsafe { libc::fchown(fd.as_raw_fd(), uid, u32::MAX) }.into())
 }
 
 /// Replaces this process. Returns only if that failed.
@@ -115,13 +121,6 @@ pub fn standard_stream(fd: RawFd) -> BorrowedFd<'static> {
     debug_assert!((0..3).contains(&fd));
     // SAFETY: Rust's runtime makes sure that 0, 1 and 2 are open, and nothing here closes them.
     unsafe { BorrowedFd::borrow_raw(fd) }
-}
-
-/// Reports through `fd` why the program was not executed, as an errno and a step. Plain write(2): this runs
-/// between fork and exec.
-pub fn report(fd: RawFd, content: &[u8]) {
-    // SAFETY: `content` is valid for its length. A failed write has nobody to be told to.
-    unsafe { libc::write(fd, content.as_ptr().cast(), content.len()) };
 }
 
 /// Closes inherited descriptors by number, in a process that never returns to their owner: it executes or ends.

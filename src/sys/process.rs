@@ -202,10 +202,21 @@ pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
-/// Ends this process at once, without destructors.
-pub fn exit_now(status: i32) -> ! {
-    // SAFETY: _exit(2) takes a plain number and does not return.
-    unsafe { libc::_exit(status) }
+/// The same with a child that is born in the pid namespace of another process. Its pid is the one here.
+pub fn fork_beside(pidfd: impl AsFd, work: impl FnOnce() -> i32) -> io::Result<i32> {
+    let own = pidfd_open(std::process::id() as i32)?;
+    bear_children_in(&pidfd)?;
+    let forked = fork(work);
+    // What this process forks later is the host's again.
+    bear_children_in(&own)?;
+    forked
+}
+
+/// Chooses the pid namespace of children to come: that of another process.
+fn bear_children_in(pidfd: impl AsFd) -> io::Result<()> {
+    // SAFETY: setns(2) takes plain numbers.
+    let r = unsafe { libc::setns(pidfd.as_fd().as_raw_fd(), libc::CLONE_NEWPID) };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The caller's own user behind `sudo`, if there is one.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 
-use crate::common::{Machine, wait_for};
+use crate::common::{Machine, cgroups, wait_for};
 use crate::inside::{USER, init, machine, output_within, sh, spark};
 
 const NAMESPACES: [&str; 6] = ["user", "mnt", "pid", "uts", "ipc", "cgroup"];
@@ -169,6 +169,23 @@ fn a_detached_command_is_confined_too() {
     let log = || machine.spark(&["logs", "web"]).ok();
     assert!(wait_for(|| log().contains("\nend\n")));
     compare(&machine, "web", "0", log().trim_end_matches("end\n"));
+}
+
+/// A spark that lost its limits keeps what runs in it, and gets nothing more.
+#[test]
+fn nothing_enters_a_spark_that_has_no_cgroup() {
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    let id = machine.spark(&["info", "web", "--json"]).json()["id"].as_str().unwrap().to_owned();
+    let pid = init(&machine, "web").to_string();
+    for dir in cgroups(&id) {
+        let top = dir.ancestors().nth(2).unwrap().to_owned();
+        std::fs::write(top.join("cgroup.procs"), &pid).unwrap();
+        assert!(wait_for(|| std::fs::remove_dir(&dir).is_ok()), "{}", dir.display());
+    }
+    let refused = machine.spark(&["exec", "-T", "web", "--", "true"]);
+    assert_eq!(refused.status(), 125);
+    assert!(refused.stderr().contains("it has no cgroup"), "{}", refused.stderr());
 }
 
 #[test]

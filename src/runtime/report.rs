@@ -1,0 +1,111 @@
+//! What a command's process tells its maker before it is executed: its terminal, and why it could not go on.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+/// The maker's end.
+#[derive(Debug)]
+pub struct Receiver(OwnedFd);
+
+/// The command's end: close-on-exec, so that nothing more comes once it is executed.
+#[derive(Debug)]
+pub struct Sender(OwnedFd);
+
+/// What was told.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The other side of its terminal.
+    pub master: Option<OwnedFd>,
+    /// The step that failed. None if the command was executed.
+    pub failed: Option<(u8, io::Error)>,
+}
+
+/// Makes both ends. Messages keep their bounds.
+pub fn channel() -> io::Result<(Receiver, Sender)> {
+    let (from, to) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    Ok((Receiver(from), Sender(to)))
+}
+
+impl Receiver {
+    /// Waits until the command is executed or has failed. The sender must not be open in this process any more.
+    pub fn receive(self) -> io::Result<Report> {
+        let mut report = Report::default();
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut bytes = [0; 8];
+            let mut place = [IoSliceMut::new(&mut bytes)];
+            let got = rustix::io::retry_on_intr(|| {
+                rustix::net::recvmsg(&self.0, &mut place, &mut control, RecvFlags::CMSG_CLOEXEC)
+            })?;
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+                    report.master = fds.next();
+                }
+            }
+            match &bytes[..got.bytes] {
+                [] => return Ok(report),
+                [step, a, b, c, d] => {
+                    let errno = i32::from_ne_bytes([*a, *b, *c, *d]);
+                    report.failed = Some((*step, io::Error::from_raw_os_error(errno)));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Sender {
+    /// Hands over a terminal.
+    pub fn master(&self, master: BorrowedFd<'_>) -> io::Result<()> {
+        let fds = [master];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        // One byte: nothing at all would mean the end.
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// Says what went wrong. If nobody listens any more, nobody is told.
+    pub fn failed(&self, step: u8, e: &io::Error) {
+        let errno = e.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes();
+        let message = [step, errno[0], errno[1], errno[2], errno[3]];
+        let _ = rustix::net::send(&self.0, &message, SendFlags::NOSIGNAL);
+    }
+}
+
+impl AsRawFd for Sender {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_and_a_failure_come_through_and_the_end_is_the_end() {
+        let (from, to) = channel().unwrap();
+        to.master(std::io::stdin().as_fd()).unwrap();
+        to.failed(3, &io::Error::from_raw_os_error(libc::ENOENT));
+        drop(to);
+        let report = from.receive().unwrap();
+        assert!(report.master.is_some());
+        let (step, e) = report.failed.unwrap();
+        assert_eq!((step, e.raw_os_error()), (3, Some(libc::ENOENT)));
+
+        let (from, to) = channel().unwrap();
+        drop(to);
+        let report = from.receive().unwrap();
+        assert!(report.master.is_none() && report.failed.is_none());
+    }
+}
