@@ -1,11 +1,10 @@
 //! `exec`: a process that joins a running spark, exactly as confined as its PID 1.
 //!
-//! One fork: the child is born in the spark's pid namespace, moves itself into the cgroups, joins all other
+//! One fork: the child is born in the spark's pid namespace, is or gets in the cgroups, joins all other
 //! namespaces in one step, and confines itself in an order in which nobody inside can get hold of it before it is
 //! done (docs/security.md). libcontainer's tenant does this in more steps, as the host's root (docs/adr/0007).
 
 use std::ffi::{CString, OsString};
-use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -15,7 +14,7 @@ use super::confine::Confinement;
 use super::live::Live;
 use super::report::{self, Sender};
 use super::users::User;
-use super::youki::Handle;
+use super::youki::{Entrances, Handle};
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -88,8 +87,9 @@ impl Entry {
         let plan = Plan::new(self, init, to)?;
         // The child is in sight of the spark from its first moment, and nobody may look into it.
         sys::exec::set_undumpable().map_err(Error::sys("hide this process"))?;
-        let pid =
-            sys::process::fork_beside(&plan.init, || plan.run()).map_err(Error::sys("enter the spark"))?;
+        let cgroup = plan.cgroups.unified.as_ref().map(AsFd::as_fd);
+        let pid = sys::process::fork_into(&plan.init, cgroup, || plan.run())
+            .map_err(Error::sys("enter the spark"))?;
         Ok((pid, from))
     }
 }
@@ -108,7 +108,7 @@ fn failure(step: u8, source: io::Error, workdir: &Path) -> Failure {
 struct Plan {
     /// A pidfd of PID 1, whose namespaces are joined: certainly its own, whatever becomes of its number.
     init: OwnedFd,
-    cgroups: Vec<File>,
+    cgroups: Entrances,
     report: Sender,
     confinement: Confinement,
     user: User,
@@ -178,8 +178,8 @@ impl Plan {
     /// The order matters: see docs/security.md before changing it.
     fn confine(&self) -> io::Result<()> {
         rustix::process::setsid()?;
-        for mut cgroup in &self.cgroups {
-            cgroup.write_all(b"0")?;
+        for mut tasks in &self.cgroups.tasks {
+            tasks.write_all(b"0")?;
         }
         if let Some([input, output, error]) = &self.streams {
             rustix::stdio::dup2_stdin(input)?;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use libcontainer::container::Container;
 
 use super::live;
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// A container of ours: its id, libcontainer's directory, and its cgroup.
 #[derive(Debug, Clone)]
@@ -17,6 +19,15 @@ pub struct Handle {
     /// libcontainer's root.
     pub oci: PathBuf,
     pub cgroup: PathBuf,
+}
+
+/// The ways into a container's cgroups that make no processor wait, as a write to `cgroup.procs` does.
+#[derive(Debug, Default)]
+pub(super) struct Entrances {
+    /// In each hierarchy of version 1: a thread moves itself there by writing `0`.
+    pub(super) tasks: Vec<File>,
+    /// The cgroup of version 2: a process is born there.
+    pub(super) unified: Option<OwnedFd>,
 }
 
 impl Handle {
@@ -72,8 +83,8 @@ impl Handle {
                 let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
                 let _ = std::fs::write(dir.join("cgroup.kill"), "1");
                 for (_, fd) in live::members(&self.cgroup) {
-                    let _ = crate::sys::process::signal(&fd, rustix::process::Signal::KILL);
-                    let _ = crate::sys::process::wait_end(&fd, Some(Duration::from_secs(1)));
+                    let _ = sys::process::signal(&fd, rustix::process::Signal::KILL);
+                    let _ = sys::process::wait_end(&fd, Some(Duration::from_secs(1)));
                 }
                 let _ = std::fs::remove_dir(dir);
             }
@@ -95,24 +106,27 @@ impl Handle {
         }
     }
 
-    /// Where a process with one thread moves itself into the cgroups, by writing `0`.
+    /// The ways into its cgroups.
     ///
     /// # Errors
     /// `Runtime` if there are none: nothing may run without its limits.
-    pub(super) fn entrances(&self) -> Result<Vec<File>> {
-        // A thread that moves itself by way of `tasks` (version 1) stops nobody. `cgroup.procs` has the kernel wait for
-        // all processors first, some milliseconds.
-        let open = |dir: PathBuf| {
-            let files = ["tasks", "cgroup.procs"].map(|name| dir.join(name));
-            let file = files.iter().find(|f| f.exists()).unwrap_or(&files[1]);
-            File::options().write(true).open(file).map_err(Error::io("open", file))
-        };
-        let found = self.cgroups().into_iter().map(open).collect::<Result<Vec<_>>>()?;
-        if found.is_empty() {
+    pub(super) fn entrances(&self) -> Result<Entrances> {
+        let mut entrances = Entrances::default();
+        for dir in self.cgroups() {
+            let tasks = dir.join("tasks");
+            match File::options().write(true).open(&tasks) {
+                Ok(file) => entrances.tasks.push(file),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("open", tasks)(e)),
+                Err(_) => {
+                    entrances.unified = Some(sys::file::open_dir(&dir).map_err(Error::io("open", dir))?);
+                }
+            }
+        }
+        if entrances.tasks.is_empty() && entrances.unified.is_none() {
             let e = io::Error::new(io::ErrorKind::NotFound, "it has no cgroup");
             return Err(self.failed("exec in", e));
         }
-        Ok(found)
+        Ok(entrances)
     }
 
     /// Its directories in every cgroup hierarchy.

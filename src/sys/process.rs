@@ -1,7 +1,7 @@
 //! Processes that are certainly the ones meant: a pid with its start time, and pidfds.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -187,11 +187,17 @@ pub fn reap(pid: i32, block: bool) -> io::Result<Option<Ended>> {
 /// # Errors
 /// Refused in a process with more than one thread: the child would inherit locks that nobody releases.
 pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
+    // SAFETY: fork(2) takes nothing; what the child may do is up to `fork_with`.
+    fork_with(|| unsafe { libc::fork() }, work)
+}
+
+/// `call` returns twice, as fork(2) does.
+fn fork_with(call: impl FnOnce() -> i32, work: impl FnOnce() -> i32) -> io::Result<i32> {
     if !single_threaded() {
         return Err(io::Error::other("cannot fork a process with several threads"));
     }
-    // SAFETY: there is one thread, so the child is a complete process that may do anything.
-    match unsafe { libc::fork() } {
+    // There is one thread, so the child is a complete process that may do anything.
+    match call() {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101);
@@ -202,14 +208,33 @@ pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
-/// The same with a child that is born in the pid namespace of another process. Its pid is the one here.
-pub fn fork_beside(pidfd: impl AsFd, work: impl FnOnce() -> i32) -> io::Result<i32> {
+/// The same with a child that is born in the pid namespace of another process, and in a cgroup of version 2 if that is
+/// given. Its pid is the one here.
+pub fn fork_into(
+    pidfd: impl AsFd,
+    cgroup: Option<BorrowedFd<'_>>,
+    work: impl FnOnce() -> i32,
+) -> io::Result<i32> {
     let own = pidfd_open(std::process::id() as i32)?;
     bear_children_in(&pidfd)?;
-    let forked = fork(work);
+    let forked = fork_with(|| clone_into(cgroup), work);
     // What this process forks later is the host's again.
     bear_children_in(&own)?;
     forked
+}
+
+/// As fork(2) does, but into a cgroup. Moving there later has the kernel wait for all processors, some milliseconds.
+fn clone_into(cgroup: Option<BorrowedFd<'_>>) -> i32 {
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    // SAFETY: all zeros are a valid clone_args.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(fd) = cgroup {
+        args.flags = CLONE_INTO_CGROUP;
+        args.cgroup = fd.as_raw_fd() as u64;
+    }
+    // SAFETY: `args` is valid for its size. Without CLONE_VM the child has a copy of this memory and stack.
+    unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<libc::clone_args>()) as i32 }
 }
 
 /// Chooses the pid namespace of children to come: that of another process.
