@@ -224,11 +224,11 @@ fn a_configuration_edited_by_hand_is_named_and_made_anew_at_the_next_start() {
     assert_eq!(machine.spark(&["exec", "bad", "true"]).status(), 125);
     machine.spark(&["stop", "bad"]).ok();
     assert_eq!(sh(&machine, "bad", "echo well"), "well\n");
-    // What libcontainer keeps of it, too.
+    // What libcontainer keeps of it, too. A command does not need that to enter.
     let id = machine.spark(&["--json", "info", "bad"]).json()["id"].as_str().unwrap().to_owned();
     for content in ["", "{", "null"] {
         std::fs::write(machine.place().oci().join(&id).join("state.json"), content).unwrap();
-        assert_eq!(machine.spark(&["exec", "bad", "true"]).status(), 125);
+        machine.spark(&["exec", "bad", "true"]).ok();
         machine.spark(&["stop", "bad"]).ok();
         assert!(processes(&id).is_empty());
         assert_eq!(sh(&machine, "bad", "echo well"), "well\n");
