@@ -2,7 +2,9 @@
 
 // Every test program includes this file, and none uses all of it.
 #![allow(dead_code, unreachable_pub)]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+pub mod random;
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -32,8 +34,13 @@ pub struct Machine {
 impl Machine {
     /// Makes one with an empty pool of 1 GiB.
     pub fn new() -> Machine {
+        Machine::with_pool(POOL)
+    }
+
+    /// Makes one with an empty pool of so many bytes, of which the host's disk only holds what is used.
+    pub fn with_pool(size: u64) -> Machine {
         let machine = Machine::without_pool();
-        let options = InitOptions { size: Some(POOL), ..InitOptions::default() };
+        let options = InitOptions { size: Some(size), ..InitOptions::default() };
         Pool::init(&machine.place(), &options)
             .unwrap_or_else(|e| panic!("cannot make a pool for the test: {e}: {:?}", e.hint()));
         machine

@@ -7,27 +7,12 @@ use std::time::{Duration, Instant};
 
 use sparks::sys::process as sys;
 
+use crate::common::random::Random;
 use crate::common::{Machine, processes, wait_for};
 use crate::leftovers;
 
 const ROUNDS: u32 = 100;
 const NAMES: [&str; 3] = ["ant", "bee", "cat"];
-
-/// A small generator of random numbers (xorshift64*), so that a seed repeats a run's choices.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u64) as usize]
-    }
-}
 
 /// What is known of a spark.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,12 +243,7 @@ fn settle(machine: &Machine) {
 
 #[test]
 fn a_hundred_kills_at_random_moments_lose_nothing_that_was_acknowledged() {
-    let seed = std::env::var("SPARKS_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        now.as_nanos() as u64 | 1
-    });
-    eprintln!("repeat with SPARKS_TEST_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random::seeded();
     let machine = Machine::new().with_base();
     let cgroups = leftovers::all_cgroups();
     let mut model = Model::default();
