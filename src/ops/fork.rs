@@ -56,7 +56,9 @@ impl Sparks {
             *race = Some(Id::generate());
             if snapshot.is_none() {
                 let root = moment.path().join("root");
+                let still = found.at_work.take().map(|id| self.hold_still(&id)).transpose()?;
                 btrfs::snapshot_read_only(&found.root, &root)?;
+                drop(still);
                 found.root = root;
                 found.lock = None;
             }

@@ -31,6 +31,7 @@ impl Sparks {
     pub fn gc(&self, dry_run: bool) -> Result<Vec<Item>> {
         let mut items = Vec::new();
         self.gc_waiting(dry_run, &mut items)?;
+        self.gc_still(dry_run, &mut items)?;
         self.gc_ephemeral(dry_run, &mut items)?;
         self.gc_staging(dry_run, &mut items)?;
         self.gc_restores(dry_run, &mut items)?;
@@ -81,6 +82,21 @@ impl Sparks {
             }
             if !dry_run {
                 sys::flock::end_orphans(&fd).map_err(failed())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sparks that a killed command held still.
+    fn gc_still(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
+        for path in entries(&self.pool.place.run.join("bundles"))? {
+            let Some(id) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse::<Id>().ok())
+            else {
+                continue;
+            };
+            let left = if dry_run { self.left_still(&id)?.is_some() } else { self.let_go(&id)? };
+            if left {
+                items.push(Item::new("frozen spark", "a command that was killed", &path));
             }
         }
         Ok(())

@@ -27,6 +27,7 @@ pub mod rename;
 pub mod snapshot;
 pub mod spark;
 pub mod start;
+mod still;
 pub mod stop;
 pub mod tree;
 pub mod undelete;

@@ -7,7 +7,7 @@ use super::{Observer, Sparks};
 use crate::domain::name::{Name, SourceRef};
 use crate::domain::options::SparkOptions;
 use crate::domain::place::SparkPaths;
-use crate::domain::spark::Origin;
+use crate::domain::spark::{Id, Origin};
 use crate::error::Result;
 use crate::sys::flock::Mode;
 
@@ -25,6 +25,8 @@ pub(super) struct Found {
     pub origin: Origin,
     /// The subvolume to copy.
     pub root: PathBuf,
+    /// The spark whose own root it is, which may be at work on it.
+    pub at_work: Option<Id>,
     /// What a spark made of it inherits.
     pub options: SparkOptions,
     /// A spark's lock, shared: its root stays what it is.
@@ -46,7 +48,7 @@ impl Sparks {
             Source::Base(name) => {
                 let (name, record, root) = self.find_base(name.as_ref())?;
                 let origin = Origin::Base { name, id: record.id };
-                Ok(Found { origin, root, options: SparkOptions::default(), lock: None })
+                Ok(Found { origin, root, at_work: None, options: SparkOptions::default(), lock: None })
             }
             Source::Spark(source) => self.look_up_spark(source),
         }
@@ -61,6 +63,7 @@ impl Sparks {
                 SparkPaths(&opened.dir).root()
             }
         };
+        let at_work = source.snapshot.is_none().then(|| opened.record.id.clone());
         let origin = Origin::Spark {
             project: opened.id.project,
             name: opened.id.name,
@@ -68,6 +71,6 @@ impl Sparks {
             snapshot: source.snapshot.clone(),
             race: None,
         };
-        Ok(Found { origin, root, options: opened.record.options, lock: Some(opened.lock) })
+        Ok(Found { origin, root, at_work, options: opened.record.options, lock: Some(opened.lock) })
     }
 }

@@ -11,7 +11,7 @@ use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, SparkRecord, State};
 use crate::error::{Error, Result};
 use crate::pool::{btrfs, record};
-use crate::runtime::live::{self, Live};
+use crate::runtime::live::{self, Live, Stillness};
 use crate::runtime::youki::Handle;
 use crate::sys::flock::Mode;
 
@@ -119,6 +119,9 @@ impl Sparks {
             return Err(self.no_such_spark(&spark.project, &spark.name));
         };
         let record = self.record(spark)?;
+        if self.let_go(&record.id)? {
+            tracing::debug!(%spark, "it was held still by a snapshot that was killed");
+        }
         Ok(Opened { id: spark.clone(), dir, record, lock })
     }
 
@@ -148,6 +151,8 @@ impl Sparks {
     pub(crate) fn state(&self, record: &SparkRecord) -> State {
         match self.live(record) {
             None => State::Stopped,
+            // Not while a snapshot is being taken of it.
+            Some(_) if Stillness::of(&self.bundle(record)).is_begun() => State::Running,
             Some(_) if live::is_frozen(&cgroup(&record.id)) => State::Paused,
             Some(_) => State::Running,
         }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::sys;
@@ -79,6 +80,83 @@ pub fn is_frozen(cgroup: &Path) -> bool {
         .is_some_and(|(file, frozen)| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == frozen))
 }
 
+/// A spark held still for a moment by one of our commands, as a mark in its bundle: so that whoever finds the spark frozen
+/// can tell that from a pause, and end it where the command was killed.
+#[derive(Debug)]
+pub struct Stillness {
+    dir: PathBuf,
+}
+
+/// How long processes have to come to a stand: those that wait for a disk do so first.
+const STANDSTILL: Duration = Duration::from_secs(1);
+
+impl Stillness {
+    pub fn of(bundle: &Path) -> Stillness {
+        Stillness { dir: bundle.join("still") }
+    }
+
+    /// The directory to lock first.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.dir.join("begun")
+    }
+
+    /// Makes the directory.
+    pub fn prepare(&self) -> io::Result<()> {
+        match std::fs::create_dir(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
+    pub fn is_begun(&self) -> bool {
+        self.mark().exists()
+    }
+
+    /// Freezes a cgroup. False if not all of it stands still in time.
+    pub fn begin(&self, cgroup: &Path) -> io::Result<bool> {
+        std::fs::write(self.mark(), "")?;
+        let Some((file, frozen)) = freezer(cgroup) else { return Ok(false) };
+        std::fs::write(file, frozen)?;
+        let deadline = Instant::now() + STANDSTILL;
+        while !stands_still(cgroup) {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(true)
+    }
+
+    /// Thaws it.
+    pub fn end(&self, cgroup: &Path) -> io::Result<()> {
+        match thaw(cgroup) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        match std::fs::remove_file(self.mark()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether the last process of a cgroup that was told to has come to a stand.
+fn stands_still(cgroup: &Path) -> bool {
+    let Some((file, frozen)) = freezer(cgroup) else { return false };
+    let holds = |file: &Path, line: &str| {
+        std::fs::read_to_string(file).is_ok_and(|text| text.lines().any(|l| l == line))
+    };
+    if frozen == "1" {
+        holds(&file.with_file_name("cgroup.events"), "frozen 1")
+    } else {
+        holds(&file, frozen)
+    }
+}
+
 /// The processes of a cgroup, as pidfds: certainly its own, whatever number they get or lose meanwhile.
 pub fn members(cgroup: &Path) -> Vec<(i32, OwnedFd)> {
     let opened: Vec<_> = processes(cgroup)
@@ -88,8 +166,7 @@ pub fn members(cgroup: &Path) -> Vec<(i32, OwnedFd)> {
     // A number may have gone to a process of the host before it was opened. If it is there still, and the process
     // that was opened lives, it is that one.
     let still = processes(cgroup);
-    let ended =
-        |fd: &OwnedFd| crate::sys::process::wait_end(fd, Some(std::time::Duration::ZERO)).unwrap_or(true);
+    let ended = |fd: &OwnedFd| crate::sys::process::wait_end(fd, Some(Duration::ZERO)).unwrap_or(true);
     opened.into_iter().filter(|(pid, fd)| still.contains(pid) && !ended(fd)).collect()
 }
 

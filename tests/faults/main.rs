@@ -9,3 +9,4 @@ mod kill;
 mod leftovers;
 mod points;
 mod snapshots;
+mod still;

@@ -69,7 +69,9 @@ impl Sparks {
         fault::point("snapshot.after-record")?;
         let root = SparkPaths(&opened.dir).root();
         opened.refuse_damaged()?;
+        let still = self.hold_still(&opened.record.id)?;
         btrfs::snapshot_read_only(&root, &SnapshotPaths(stage.path()).root())?;
+        drop(still);
         fault::point("snapshot.after-snapshot")?;
         let (name, _lock) = self.publish_snapshot(&opened, stage, &record, request.name.as_ref())?;
         fault::point("snapshot.after-publish")?;
