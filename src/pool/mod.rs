@@ -10,6 +10,7 @@ use crate::domain::place::{Place, PoolPaths};
 use crate::error::{Error, Result};
 
 pub mod btrfs;
+pub mod changes;
 pub mod image;
 pub mod index;
 pub mod layout;

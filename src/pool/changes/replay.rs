@@ -1,0 +1,195 @@
+//! A send stream replayed on names alone: which names went, came and moved, and what was touched on the way.
+//!
+//! The kernel gives things passing names (`o257-9-0`), renames a file by a second link and an unlink, and empties a
+//! directory that it deletes under another name. Only the first and the last name of everything counts. Of the
+//! files that were there before, those and only those appear here that the stream speaks of.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::pool::stream::Command;
+
+/// What may be held in memory: a few hundred bytes for each.
+const MAX_NAMES: usize = 4_000_000;
+/// More than fit in a path.
+const MAX_DEPTH: usize = 4096;
+
+/// The top directory, and the name that it does not have.
+const TOP: usize = 0;
+
+/// A name in a directory: where it was, and where it is.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) node: usize,
+    /// The directory's node, and the name there. None if it was not there, or is there no longer.
+    pub(super) before: Option<Place>,
+    pub(super) after: Option<Place>,
+}
+
+pub(super) type Place = (usize, Vec<u8>);
+
+/// A file, directory or whatever else has names.
+#[derive(Debug, Default)]
+pub(super) struct Node {
+    /// Whether it was not there before.
+    pub(super) new: bool,
+    /// The first of its names; of a directory the only one.
+    link: usize,
+    /// Names in it, as far as they are known. No number where there was one, and is no longer.
+    children: HashMap<Vec<u8>, Option<usize>>,
+    /// Whether any of its attributes may have changed.
+    pub(super) touched: bool,
+    /// Whether its bytes may have.
+    pub(super) written: bool,
+}
+
+/// All that a stream has spoken of.
+#[derive(Debug)]
+pub(super) struct Replay {
+    pub(super) nodes: Vec<Node>,
+    pub(super) links: Vec<Link>,
+}
+
+impl Replay {
+    pub(super) fn new() -> Replay {
+        let top = Link { node: TOP, before: None, after: None };
+        Replay { nodes: vec![Node::default()], links: vec![top] }
+    }
+
+    /// Applies one command.
+    ///
+    /// # Errors
+    /// `corrupt` if it speaks of what cannot be there.
+    pub(super) fn apply(&mut self, command: &Command) -> Result<()> {
+        use Command as C;
+        match command {
+            C::Subvol { .. } | C::Snapshot { .. } | C::End => {}
+            C::MkFile { path }
+            | C::MkDir { path }
+            | C::MkNod { path, .. }
+            | C::MkFifo { path }
+            | C::MkSock { path }
+            | C::Symlink { path, .. } => {
+                let node = self.nodes.len();
+                self.nodes.push(Node { new: true, link: self.links.len(), ..Node::default() });
+                self.name(node, path)?;
+            }
+            C::Link { path, link } => {
+                let node = self.find(link)?.1;
+                self.name(node, path)?;
+            }
+            C::Rename { path, to } => {
+                let link = self.unname(path)?;
+                self.place(link, to)?;
+            }
+            C::Unlink { path } | C::RmDir { path } => {
+                self.unname(path)?;
+            }
+            C::Write { path, .. } | C::Clone { path, .. } | C::UpdateExtent { path, .. } => {
+                let node = self.find(path)?.1;
+                self.nodes[node].written = true;
+            }
+            // The kernel truncates also what keeps its size, and of two links that it takes for one it tells no
+            // more than that their times differ: what it means is seen when the two are compared.
+            C::Utimes { path, .. }
+            | C::Truncate { path, .. }
+            | C::Chmod { path, .. }
+            | C::Chown { path, .. }
+            | C::SetXattr { path, .. }
+            | C::RemoveXattr { path, .. } => {
+                let node = self.find(path)?.1;
+                self.nodes[node].touched = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a name was before everything.
+    pub(super) fn path_before(&self, place: &Place) -> Result<Vec<u8>> {
+        self.path_of(place, |link| link.before.as_ref())
+    }
+
+    /// Where a name is now.
+    pub(super) fn path_after(&self, place: &Place) -> Result<Vec<u8>> {
+        self.path_of(place, |link| link.after.as_ref())
+    }
+
+    fn path_of(&self, place: &Place, at: impl Fn(&Link) -> Option<&Place>) -> Result<Vec<u8>> {
+        let mut parts = vec![place.1.as_slice()];
+        let mut dir = place.0;
+        while dir != TOP {
+            let (parent, name) = at(&self.links[self.nodes[dir].link])
+                .filter(|_| parts.len() < MAX_DEPTH)
+                .ok_or_else(|| absurd("puts something into a directory that is not there", &place.1))?;
+            parts.push(name);
+            dir = *parent;
+        }
+        parts.reverse();
+        Ok(parts.join(&b'/'))
+    }
+
+    /// The link and the node of a path as it is now.
+    fn find(&mut self, path: &[u8]) -> Result<(usize, usize)> {
+        let mut found = (TOP, TOP);
+        for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+            let link = self.child(found.1, part).ok_or_else(|| absurd("has lost", path))?;
+            found = (link, self.links[link].node);
+        }
+        if self.links.len() > MAX_NAMES {
+            return Err(Error::NotSupported {
+                what: format!("more than {MAX_NAMES} names differ"),
+                hint: Some("compare what is nearer to each other".into()),
+            });
+        }
+        Ok(found)
+    }
+
+    fn child(&mut self, dir: usize, name: &[u8]) -> Option<usize> {
+        if let Some(known) = self.nodes[dir].children.get(name) {
+            return *known;
+        }
+        if self.nodes[dir].new {
+            return None;
+        }
+        // Nothing was said of it yet, so it is where it was.
+        let (node, link) = (self.nodes.len(), self.links.len());
+        let place = Some((dir, name.to_owned()));
+        self.nodes.push(Node { link, ..Node::default() });
+        self.links.push(Link { node, before: place.clone(), after: place });
+        self.nodes[dir].children.insert(name.to_owned(), Some(link));
+        Some(link)
+    }
+
+    fn name(&mut self, node: usize, path: &[u8]) -> Result<()> {
+        self.links.push(Link { node, before: None, after: None });
+        self.place(self.links.len() - 1, path)
+    }
+
+    /// Puts a link where nothing is.
+    fn place(&mut self, link: usize, path: &[u8]) -> Result<()> {
+        let (parent, name) = match path.iter().rposition(|b| *b == b'/') {
+            Some(slash) => (&path[..slash], &path[slash + 1..]),
+            None => (&b""[..], path),
+        };
+        let dir = self.find(parent)?.1;
+        if let Some(Some(_)) = self.nodes[dir].children.insert(name.to_owned(), Some(link)) {
+            return Err(absurd("has two of", path));
+        }
+        self.links[link].after = Some((dir, name.to_owned()));
+        Ok(())
+    }
+
+    /// Takes a link away from where it is.
+    fn unname(&mut self, path: &[u8]) -> Result<usize> {
+        let link = self.find(path)?.0;
+        if let Some((dir, name)) = self.links[link].after.take() {
+            self.nodes[dir].children.insert(name, None);
+        }
+        Ok(link)
+    }
+}
+
+fn absurd(what: &str, path: &[u8]) -> Error {
+    Error::corrupt(Path::new("the send stream"), format!("it {what} `{}`", path.escape_ascii()))
+}
