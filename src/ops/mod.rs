@@ -10,6 +10,7 @@ use crate::pool::Pool;
 pub mod base;
 pub mod create;
 pub mod delete;
+pub mod diff;
 pub mod doctor;
 pub mod exec;
 pub mod fork;

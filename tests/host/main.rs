@@ -11,6 +11,7 @@ mod bundle;
 mod confine;
 mod console;
 mod damage;
+mod diff;
 mod escape;
 mod examples;
 mod exec;

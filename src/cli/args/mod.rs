@@ -36,6 +36,7 @@ States:
   snapshot    Keep states of a spark's files, and go back to them
   undo        Go back to the state before the last restore
   pick        Put a fork in the place of the spark it was forked from
+  diff        Show what differs between sparks, snapshots and bases
   tree        Show which spark, snapshot and base came from which
 Sources and places:
   base        Root filesystems that sparks start from
@@ -96,6 +97,7 @@ pub(crate) enum Verb {
     #[command(visible_alias = "rm")]
     Delete(c::delete::DeleteArgs),
     Undelete(c::undelete::UndeleteArgs),
+    Diff(c::diff::DiffArgs),
     Rename(c::rename::RenameArgs),
     Fork(Box<c::fork::ForkArgs>),
     Snapshot(c::snapshot::SnapshotArgs),

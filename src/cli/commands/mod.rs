@@ -10,6 +10,7 @@ pub(crate) mod completion;
 pub(crate) mod console;
 pub(crate) mod create;
 pub(crate) mod delete;
+pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod fork;
@@ -43,6 +44,7 @@ pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
         Verb::Pause(args) => pause::pause(ctx, args),
         Verb::Delete(args) => delete::delete(ctx, args),
         Verb::Undelete(args) => undelete::undelete(ctx, args),
+        Verb::Diff(args) => diff::diff(ctx, args),
         Verb::Rename(args) => rename::rename(ctx, args),
         Verb::Fork(args) => fork::fork(ctx, *args),
         Verb::Snapshot(args) => snapshot::snapshot(ctx, args),
