@@ -233,7 +233,7 @@ fn code_of(e: &io::Error) -> Code {
         Some(libc::EROFS) | Some(libc::EMFILE) | Some(libc::ENFILE) | Some(libc::ENOMEM) => Code::Host,
         Some(libc::EOPNOTSUPP) | Some(libc::ENOSYS) => Code::NotSupported,
         Some(libc::EUCLEAN) => Code::Corrupt,
-        Some(libc::ENOENT) => Code::NotFound,
+        Some(libc::ENOENT) | Some(libc::ENOTDIR) => Code::NotFound,
         _ => Code::Internal,
     }
 }

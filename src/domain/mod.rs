@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod limits;
+pub mod location;
 pub mod name;
 pub mod options;
 pub mod place;

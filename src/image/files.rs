@@ -114,13 +114,13 @@ pub(super) fn relative(name: &[u8]) -> Made<Vec<u8>> {
 }
 
 /// An id as a spark can have it.
-pub(super) fn owner(id: u64) -> u32 {
+pub fn owner(id: u64) -> u32 {
     if id < IDS { id as u32 } else { NOBODY }
 }
 
 /// Whether an extended attribute is kept. Others are of the host (ACLs name its users, labels its policy), or
 /// of filesystems stacked on it.
-pub(super) fn keeps_xattr(name: &[u8]) -> bool {
+pub fn keeps_xattr(name: &[u8]) -> bool {
     name == b"security.capability" || (name.starts_with(b"user.") && name.len() > 5 && !name.contains(&0))
 }
 
@@ -255,25 +255,8 @@ impl Root {
         tree::set_owner_and_mode(&fd, (meta.uid, meta.gid), meta.mode)
             .map_err(io("set owner and mode of"))?;
         for (name, value) in &meta.xattrs {
-            match tree::set_xattr(&fd, name, value) {
-                Ok(()) => {}
-                Err(e)
-                    if matches!(
-                        e.raw_os_error(),
-                        // Too large for this filesystem, not a valid capability, or none are known here.
-                        Some(
-                            libc::E2BIG
-                                | libc::ENOSPC
-                                | libc::ERANGE
-                                | libc::EINVAL
-                                | libc::EOPNOTSUPP
-                                | libc::EPERM
-                        )
-                    ) =>
-                {
-                    self.xattrs_dropped += 1;
-                }
-                Err(e) => return Err(Problem::Io("set an attribute of", e)),
+            if !tree::try_set_xattr(&fd, name, value).map_err(io("set an attribute of"))? {
+                self.xattrs_dropped += 1;
             }
         }
         match meta.mtime {

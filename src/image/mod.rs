@@ -11,4 +11,4 @@ mod files;
 pub mod minimal;
 pub mod unpack;
 
-pub use files::{Limits, Summary};
+pub use files::{Limits, Summary, keeps_xattr, owner};

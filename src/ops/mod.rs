@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::pool::Pool;
 
 pub mod base;
+pub mod cp;
 pub mod create;
 pub mod delete;
 pub mod diff;

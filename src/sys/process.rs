@@ -249,6 +249,11 @@ pub fn sudo_user() -> Option<u32> {
     std::env::var("SUDO_UID").ok()?.parse().ok()
 }
 
+/// The group of [`sudo_user`].
+pub fn sudo_group() -> Option<u32> {
+    std::env::var("SUDO_GID").ok()?.parse().ok()
+}
+
 /// Whether this is the host's root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -56,6 +56,33 @@ pub fn create_file(dir: impl AsFd, name: &[u8]) -> io::Result<File> {
     Ok(rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::from_raw_mode(0o600))?.into())
 }
 
+/// Makes a new file that has no name, mode 0600: nothing is left of it unless [`name_file`] gives it one. `None` where
+/// the filesystem has no such files.
+pub fn create_unnamed(dir: impl AsFd) -> io::Result<Option<File>> {
+    let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, ".", flags, Mode::from_raw_mode(0o600)) {
+        Ok(fd) => Ok(Some(fd.into())),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Gives an open file a name that is not taken.
+pub fn name_file(file: &File, dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::linkat(file, "", dir, OsStr::from_bytes(name), AtFlags::EMPTY_PATH)?)
+}
+
+/// Renames within a directory, replacing what is there but no directory.
+pub fn rename(dir: impl AsFd, from: &[u8], to: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::renameat(&dir, OsStr::from_bytes(from), &dir, OsStr::from_bytes(to))?)
+}
+
+/// Opens `name` in `dir` as what it is, a link itself: to inspect and change it, and not what comes to have its name.
+pub fn open_node(dir: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?)
+}
+
 /// Makes a directory, mode 0700.
 pub fn make_dir(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::mkdirat(dir, OsStr::from_bytes(name), Mode::from_raw_mode(0o700))?)
@@ -74,9 +101,24 @@ pub fn make_fifo(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
 /// Sets the mode of `name` in `dir`, which may be what cannot be opened. A link is refused: `EOPNOTSUPP`.
 pub fn set_mode_at(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<()> {
     // chmod(2) of a name would follow a link; through a descriptor of the node itself it cannot.
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let node = rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?;
-    Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(mode & 0o7777))?)
+    set_node_mode(open_node(dir, name)?, mode)
+}
+
+/// Sets the mode of what [`open_node`] opened.
+pub fn set_node_mode(node: impl AsFd, mode: u32) -> io::Result<()> {
+    let path = format!("/proc/self/fd/{}", node.as_fd().as_raw_fd());
+    Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o7777))?)
+}
+
+/// Sets the owner of what [`open_node`] opened.
+pub fn set_node_owner(node: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
+    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+    Ok(rustix::fs::chownat(node, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
+}
+
+/// Sets the time of the last change of what [`open_node`] opened.
+pub fn set_node_mtime(node: impl AsFd, mtime: Mtime) -> io::Result<()> {
+    Ok(rustix::fs::utimensat(node, "", &times(mtime), AtFlags::EMPTY_PATH)?)
 }
 
 /// Makes a hard link to `from_name`, which is not followed.
@@ -146,6 +188,11 @@ pub fn stat(dir: impl AsFd, name: &[u8]) -> io::Result<rustix::fs::Stat> {
     Ok(rustix::fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
+/// Where a link that [`open_node`] opened points to.
+pub fn read_node_link(node: impl AsFd) -> io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(node, "", Vec::new())?.into_bytes())
+}
+
 /// Where a link points to.
 pub fn read_link(dir: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(dir, OsStr::from_bytes(name), Vec::new())?.into_bytes())
@@ -170,11 +217,19 @@ pub fn set_owner(dir: impl AsFd, name: &[u8], uid: u32, gid: u32) -> io::Result<
     Ok(rustix::fs::chownat(dir, OsStr::from_bytes(name), Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// Sets owner and then mode of an open file: the other way round would clear set-id bits.
+/// Sets owner and then mode of an open file: the other way round would clear set-id bits. What it has already is not
+/// set again: each change is one more of the filesystem's transactions.
 pub fn set_owner_and_mode(fd: impl AsFd, (uid, gid): (u32, u32), mode: u32) -> io::Result<()> {
-    let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-    rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
-    Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode & 0o7777))?)
+    let now = rustix::fs::fstat(&fd)?;
+    let same_owner = (now.st_uid, now.st_gid) == (uid, gid);
+    if !same_owner {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
+    }
+    if !same_owner || now.st_mode & 0o7777 != mode & 0o7777 {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(mode & 0o7777))?;
+    }
+    Ok(())
 }
 
 /// Sets the time of the last change of an open file.
@@ -199,19 +254,40 @@ pub fn set_xattr(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::fsetxattr(fd, OsStr::from_bytes(name), value, XattrFlags::empty())?)
 }
 
+/// Sets one extended attribute, unless the filesystem cannot hold it. Says whether it did.
+pub fn try_set_xattr(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<bool> {
+    match set_xattr(fd, name, value) {
+        Ok(()) => Ok(true),
+        Err(e) => match e.raw_os_error() {
+            // Too large for this filesystem, not a valid capability, or none are known here.
+            Some(
+                libc::E2BIG | libc::ENOSPC | libc::ERANGE | libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM,
+            ) => Ok(false),
+            _ => Err(e),
+        },
+    }
+}
+
 /// The names of all extended attributes; none where the filesystem has none.
 pub fn xattr_names(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
-    // The kernel's limit for both: XATTR_LIST_MAX and XATTR_SIZE_MAX.
-    let mut list = vec![0; 64 << 10];
-    match rustix::fs::flistxattr(fd, &mut list[..]) {
-        Ok(n) => Ok(list[..n].split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect()),
-        Err(Errno::NOTSUP) => Ok(Vec::new()),
-        Err(e) => Err(e.into()),
+    let split = |list: &[u8]| list.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
+    // Nearly every file has few or none, and trees have many files.
+    let mut few = [0; 256];
+    match rustix::fs::flistxattr(&fd, &mut few[..]) {
+        Err(Errno::RANGE) => {}
+        Ok(n) => return Ok(split(&few[..n])),
+        Err(Errno::NOTSUP) => return Ok(Vec::new()),
+        Err(e) => return Err(e.into()),
     }
+    // The kernel's limit: XATTR_LIST_MAX.
+    let mut list = vec![0; 64 << 10];
+    let n = rustix::fs::flistxattr(fd, &mut list[..])?;
+    Ok(split(&list[..n]))
 }
 
 /// The value of an extended attribute; `None` if it is gone.
 pub fn xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    // The kernel's limit: XATTR_SIZE_MAX.
     let mut value = vec![0; 64 << 10];
     match rustix::fs::fgetxattr(fd, OsStr::from_bytes(name), &mut value[..]) {
         Ok(n) => {
@@ -224,13 +300,16 @@ pub fn xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Copies the content of a file into an empty one: by sharing its extents where both are on one filesystem
-/// that can, else hole by hole. What is appended meanwhile is not copied. Returns the bytes that were data.
-pub fn copy_content(from: &File, to: &File) -> io::Result<u64> {
+/// that can, else hole by hole. What is appended meanwhile is not copied. Returns the bytes that were data;
+/// `progress` hears how far into the file it is.
+pub fn copy_content(from: &File, to: &File, progress: &mut dyn FnMut(u64)) -> io::Result<u64> {
+    /// What is copied between two calls of `progress`.
+    const PIECE: u64 = 32 << 20;
     let size = from.metadata()?.len();
     if size > 0 && rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(size);
     }
-    let (mut at, mut copied) = (0, 0);
+    let (mut at, mut end, mut copied) = (0, 0, 0);
     while at < size {
         let data = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
             Ok(data) => data,
@@ -243,13 +322,18 @@ pub fn copy_content(from: &File, to: &File) -> io::Result<u64> {
         if data >= hole {
             break;
         }
+        at = hole.min(data + PIECE);
         let (mut reader, mut writer) = (from, to);
         reader.seek(SeekFrom::Start(data))?;
         writer.seek(SeekFrom::Start(data))?;
-        copied += io::copy(&mut reader.take(hole - data), &mut writer)?;
-        at = hole;
+        let bytes = io::copy(&mut reader.take(at - data), &mut writer)?;
+        (end, copied) = (data + bytes, copied + bytes);
+        progress(at);
     }
-    to.set_len(size)?;
+    // It ends in a hole, or was cut off meanwhile.
+    if end < size {
+        to.set_len(size)?;
+    }
     Ok(copied)
 }
 

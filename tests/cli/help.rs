@@ -4,7 +4,7 @@ use crate::common::Machine;
 use crate::transcript::{self, Transcript};
 
 /// Every verb, and every verb's verbs.
-const VERBS: [&str; 35] = [
+const VERBS: [&str; 36] = [
     "create",
     "list",
     "info",
@@ -17,6 +17,7 @@ const VERBS: [&str; 35] = [
     "undelete",
     "rename",
     "logs",
+    "cp",
     "gc",
     "doctor",
     "base",

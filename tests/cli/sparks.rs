@@ -141,3 +141,35 @@ fn gc_names_what_it_frees() {
     t.run("gc");
     t.matches("gc");
 }
+
+#[test]
+fn files_are_copied_and_what_is_wrong_is_said() {
+    let mut t = Transcript::new();
+    let work = t.machine.work();
+    std::fs::create_dir_all(work.join("dir/sub")).unwrap();
+    std::fs::write(work.join("file"), "content").unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, work.join("dir/fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(work.join("dir/socket")).unwrap();
+    t.run("create web --no-start");
+    t.run("cp file web:/srv");
+    t.run("cp file dir/. web:/srv/ --json");
+    t.run("cp web:/srv/file - ");
+    t.run("cp web:/srv/file out");
+    t.run("cp file web:/srv/no/such/directory");
+    t.run("cp file web:/no/");
+    t.run("cp web:/nothing .");
+    t.run("cp dir web:/srv/file");
+    t.run("cp file web:/srv");
+    t.run("cp web:/srv/sub file");
+    t.run("cp file file2 web:/srv/new");
+    t.run("cp file out");
+    t.run("cp file Web:/srv");
+    t.run("cp file web:");
+    t.run("cp file wbe:/srv");
+    t.run("cp file web@before:/srv");
+    t.run("cp web@before:/srv/file .");
+    t.run("cp web:/ web:/srv");
+    t.run("cp web:/srv/file");
+    t.matches("cp");
+}

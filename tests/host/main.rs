@@ -10,6 +10,7 @@ mod base;
 mod bundle;
 mod confine;
 mod console;
+mod cp;
 mod damage;
 mod diff;
 mod escape;

@@ -32,6 +32,7 @@ Running:
   resume      Start a stopped spark, thaw a paused one
   pause       Freeze every process of a spark
   logs        Show what detached commands wrote
+  cp          Copy files into, out of and between sparks
 States:
   snapshot    Keep states of a spark's files, and go back to them
   undo        Go back to the state before the last restore
@@ -105,6 +106,7 @@ pub(crate) enum Verb {
     Pick(c::pick::PickArgs),
     Tree(c::tree::TreeArgs),
     Logs(c::logs::LogsArgs),
+    Cp(c::cp::CpArgs),
     Gc(c::gc::GcArgs),
     Doctor(c::doctor::DoctorArgs),
     Base(c::base::BaseArgs),

@@ -8,6 +8,7 @@ use crate::error::Result;
 pub(crate) mod base;
 pub(crate) mod completion;
 pub(crate) mod console;
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod diff;
@@ -52,6 +53,7 @@ pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
         Verb::Pick(args) => pick::pick(ctx, args),
         Verb::Tree(args) => tree::tree(ctx, args),
         Verb::Logs(args) => logs::logs(ctx, args),
+        Verb::Cp(args) => cp::cp(ctx, args),
         Verb::Gc(args) => gc::gc(ctx, args),
         Verb::Doctor(args) => doctor::doctor(ctx, args),
         Verb::Base(args) => base::base(ctx, args),

@@ -1,0 +1,264 @@
+//! `cp`: files into, out of and between sparks, on the filesystems themselves, so that it is the same whether a
+//! spark runs.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{Mode as Bits, OFlags};
+
+use self::node::At;
+use self::tree::Copier;
+use super::{Observer, Sparks};
+use crate::domain::location::Location;
+use crate::domain::place::SparkPaths;
+use crate::error::{Error, Result};
+use crate::sys;
+use crate::sys::flock::Mode;
+
+mod node;
+mod place;
+mod tree;
+
+/// What was copied, and what was not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Summary {
+    /// Files, directories and links.
+    pub entries: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// Device nodes and sockets, which are left out.
+    pub left_out: u64,
+    /// Files that were removed before they were reached.
+    pub vanished: u64,
+    /// Files whose owner or group is beyond what a spark has, given to 65534.
+    pub ids_mapped: u64,
+    /// Extended attributes that are not kept.
+    pub xattrs_dropped: u64,
+    /// Set-id bits and file capabilities that were not let out of a spark.
+    pub privileges_dropped: u64,
+}
+
+/// Whose the copies are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// Whoever had the original: inside a spark, ids are as on disk.
+    Kept,
+    /// One user and group of the host. What a tenant made gets no privileges there.
+    Is(u32, u32),
+}
+
+/// Where paths begin.
+enum Tree {
+    Host,
+    /// A spark's root, which nothing leads out of.
+    Inside(OwnedFd),
+}
+
+impl Tree {
+    fn open(&self, path: &[u8], flags: OFlags) -> io::Result<File> {
+        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        match self {
+            Tree::Host => Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Bits::empty())?.into()),
+            Tree::Inside(root) => sys::beneath::open_with(root, path, flags, Bits::empty()),
+        }
+    }
+}
+
+impl Sparks {
+    /// Copies files and trees to where `target` says, by the rules of `docker cp`: into a directory that is there, else
+    /// under that name; what ends in `/.` is a directory's content. A file replaces a file, whole; directories are
+    /// merged, and one that was there keeps its owner and mode. Links are copied and never followed.
+    ///
+    /// # Errors
+    /// `not_found`; `wrong_state` where a directory would replace something else or the other way round. What was copied
+    /// before stays.
+    pub fn cp(&self, sources: &[Location], target: &Location, observer: &dyn Observer) -> Result<Summary> {
+        check(sources, target)?;
+        let to = self.tree_of(target)?;
+        if sources.len() > 1 {
+            to.open(target.bytes(), OFlags::PATH | OFlags::DIRECTORY)
+                .map_err(Error::io("copy into", target.written()))?;
+        }
+        let mut all = Summary::default();
+        for source in sources {
+            let from = parts(source.bytes());
+            let dir = self.tree_of(source)?.open(from.dir, OFlags::PATH | OFlags::DIRECTORY);
+            let dir = dir.map_err(Error::io("open the directory of", source.written()))?;
+            let (to_dir, to_name) = target_of(&to, target, from.copied_as)?;
+            let mut copier = Copier::new(owner_in(&to), observer, source.written(), target.written());
+            copier
+                .copy(At { dir: dir.as_fd(), name: from.name }, At { dir: to_dir.as_fd(), name: to_name })?;
+            all.add(&copier.summary);
+        }
+        if let Tree::Inside(root) = &to {
+            observer.step("writing to disk", None);
+            sys::tree::sync_filesystem(root).map_err(Error::io("sync", target.written()))?;
+        }
+        all.report(observer);
+        Ok(all)
+    }
+
+    /// The files that a location is among. Of a spark, that is its root filesystem: what is mounted upon it while it runs,
+    /// `/spark` and `/proc` among it, is not in it. Once data volumes can be mounted in a spark, this is the place that has
+    /// to know of them.
+    fn tree_of(&self, location: &Location) -> Result<Tree> {
+        let Some(source) = location.spark() else { return Ok(Tree::Host) };
+        let id = self.resolve(&source.spark)?;
+        let dir = self.dir(&id);
+        // Only until the root is open: a long copy keeps nobody from stopping or deleting the spark, or taking a snapshot.
+        let Some(_lock) = self.pool.lock(&dir, Mode::Shared)? else {
+            return Err(self.no_such_spark(&id.project, &id.name));
+        };
+        let root = match &source.snapshot {
+            None => SparkPaths(&dir).root(),
+            Some(snapshot) => self.snapshot_root(&id, snapshot)?,
+        };
+        sys::file::open_dir(&root).map(Tree::Inside).map_err(Error::io("open", root))
+    }
+}
+
+/// Refuses what the words alone show to be wrong: nothing in a spark, no path, a snapshot to be written.
+pub fn check(sources: &[Location], target: &Location) -> Result<()> {
+    let usage = |message: String, hint: &str| Err(Error::Usage { message, hint: Some(hint.into()) });
+    for location in sources.iter().chain([target]) {
+        match location.path().as_bytes() {
+            b"" => return usage(format!("`{location}` has no path"), "write it like `web:/etc/hosts`"),
+            b"-" => {
+                let hint = "run tar inside, such as `spark exec -T web -- tar -C / -c etc`";
+                return usage("`cp` reads and writes no streams".into(), hint);
+            }
+            _ => {}
+        }
+    }
+    if target.spark().is_some_and(|s| s.snapshot.is_some()) {
+        return usage(
+            format!("cannot copy to {target}: a snapshot does not change"),
+            "copy to the spark itself",
+        );
+    }
+    if target.spark().is_none()
+        && let Some(host) = sources.iter().find(|s| s.spark().is_none())
+    {
+        let hint = "name a spark on one side, such as `web:/tmp`; between paths of the host it is `cp -a`";
+        return usage(format!("neither {host} nor {target} is in a spark"), hint);
+    }
+    Ok(())
+}
+
+/// A path in parts.
+#[derive(Debug, PartialEq, Eq)]
+struct Parts<'a> {
+    dir: &'a [u8],
+    /// `.` where the path means a directory and follows a link to it: it ends in `/`, `.` or `..`.
+    name: &'a [u8],
+    /// What a copy is called in a directory. None where the content alone is meant.
+    copied_as: Option<&'a [u8]>,
+}
+
+fn parts(path: &[u8]) -> Parts<'_> {
+    let end = path.iter().rposition(|b| *b != b'/').map_or(0, |last| last + 1);
+    let start = path[..end].iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
+    let name = &path[start..end];
+    match name {
+        b"" | b"." | b".." => Parts { dir: path, name: b".", copied_as: None },
+        _ if end < path.len() => Parts { dir: path, name: b".", copied_as: Some(name) },
+        _ => Parts { dir: if start == 0 { b"." } else { &path[..start] }, name, copied_as: Some(name) },
+    }
+}
+
+/// The directory to copy into, and the name that the copy gets in it.
+fn target_of<'a>(to: &Tree, target: &'a Location, name: Option<&'a [u8]>) -> Result<(File, &'a [u8])> {
+    let parts = parts(target.bytes());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    // An earlier copy may have put a link of a spark's there, which must not choose where the next one goes.
+    let follow =
+        if matches!(to, Tree::Host) && parts.name != b"." { OFlags::NOFOLLOW } else { OFlags::empty() };
+    match to.open(target.bytes(), flags | follow) {
+        Ok(dir) => Ok((dir, name.unwrap_or(b"."))),
+        Err(e)
+            if parts.name != b"."
+                && matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            if to.open(target.bytes(), OFlags::PATH | OFlags::DIRECTORY).is_ok() {
+                return Err(Error::Usage {
+                    message: format!("{target} is a link to a directory"),
+                    hint: Some(format!("if it is to be followed, write `{target}/`")),
+                });
+            }
+            let dir = to.open(parts.dir, flags);
+            Ok((dir.map_err(Error::io("open the directory of", target.written()))?, parts.name))
+        }
+        Err(e) => Err(Error::io("open", target.written())(e)),
+    }
+}
+
+fn owner_in(to: &Tree) -> Owner {
+    match to {
+        Tree::Inside(_) => Owner::Kept,
+        Tree::Host => {
+            let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            let (uid, gid) = sys::process::sudo_user().zip(sys::process::sudo_group()).unwrap_or(me);
+            Owner::Is(uid, gid)
+        }
+    }
+}
+
+impl Summary {
+    fn add(&mut self, other: &Summary) {
+        self.entries += other.entries;
+        self.bytes += other.bytes;
+        self.left_out += other.left_out;
+        self.vanished += other.vanished;
+        self.ids_mapped += other.ids_mapped;
+        self.xattrs_dropped += other.xattrs_dropped;
+        self.privileges_dropped += other.privileges_dropped;
+    }
+
+    /// Says what is not as it was.
+    fn report(&self, observer: &dyn Observer) {
+        for (count, what) in [
+            (self.left_out, "device nodes or sockets were left out"),
+            (self.vanished, "files were removed before they could be copied"),
+            (self.ids_mapped, "files of users or groups beyond 65535 belong to 65534 now"),
+            (
+                self.xattrs_dropped,
+                "extended attributes were dropped: ACLs, labels, or what the target cannot hold",
+            ),
+            (
+                self.privileges_dropped,
+                "set-id bits or capabilities were dropped: no spark hands those to the host",
+            ),
+        ] {
+            if count > 0 {
+                observer.notice(&format!("{count} {what}"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slash_at_the_end_means_a_directory_and_a_dot_its_content() {
+        for (path, dir, name, copied_as) in [
+            ("/etc/hosts", "/etc/", "hosts", Some("hosts")),
+            ("hosts", ".", "hosts", Some("hosts")),
+            ("/etc", "/", "etc", Some("etc")),
+            ("/etc//", "/etc//", ".", Some("etc")),
+            ("/etc/.", "/etc/.", ".", None),
+            ("a/..", "a/..", ".", None),
+            ("/", "/", ".", None),
+            ("//", "//", ".", None),
+            (".", ".", ".", None),
+        ] {
+            let expected =
+                Parts { dir: dir.as_bytes(), name: name.as_bytes(), copied_as: copied_as.map(str::as_bytes) };
+            assert_eq!(parts(path.as_bytes()), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Copying a tree that may change at any time, into one that may as well.
+//!
+//! Every step goes from an open directory to a name in it and follows no link, so nothing is read or written but
+//! below the two directories that the copy began with.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::{Dir, Stat};
+
+use super::node::{self, At, Node};
+use super::place::{self, NewFile};
+use super::{Owner, Summary};
+use crate::error::{Error, Result};
+use crate::image;
+use crate::ops::Observer;
+use crate::sys::tree::{self, Mtime};
+
+/// A copy of one source.
+pub(super) struct Copier<'a> {
+    pub owner: Owner,
+    pub observer: &'a dyn Observer,
+    /// What source and target are called in errors.
+    pub from: PathBuf,
+    pub to: PathBuf,
+    pub summary: Summary,
+    /// Entries so far.
+    done: u64,
+    /// What is being copied, below source and target.
+    path: Vec<u8>,
+    links: HashMap<(u64, u64), First>,
+}
+
+/// The first name of a file that has several.
+struct First {
+    path: Vec<u8>,
+    copy: (u64, u64),
+    /// How many more names it had, this one included. Then it is forgotten, so that not all are kept in mind.
+    more: u64,
+}
+
+/// A directory that is being filled.
+struct Level {
+    from: Dir,
+    to: OwnedFd,
+    /// Set when it is full, since filling it changes it; only on one that the copy made.
+    mtime: Option<Mtime>,
+    /// Length of its path.
+    path: usize,
+}
+
+/// What a file is besides its name and content.
+struct Meta {
+    owner: (u32, u32),
+    mode: u32,
+    mtime: Mtime,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl<'a> Copier<'a> {
+    pub(super) fn new(owner: Owner, observer: &'a dyn Observer, from: OsString, to: OsString) -> Copier<'a> {
+        let (summary, path, links) = Default::default();
+        Copier { owner, observer, from: from.into(), to: to.into(), summary, done: 0, path, links }
+    }
+
+    /// Copies what has a name to another name.
+    pub(super) fn copy(&mut self, from: At<'_>, to: At<'_>) -> Result<()> {
+        let node = node::open(from).map_err(self.reading("open"))?;
+        if let Node::Dir(_, stat) = &node {
+            self.refuse_within(stat, to)?;
+        }
+        let total = match &node {
+            Node::File(_, stat) => stat.st_size as u64,
+            _ => node::count(from),
+        };
+        self.observer.step(&format!("copying {}", self.from.display()), Some(total));
+        let mut levels: Vec<Level> = self.node(node, to, to)?.into_iter().collect();
+        while let Some(level) = levels.last_mut() {
+            self.path.truncate(level.path);
+            match node::next_name(&mut level.from) {
+                Some(name) => {
+                    let name = name.map_err(self.reading("list"))?;
+                    let below = self.entry(level, &name, to)?;
+                    levels.extend(below);
+                }
+                None => {
+                    if let Some(mtime) = level.mtime {
+                        tree::set_mtime(&level.to, mtime).map_err(self.writing("set the time of"))?;
+                    }
+                    levels.pop();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a name of a directory. A directory is returned, to be filled.
+    fn entry(&mut self, level: &Level, name: &[u8], top: At<'_>) -> Result<Option<Level>> {
+        if !self.path.is_empty() {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(name);
+        let from = level.from.fd().map_err(|e| self.reading("open")(e.into()))?;
+        let copied = match node::open(At { dir: from, name }) {
+            Ok(node) => self.node(node, At { dir: level.to.as_fd(), name }, top),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.summary.vanished += 1;
+                Ok(None)
+            }
+            Err(e) => Err(self.reading("open")(e)),
+        };
+        self.observer.advance(self.done);
+        copied
+    }
+
+    fn node(&mut self, node: Node, to: At<'_>, top: At<'_>) -> Result<Option<Level>> {
+        self.done += 1;
+        if let Node::Other = node {
+            self.summary.left_out += 1;
+            return Ok(None);
+        }
+        self.summary.entries += 1;
+        match node {
+            Node::Dir(from, stat) => return self.directory(from, &stat, to).map(Some),
+            Node::File(from, stat) => self.linked(&stat, to, top, |copier| copier.file(&from, &stat, to))?,
+            Node::Link(target, stat) => self.linked(&stat, to, top, |copier| {
+                copier.special(&stat, to, &|dir, name| tree::make_symlink(dir, name, &target))
+            })?,
+            Node::Fifo(stat) => self.linked(&stat, to, top, |copier| {
+                copier.special(&stat, to, &|dir, name| tree::make_fifo(dir, name))
+            })?,
+            Node::Other => {}
+        }
+        Ok(None)
+    }
+
+    fn directory(&mut self, from: Dir, stat: &Stat, to: At<'_>) -> Result<Level> {
+        let (fd, new) = place::directory(to).map_err(|e| match e.raw_os_error() {
+            Some(libc::ENOTDIR | libc::ELOOP) => self.in_the_way("copy a directory to", "no directory"),
+            _ => self.writing("create")(e),
+        })?;
+        let mut mtime = None;
+        // One that was there stays what it is: to copy into /tmp does not take it away from everybody else.
+        if new {
+            let source = from.fd().map_err(|e| self.reading("open")(e.into()))?;
+            let meta = self.meta(stat, Some(source))?;
+            self.describe(&fd, &meta)?;
+            mtime = Some(meta.mtime);
+        }
+        Ok(Level { from, to: fd, mtime, path: self.path.len() })
+    }
+
+    /// Makes a file, and returns which one it is.
+    fn file(&mut self, from: &std::fs::File, stat: &Stat, to: At<'_>) -> Result<(u64, u64)> {
+        let new = NewFile::create(to.dir).map_err(self.writing("create"))?;
+        let (observer, alone) = (self.observer, self.path.is_empty());
+        let mut progress = |bytes| {
+            if alone {
+                observer.advance(bytes);
+            }
+        };
+        let bytes = tree::copy_content(from, &new.file, &mut progress).map_err(self.reading("copy"))?;
+        self.summary.bytes += bytes;
+        let meta = self.meta(stat, Some(from.as_fd()))?;
+        self.describe(&new.file, &meta)?;
+        tree::set_mtime(&new.file, meta.mtime).map_err(self.writing("set the time of"))?;
+        let made = rustix::fs::fstat(&new.file).map_err(|e| self.writing("inspect")(e.into()))?;
+        new.place(to.name).map_err(|e| self.placing(e))?;
+        Ok((made.st_dev, made.st_ino))
+    }
+
+    /// Makes a link or a fifo, and returns which one it is.
+    fn special(
+        &mut self,
+        stat: &Stat,
+        to: At<'_>,
+        make: &dyn Fn(BorrowedFd<'_>, &[u8]) -> io::Result<()>,
+    ) -> Result<(u64, u64)> {
+        let meta = self.meta(stat, None)?;
+        let made = place::place(to, |dir, name| {
+            make(dir, name)?;
+            let node = tree::open_node(dir, name)?;
+            let made = rustix::fs::fstat(&node)?;
+            // What somebody inside has put there instead is not what owner and mode are meant for.
+            if made.st_mode & libc::S_IFMT == stat.st_mode & libc::S_IFMT && made.st_nlink == 1 {
+                tree::set_node_owner(&node, meta.owner.0, meta.owner.1)?;
+                if made.st_mode & libc::S_IFMT == libc::S_IFIFO {
+                    tree::set_node_mode(&node, meta.mode)?;
+                }
+                tree::set_node_mtime(&node, meta.mtime)?;
+            }
+            Ok((made.st_dev, made.st_ino))
+        });
+        made.map_err(|e| self.placing(e))
+    }
+
+    /// Makes one file of several names once, and links it from then on.
+    fn linked(
+        &mut self,
+        stat: &Stat,
+        to: At<'_>,
+        top: At<'_>,
+        make: impl FnOnce(&mut Self) -> Result<(u64, u64)>,
+    ) -> Result<()> {
+        let file = (stat.st_dev, stat.st_ino);
+        if stat.st_nlink > 1 && self.link(file, to, top)? {
+            return Ok(());
+        }
+        let copy = make(self)?;
+        // Alone, it has no other name that is copied too.
+        if stat.st_nlink > 1 && !self.path.is_empty() {
+            let path = [top.name, b"/", &self.path].concat();
+            self.links.insert(file, First { path, copy, more: stat.st_nlink as _ });
+        }
+        Ok(())
+    }
+
+    /// Links to the copy of a file, if it is still where it was made.
+    fn link(&mut self, file: (u64, u64), to: At<'_>, top: At<'_>) -> Result<bool> {
+        let Some(first) = self.links.get_mut(&file) else { return Ok(false) };
+        first.more = first.more.saturating_sub(1);
+        let slash = first.path.iter().rposition(|b| *b == b'/').unwrap_or_default();
+        let (dir, name) = (&first.path[..slash], &first.path[slash + 1..]);
+        let Ok(dir) = tree::open_dir(top.dir, dir) else { return Ok(false) };
+        let same = tree::stat(&dir, name).is_ok_and(|s| (s.st_dev, s.st_ino) == first.copy);
+        if !same {
+            return Ok(false);
+        }
+        let linked = place::place(to, |to, as_name| tree::link(&dir, name, to, as_name));
+        if first.more <= 1 {
+            self.links.remove(&file);
+        }
+        linked.map(|()| true).map_err(|e| self.placing(e))
+    }
+
+    fn meta(&mut self, stat: &Stat, fd: Option<BorrowedFd<'_>>) -> Result<Meta> {
+        let mtime = (stat.st_mtime, stat.st_mtime_nsec as u32);
+        let mut meta = Meta { owner: (0, 0), mode: stat.st_mode & 0o7777, mtime, xattrs: Vec::new() };
+        match self.owner {
+            Owner::Kept => {
+                meta.owner = (image::owner(stat.st_uid.into()), image::owner(stat.st_gid.into()));
+                self.summary.ids_mapped += u64::from(meta.owner != (stat.st_uid, stat.st_gid));
+            }
+            Owner::Is(uid, gid) => {
+                meta.owner = (uid, gid);
+                self.summary.privileges_dropped += u64::from(meta.mode & SET_ID != 0);
+                meta.mode &= !SET_ID;
+            }
+        }
+        if let Some(fd) = fd {
+            for name in tree::xattr_names(fd).map_err(self.reading("read attributes of"))? {
+                if self.owner != Owner::Kept && name == b"security.capability" {
+                    self.summary.privileges_dropped += 1;
+                } else if !image::keeps_xattr(&name) {
+                    self.summary.xattrs_dropped += 1;
+                } else if let Some(value) =
+                    tree::xattr(fd, &name).map_err(self.reading("read attributes of"))?
+                {
+                    meta.xattrs.push((name, value));
+                }
+            }
+        }
+        Ok(meta)
+    }
+
+    /// Gives an open file what it has besides content and time. Changes of owner clear set-id bits and capabilities,
+    /// so that comes first.
+    fn describe(&mut self, fd: impl AsFd, meta: &Meta) -> Result<()> {
+        tree::set_owner_and_mode(&fd, meta.owner, meta.mode)
+            .map_err(self.writing("set owner and mode of"))?;
+        for (name, value) in &meta.xattrs {
+            if !tree::try_set_xattr(&fd, name, value).map_err(self.writing("set an attribute of"))? {
+                self.summary.xattrs_dropped += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Of a directory that is copied into itself there would be no end.
+    fn refuse_within(&self, source: &Stat, to: At<'_>) -> Result<()> {
+        let id = (source.st_dev, source.st_ino);
+        let onto_itself = tree::stat(to.dir, to.name).is_ok_and(|s| (s.st_dev, s.st_ino) == id);
+        if onto_itself || place::is_within(to.dir, id).map_err(self.writing("inspect"))? {
+            let message = format!("cannot copy {} into itself: {}", self.from.display(), self.to.display());
+            return Err(Error::usage(message));
+        }
+        Ok(())
+    }
+
+    fn here(&self, top: &std::path::Path) -> PathBuf {
+        if self.path.is_empty() { top.to_owned() } else { top.join(OsStr::from_bytes(&self.path)) }
+    }
+
+    fn reading(&self, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+        let path = self.here(&self.from);
+        move |e| match e.raw_os_error() {
+            Some(libc::EBUSY) => Error::Busy {
+                what: path.display().to_string(),
+                why: "it becomes something else whenever it is looked at".into(),
+            },
+            _ => Error::io(action, path)(e),
+        }
+    }
+
+    fn writing(&self, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+        Error::io(action, self.here(&self.to))
+    }
+
+    fn placing(&self, e: io::Error) -> Error {
+        match e.raw_os_error() {
+            Some(libc::EISDIR) => self.in_the_way("copy a file to", "a directory"),
+            _ => self.writing("create")(e),
+        }
+    }
+
+    fn in_the_way(&self, action: &'static str, state: &str) -> Error {
+        Error::WrongState {
+            action,
+            kind: "path",
+            name: self.here(&self.to).display().to_string(),
+            state: state.into(),
+            hint: "choose another name, or remove it first".into(),
+        }
+    }
+}
+
+/// Set-user-id and set-group-id.
+const SET_ID: u32 = 0o6000;
