@@ -31,7 +31,7 @@ impl Default for Limits {
     }
 }
 
-/// What was imported, and what was not.
+/// What was imported or copied, and what was not.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Summary {
     /// Files, directories and links.
@@ -44,8 +44,35 @@ pub struct Summary {
     pub ids_mapped: u64,
     /// Extended attributes that are not kept.
     pub xattrs_dropped: u64,
-    /// Directories that another filesystem is mounted on: their content is left out.
+    /// Directories that another filesystem is mounted on, where their content is left out.
     pub mounts_skipped: u64,
+    /// Files that were removed before they were reached.
+    pub vanished: u64,
+    /// Set-id bits and file capabilities that were not let out of a spark.
+    pub privileges_dropped: u64,
+}
+
+impl Summary {
+    /// What is not as it was, in words.
+    pub fn notices(&self) -> impl Iterator<Item = String> {
+        [
+            (self.left_out, "device nodes or sockets were left out"),
+            (self.ids_mapped, "files of users or groups beyond 65535 belong to 65534 now"),
+            (
+                self.xattrs_dropped,
+                "extended attributes were dropped: ACLs, labels, or what cannot be held here",
+            ),
+            (self.mounts_skipped, "directories with another filesystem mounted on them are empty"),
+            (self.vanished, "files were removed before they could be copied"),
+            (
+                self.privileges_dropped,
+                "set-id bits or capabilities were dropped: no spark hands those to the host",
+            ),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+    }
 }
 
 /// Why an entry was not made.

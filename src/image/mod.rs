@@ -1,11 +1,10 @@
-//! Root filesystems from elsewhere: archives, directories of the host, and the one made of busybox.
+//! Root filesystems from elsewhere: archives, and the one made of busybox.
 //!
 //! What is read here is not trusted: everything is made through descriptors below the target, no link is
 //! followed, and what an archive may take is bounded. Nothing here knows the pool.
 
 mod archive;
 mod compression;
-pub mod copy;
 pub mod debian;
 mod files;
 pub mod minimal;

@@ -17,18 +17,9 @@ pub type Mtime = (i64, u32);
 /// # Errors
 /// `ELOOP` or `ENOTDIR` where a part of it is a link or no directory, `EXDEV` where it leads out.
 pub fn open_dir(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
-    open_resolved(root, path, ResolveFlags::empty())
-}
-
-/// The same, and `EXDEV` where another mount is entered on the way.
-pub fn open_dir_on_mount(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
-    open_resolved(root, path, ResolveFlags::NO_XDEV)
-}
-
-fn open_resolved(root: impl AsFd, path: &[u8], also: ResolveFlags) -> io::Result<OwnedFd> {
     let path = OsStr::from_bytes(if path.is_empty() { b"." } else { path });
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | also;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     loop {
         match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -188,14 +179,15 @@ pub fn stat(dir: impl AsFd, name: &[u8]) -> io::Result<rustix::fs::Stat> {
     Ok(rustix::fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// Where a link that [`open_node`] opened points to.
-pub fn read_node_link(node: impl AsFd) -> io::Result<Vec<u8>> {
-    Ok(rustix::fs::readlinkat(node, "", Vec::new())?.into_bytes())
+/// Whether an open directory is the top of a mount.
+pub fn is_mount_point(dir: impl AsFd) -> io::Result<bool> {
+    let stat = rustix::fs::statx(dir, "", AtFlags::EMPTY_PATH, rustix::fs::StatxFlags::empty())?;
+    Ok(stat.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT))
 }
 
-/// Where a link points to.
-pub fn read_link(dir: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
-    Ok(rustix::fs::readlinkat(dir, OsStr::from_bytes(name), Vec::new())?.into_bytes())
+/// Where a link that [`open_node`] opened points to.
+pub fn read_link(node: impl AsFd) -> io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(node, "", Vec::new())?.into_bytes())
 }
 
 /// The names in a directory, without `.` and `..`.

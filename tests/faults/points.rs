@@ -139,6 +139,27 @@ const UNDELETE: Scenario = Scenario {
     },
 };
 
+const CP: Scenario = Scenario {
+    points: &["cp."],
+    args: &["cp", "rootfs", "web:/"],
+    before: |m| {
+        marked(m);
+        rootfs(m);
+        m.spark(&["exec", "web", "--", "sh", "-c", "mkdir -p /rootfs/bin && echo old > /rootfs/bin/sh"]).ok();
+    },
+    after: |m| {
+        let bin = m.pool().join("projects/default/sparks/web/root/rootfs/bin");
+        let names: Vec<_> = std::fs::read_dir(&bin).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["sh"], "no temporary name is left");
+        let sh = std::fs::read(bin.join("sh")).unwrap();
+        assert!(sh == b"old\n" || sh == vec![7; 100_000], "half a file of {} bytes", sh.len());
+        m.spark(&["cp", "rootfs", "web:/"]).ok();
+        assert_eq!(std::fs::read(bin.join("sh")).unwrap(), vec![7; 100_000]);
+        still_marked(m, "web");
+        m.spark(&["delete", "-f", "--now", "web"]).ok();
+    },
+};
+
 const BASE_IMPORT: Scenario = Scenario {
     points: &["base-import."],
     args: &["base", "import", "rootfs", "mine"],
@@ -199,7 +220,7 @@ const PROJECT_DELETE: Scenario = Scenario {
     },
 };
 
-const ALL: [&Scenario; 19] = [
+const ALL: &[&Scenario] = &[
     &CREATE,
     &EPHEMERAL,
     &RESUME,
@@ -208,6 +229,7 @@ const ALL: [&Scenario; 19] = [
     &DELETE_NOW,
     &RENAME,
     &UNDELETE,
+    &CP,
     &BASE_IMPORT,
     &BASE_DELETE,
     &PROJECT_CREATE,
@@ -368,6 +390,11 @@ fn a_rename_that_fails_anywhere_leaves_one_name_and_a_running_spark() {
 #[test]
 fn an_undelete_that_fails_anywhere_leaves_it_in_the_trash_or_back() {
     UNDELETE.run();
+}
+
+#[test]
+fn a_copy_that_fails_anywhere_leaves_old_files_or_new_ones() {
+    CP.run();
 }
 
 #[test]

@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::super::cp::{AsRoot, At, Copier, Owner};
 use super::super::{Observer, Sparks};
 use super::{BaseInfo, make};
 use crate::domain::name::Name;
 use crate::error::{Error, Result};
-use crate::image::{copy, unpack};
+use crate::image::unpack;
+use crate::sys;
 
 /// What to import.
 pub enum ImportSource {
@@ -75,19 +78,14 @@ impl Sparks {
     }
 
     fn copy(&self, source: &Path, root: &Path, observer: &dyn Observer) -> Result<()> {
-        observer.step("copying", None);
         let own = &self.pool.place.root;
         let own = std::fs::metadata(own).map_err(Error::io("inspect", own))?;
-        let what = shown(source);
-        let progress = |entries| observer.advance(entries);
-        let options = copy::Options {
-            what: &what,
-            limits: self.import_limits()?,
-            except: Some((own.dev(), own.ino())),
-            progress: &progress,
-        };
-        let summary = copy::copy(source, root, &options)?;
-        make::report(&summary, observer);
+        let from = sys::file::open_dir(source).map_err(Error::io("open", source))?;
+        let to = sys::file::open_dir(root).map_err(Error::io("open", root))?;
+        let mut copier = Copier::new(Owner::Kept, observer, source.into(), root.into());
+        copier.as_root = Some(AsRoot { limits: self.import_limits()?, except: (own.dev(), own.ino()) });
+        copier.copy(At { dir: from.as_fd(), name: b"." }, At { dir: to.as_fd(), name: b"." })?;
+        make::report(&copier.summary, observer);
         look(root, observer);
         Ok(())
     }
@@ -116,9 +114,9 @@ fn refuse_image_archive(root: &Path, what: &str) -> Result<()> {
 /// Warns of what has no shell: it may be meant, and is more often an archive with one folder too many.
 fn look(root: &Path, observer: &dyn Observer) {
     let shell = ["bin/sh", "usr/bin/sh"].iter().any(|p| {
-        crate::sys::file::open_dir(root)
+        sys::file::open_dir(root)
             .and_then(|fd| {
-                crate::sys::beneath::open_with(
+                sys::beneath::open_with(
                     &fd,
                     Path::new(p),
                     rustix::fs::OFlags::PATH,

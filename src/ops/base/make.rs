@@ -120,16 +120,5 @@ fn make_durable(root: &Path) -> Result<()> {
 
 /// Says what was left out.
 pub(super) fn report(summary: &Summary, observer: &dyn Observer) {
-    let say = |count: u64, what: &str| {
-        if count > 0 {
-            observer.notice(&format!("{count} {what}"));
-        }
-    };
-    say(summary.left_out, "device nodes or sockets were left out: a spark has its own /dev");
-    say(summary.ids_mapped, "files of users or groups beyond 65535 belong to 65534 now");
-    say(
-        summary.xattrs_dropped,
-        "extended attributes were dropped: ACLs, labels, or what the pool cannot hold",
-    );
-    say(summary.mounts_skipped, "directories with another filesystem mounted on them are empty");
+    summary.notices().for_each(|notice| observer.notice(&notice));
 }

@@ -9,41 +9,23 @@ use std::path::Path;
 
 use rustix::fs::{Mode as Bits, OFlags};
 
-use self::node::At;
-use self::tree::Copier;
+pub(super) use self::node::At;
+pub(super) use self::tree::{AsRoot, Copier};
 use super::{Observer, Sparks};
 use crate::domain::location::Location;
 use crate::domain::place::SparkPaths;
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::image::Summary;
 use crate::sys::flock::Mode;
+use crate::{fault, sys};
 
 mod node;
 mod place;
 mod tree;
 
-/// What was copied, and what was not.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Summary {
-    /// Files, directories and links.
-    pub entries: u64,
-    /// Bytes of content.
-    pub bytes: u64,
-    /// Device nodes and sockets, which are left out.
-    pub left_out: u64,
-    /// Files that were removed before they were reached.
-    pub vanished: u64,
-    /// Files whose owner or group is beyond what a spark has, given to 65534.
-    pub ids_mapped: u64,
-    /// Extended attributes that are not kept.
-    pub xattrs_dropped: u64,
-    /// Set-id bits and file capabilities that were not let out of a spark.
-    pub privileges_dropped: u64,
-}
-
 /// Whose the copies are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Owner {
+pub(super) enum Owner {
     /// Whoever had the original: inside a spark, ids are as on disk.
     Kept,
     /// One user and group of the host. What a tenant made gets no privileges there.
@@ -82,23 +64,25 @@ impl Sparks {
             to.open(target.bytes(), OFlags::PATH | OFlags::DIRECTORY)
                 .map_err(Error::io("copy into", target.written()))?;
         }
-        let mut all = Summary::default();
+        let mut summary = Summary::default();
         for source in sources {
             let from = parts(source.bytes());
             let dir = self.tree_of(source)?.open(from.dir, OFlags::PATH | OFlags::DIRECTORY);
             let dir = dir.map_err(Error::io("open the directory of", source.written()))?;
             let (to_dir, to_name) = target_of(&to, target, from.copied_as)?;
             let mut copier = Copier::new(owner_in(&to), observer, source.written(), target.written());
+            copier.summary = summary;
             copier
                 .copy(At { dir: dir.as_fd(), name: from.name }, At { dir: to_dir.as_fd(), name: to_name })?;
-            all.add(&copier.summary);
+            summary = copier.summary;
         }
+        fault::point("cp.before-sync")?;
         if let Tree::Inside(root) = &to {
             observer.step("writing to disk", None);
             sys::tree::sync_filesystem(root).map_err(Error::io("sync", target.written()))?;
         }
-        all.report(observer);
-        Ok(all)
+        summary.notices().for_each(|notice| observer.notice(&notice));
+        Ok(summary)
     }
 
     /// The files that a location is among. Of a spark, that is its root filesystem: what is mounted upon it while it runs,
@@ -202,39 +186,6 @@ fn owner_in(to: &Tree) -> Owner {
             let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
             let (uid, gid) = sys::process::sudo_user().zip(sys::process::sudo_group()).unwrap_or(me);
             Owner::Is(uid, gid)
-        }
-    }
-}
-
-impl Summary {
-    fn add(&mut self, other: &Summary) {
-        self.entries += other.entries;
-        self.bytes += other.bytes;
-        self.left_out += other.left_out;
-        self.vanished += other.vanished;
-        self.ids_mapped += other.ids_mapped;
-        self.xattrs_dropped += other.xattrs_dropped;
-        self.privileges_dropped += other.privileges_dropped;
-    }
-
-    /// Says what is not as it was.
-    fn report(&self, observer: &dyn Observer) {
-        for (count, what) in [
-            (self.left_out, "device nodes or sockets were left out"),
-            (self.vanished, "files were removed before they could be copied"),
-            (self.ids_mapped, "files of users or groups beyond 65535 belong to 65534 now"),
-            (
-                self.xattrs_dropped,
-                "extended attributes were dropped: ACLs, labels, or what the target cannot hold",
-            ),
-            (
-                self.privileges_dropped,
-                "set-id bits or capabilities were dropped: no spark hands those to the host",
-            ),
-        ] {
-            if count > 0 {
-                observer.notice(&format!("{count} {what}"));
-            }
         }
     }
 }

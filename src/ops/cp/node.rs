@@ -13,7 +13,7 @@ const TRIES: u32 = 100;
 
 /// A name in an open directory. The name `.` is the directory itself.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct At<'a> {
+pub(in crate::ops) struct At<'a> {
     pub dir: BorrowedFd<'a>,
     pub name: &'a [u8],
 }
@@ -62,7 +62,7 @@ fn open_once(At { dir, name }: At<'_>) -> io::Result<Node> {
             if stat.st_mode & libc::S_IFMT != libc::S_IFLNK {
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            Node::Link(tree::read_node_link(&node)?, stat)
+            Node::Link(tree::read_link(&node)?, stat)
         }
         libc::S_IFIFO => Node::Fifo(stat),
         _ => Node::Other,

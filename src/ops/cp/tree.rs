@@ -12,27 +12,39 @@ use std::path::PathBuf;
 
 use rustix::fs::{Dir, Stat};
 
+use super::Owner;
 use super::node::{self, At, Node};
 use super::place::{self, NewFile};
-use super::{Owner, Summary};
 use crate::error::{Error, Result};
-use crate::image;
+use crate::fault;
+use crate::image::{self, Limits, Summary};
 use crate::ops::Observer;
 use crate::sys::tree::{self, Mtime};
 
 /// A copy of one source.
-pub(super) struct Copier<'a> {
+pub(in crate::ops) struct Copier<'a> {
     pub owner: Owner,
     pub observer: &'a dyn Observer,
     /// What source and target are called in errors.
     pub from: PathBuf,
     pub to: PathBuf,
     pub summary: Summary,
+    /// Set where the copy is to be a whole root filesystem.
+    pub as_root: Option<AsRoot>,
     /// Entries so far.
     done: u64,
     /// What is being copied, below source and target.
     path: Vec<u8>,
     links: HashMap<(u64, u64), First>,
+}
+
+/// How a directory of the host becomes a root filesystem: without what is mounted below it, and with its own owner
+/// and mode for the top that was made for it.
+#[derive(Clone, Copy)]
+pub(in crate::ops) struct AsRoot {
+    pub limits: Limits,
+    /// A directory to leave out, by device and inode: where the copy itself is.
+    pub except: (u64, u64),
 }
 
 /// The first name of a file that has several.
@@ -62,22 +74,40 @@ struct Meta {
 }
 
 impl<'a> Copier<'a> {
-    pub(super) fn new(owner: Owner, observer: &'a dyn Observer, from: OsString, to: OsString) -> Copier<'a> {
+    pub(in crate::ops) fn new(
+        owner: Owner,
+        observer: &'a dyn Observer,
+        from: OsString,
+        to: OsString,
+    ) -> Copier<'a> {
         let (summary, path, links) = Default::default();
-        Copier { owner, observer, from: from.into(), to: to.into(), summary, done: 0, path, links }
+        Copier {
+            owner,
+            observer,
+            from: from.into(),
+            to: to.into(),
+            summary,
+            as_root: None,
+            done: 0,
+            path,
+            links,
+        }
     }
 
     /// Copies what has a name to another name.
-    pub(super) fn copy(&mut self, from: At<'_>, to: At<'_>) -> Result<()> {
+    pub(in crate::ops) fn copy(&mut self, from: At<'_>, to: At<'_>) -> Result<()> {
         let node = node::open(from).map_err(self.reading("open"))?;
-        if let Node::Dir(_, stat) = &node {
-            self.refuse_within(stat, to)?;
-        }
         let total = match &node {
-            Node::File(_, stat) => stat.st_size as u64,
-            _ => node::count(from),
+            // It may be all of the host, with things in it that have no end.
+            _ if self.as_root.is_some() => None,
+            Node::File(_, stat) => Some(stat.st_size as u64),
+            Node::Dir(_, stat) => {
+                self.refuse_within(stat, to)?;
+                Some(node::count(from))
+            }
+            _ => Some(1),
         };
-        self.observer.step(&format!("copying {}", self.from.display()), Some(total));
+        self.observer.step(&format!("copying {}", self.from.display()), total);
         let mut levels: Vec<Level> = self.node(node, to, to)?.into_iter().collect();
         while let Some(level) = levels.last_mut() {
             self.path.truncate(level.path);
@@ -123,9 +153,13 @@ impl<'a> Copier<'a> {
             self.summary.left_out += 1;
             return Ok(None);
         }
+        if self.as_root.is_some_and(|root| self.summary.entries >= root.limits.entries) {
+            let why = format!("it has more than {} entries", self.summary.entries);
+            return Err(Error::Image { what: self.from.display().to_string(), why });
+        }
         self.summary.entries += 1;
         match node {
-            Node::Dir(from, stat) => return self.directory(from, &stat, to).map(Some),
+            Node::Dir(from, stat) => return self.directory(from, &stat, to),
             Node::File(from, stat) => self.linked(&stat, to, top, |copier| copier.file(&from, &stat, to))?,
             Node::Link(target, stat) => self.linked(&stat, to, top, |copier| {
                 copier.special(&stat, to, &|dir, name| tree::make_symlink(dir, name, &target))
@@ -138,24 +172,37 @@ impl<'a> Copier<'a> {
         Ok(None)
     }
 
-    fn directory(&mut self, from: Dir, stat: &Stat, to: At<'_>) -> Result<Level> {
+    fn directory(&mut self, from: Dir, stat: &Stat, to: At<'_>) -> Result<Option<Level>> {
         let (fd, new) = place::directory(to).map_err(|e| match e.raw_os_error() {
             Some(libc::ENOTDIR | libc::ELOOP) => self.in_the_way("copy a directory to", "no directory"),
             _ => self.writing("create")(e),
         })?;
+        let source = from.fd().map_err(|e| self.reading("open")(e.into()))?;
+        let top = self.path.is_empty();
         let mut mtime = None;
         // One that was there stays what it is: to copy into /tmp does not take it away from everybody else.
-        if new {
-            let source = from.fd().map_err(|e| self.reading("open")(e.into()))?;
+        if new || (top && self.as_root.is_some()) {
             let meta = self.meta(stat, Some(source))?;
             self.describe(&fd, &meta)?;
             mtime = Some(meta.mtime);
         }
-        Ok(Level { from, to: fd, mtime, path: self.path.len() })
+        if let Some(root) = self.as_root.filter(|_| !top)
+            && (root.except == (stat.st_dev, stat.st_ino)
+                || tree::is_mount_point(source).map_err(self.reading("inspect"))?)
+        {
+            self.summary.mounts_skipped += 1;
+            return Ok(None);
+        }
+        Ok(Some(Level { from, to: fd, mtime, path: self.path.len() }))
     }
 
     /// Makes a file, and returns which one it is.
     fn file(&mut self, from: &std::fs::File, stat: &Stat, to: At<'_>) -> Result<(u64, u64)> {
+        // Blocks, and not the size: holes take nothing.
+        let takes = (stat.st_size as u64).min(stat.st_blocks as u64 * 512);
+        if self.as_root.is_some_and(|root| self.summary.bytes.saturating_add(takes) > root.limits.bytes) {
+            return Err(self.writing("make room for")(io::Error::from_raw_os_error(libc::ENOSPC)));
+        }
         let new = NewFile::create(to.dir).map_err(self.writing("create"))?;
         let (observer, alone) = (self.observer, self.path.is_empty());
         let mut progress = |bytes| {
@@ -169,6 +216,7 @@ impl<'a> Copier<'a> {
         self.describe(&new.file, &meta)?;
         tree::set_mtime(&new.file, meta.mtime).map_err(self.writing("set the time of"))?;
         let made = rustix::fs::fstat(&new.file).map_err(|e| self.writing("inspect")(e.into()))?;
+        fault::point("cp.before-place")?;
         new.place(to.name).map_err(|e| self.placing(e))?;
         Ok((made.st_dev, made.st_ino))
     }
