@@ -59,9 +59,13 @@ pub(super) struct NewFile<'a> {
 impl<'a> NewFile<'a> {
     /// An empty one: without a name where that can be, so that nothing is left even if this process is killed.
     pub(super) fn create(dir: BorrowedFd<'a>) -> io::Result<NewFile<'a>> {
-        if let Some(file) = tree::create_unnamed(dir)? {
-            return Ok(NewFile { file, dir, temporary: None });
+        match tree::create_unnamed(dir)? {
+            Some(file) => Ok(NewFile { file, dir, temporary: None }),
+            None => NewFile::create_named(dir),
         }
+    }
+
+    fn create_named(dir: BorrowedFd<'a>) -> io::Result<NewFile<'a>> {
         let temporary = Temporary::new(dir);
         let file = tree::create_file(dir, &temporary.name)?;
         Ok(NewFile { file, dir, temporary: Some(temporary) })
@@ -106,5 +110,66 @@ pub(super) fn is_within(dir: impl AsFd, other: (u64, u64)) -> io::Result<bool> {
             return Ok(false);
         }
         at = up;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::path::Path;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The tests' own filesystem has files without a name; others have not.
+    #[test]
+    fn a_new_file_is_whole_or_not_there_whether_it_has_a_name_meanwhile_or_not() {
+        for named in [false, true] {
+            let top = tempfile::tempdir().unwrap();
+            let fd = tree::open_dir(File::open(top.path()).unwrap(), b"").unwrap();
+            let create = |dir| if named { NewFile::create_named(dir) } else { NewFile::create(dir) };
+            let dir = fd.as_fd();
+            std::fs::create_dir(top.path().join("dir")).unwrap();
+            drop(create(dir).unwrap());
+            assert_eq!(names(top.path()), ["dir"]);
+            let refused = create(dir).unwrap().place(b"dir").unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EISDIR));
+            for content in ["one", "two"] {
+                let mut new = create(dir).unwrap();
+                new.file.write_all(content.as_bytes()).unwrap();
+                new.place(b"file").unwrap();
+                assert_eq!(std::fs::read_to_string(top.path().join("file")).unwrap(), content);
+            }
+            assert_eq!(names(top.path()), ["dir", "file"]);
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_the_same_file_already_stays_alone() {
+        let top = tempfile::tempdir().unwrap();
+        let fd = tree::open_dir(File::open(top.path()).unwrap(), b"").unwrap();
+        std::fs::write(top.path().join("a"), "").unwrap();
+        std::fs::hard_link(top.path().join("a"), top.path().join("b")).unwrap();
+        let to = At { dir: fd.as_fd(), name: b"b" };
+        place(to, |dir, name| tree::link(&fd, b"a", dir, name)).unwrap();
+        assert_eq!(names(top.path()), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_directory_is_within_itself_and_what_is_above() {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(top.path().join("a/b")).unwrap();
+        let id = |path: &str| {
+            let stat = rustix::fs::stat(top.path().join(path)).unwrap();
+            (stat.st_dev, stat.st_ino)
+        };
+        let a = File::open(top.path().join("a")).unwrap();
+        assert!(is_within(&a, id("")).unwrap() && is_within(&a, id("a")).unwrap());
+        assert!(!is_within(&a, id("a/b")).unwrap());
     }
 }
