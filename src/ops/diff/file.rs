@@ -105,7 +105,7 @@ fn inspect(dir: impl std::os::fd::AsFd, name: &[u8]) -> io::Result<Side> {
     let size = stat.st_size as u64;
     Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => Side::Directory,
-        FileType::Symlink => Side::Symlink { target: text(&tree::read_link(dir, name)?) },
+        FileType::Symlink => Side::Symlink { target: text(&tree::read_link(tree::open_node(dir, name)?)?) },
         FileType::RegularFile if size > MAX => Side::TooLarge { size },
         FileType::RegularFile => {
             let content = file::read_bounded(tree::open_file(dir, name)?, MAX)?;

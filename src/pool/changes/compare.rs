@@ -87,7 +87,7 @@ impl Tree {
     }
 
     fn target(&self, path: &[u8]) -> Result<Vec<u8>> {
-        self.with(path, "read", |dir, name| sys::tree::read_link(dir, name))
+        self.with(path, "read", |dir, name| sys::tree::read_link(sys::tree::open_node(dir, name)?))
     }
 
     /// The extended attributes of a file or directory. What is neither has none that anybody could set.
