@@ -16,7 +16,8 @@ const REQUIRED: [(&str, &str); 5] = [
 
 pub(super) fn checks(probe: &Probe) -> Vec<Check> {
     let mut checks: Vec<_> = REQUIRED.iter().map(|(name, package)| required(probe, name, package)).collect();
-    checks.push(mmdebstrap(probe));
+    checks.push(optional(probe, "mmdebstrap", "no base can be bootstrapped from Debian"));
+    checks.push(optional(probe, "git", "no repository can be cloned into a spark"));
     checks.push(busybox(probe));
     checks
 }
@@ -33,14 +34,11 @@ fn required(probe: &Probe, name: &'static str, package: &'static str) -> Check {
     Check::required(name, false, "missing").or(install(probe, package)).fixed_by(Fix::Package(package))
 }
 
-fn mmdebstrap(probe: &Probe) -> Check {
-    let path = probe.program("mmdebstrap");
-    let found = path
-        .as_ref()
-        .map_or("missing: no base can be bootstrapped from Debian".into(), |p| p.display().to_string());
-    Check::recommended("mmdebstrap", path.is_some(), found)
-        .or(install(probe, "mmdebstrap"))
-        .fixed_by(Fix::Package("mmdebstrap"))
+/// A program whose package has its name. `lack` is what goes without it.
+fn optional(probe: &Probe, name: &'static str, lack: &str) -> Check {
+    let path = probe.program(name);
+    let found = path.as_ref().map_or(format!("missing: {lack}"), |p| p.display().to_string());
+    Check::recommended(name, path.is_some(), found).or(install(probe, name)).fixed_by(Fix::Package(name))
 }
 
 fn busybox(probe: &Probe) -> Check {
