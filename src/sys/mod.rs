@@ -13,5 +13,6 @@ pub mod idmap;
 pub mod mount;
 pub mod net;
 pub mod process;
+pub mod run;
 pub mod tree;
 pub mod tty;

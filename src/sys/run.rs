@@ -1,0 +1,42 @@
+//! Programs that are run as somebody else, with one directory of ours in their sight.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+/// A user of the host, by numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ids {
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Makes `command` run as a user that gains no privileges, and who sees the directory `from` at `at`, however closed
+/// the way to `from` is to that user. Nobody else sees it there: the mount ends with the program. The program is told to
+/// end when this thread does.
+///
+/// # Errors
+/// `InvalidInput` for a path with a NUL.
+pub fn as_user(command: &mut Command, ids: &Ids, from: &Path, at: &Path) -> io::Result<()> {
+    let (from, at) = (CString::new(from.as_os_str().as_bytes())?, CString::new(at.as_os_str().as_bytes())?);
+    let ids = ids.clone();
+    let become_them = move || {
+        super::mount::unshare()?;
+        rustix::mount::mount_bind(from.as_c_str(), at.as_c_str())?;
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        super::exec::become_user(ids.uid, ids.gid, &ids.groups)?;
+        super::exec::set_no_new_privs()?;
+        // The last: a change of user resets it. Not SIGKILL, so that git removes its lock files.
+        Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?)
+    };
+    // SAFETY: only system calls, on memory that was made before: nothing allocates and no lock is taken.
+    unsafe { command.pre_exec(become_them) };
+    Ok(())
+}
