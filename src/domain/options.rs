@@ -34,6 +34,25 @@ pub struct SparkOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bundle: Option<String>,
     pub shared: Shared,
+    /// A repository that it is made with a clone of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clone: Option<CloneOf>,
+}
+
+/// A clone inside of a repository of the host.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CloneOf {
+    /// The directory of the host that the repository is around: its work tree, or a bare repository.
+    pub source: PathBuf,
+    /// The repository's common git directory, which branches are fetched back into. Empty until a spark is made.
+    #[serde(default)]
+    pub repository: PathBuf,
+    /// Where the clone is inside. Empty until a spark is made.
+    #[serde(default)]
+    pub path: PathBuf,
+    /// Whether uncommitted work was cloned too.
+    #[serde(default)]
+    pub dirty: bool,
 }
 
 /// Options that were given on a command line: laid over those that a new spark inherits.
@@ -49,6 +68,8 @@ pub struct Changes {
     pub labels: Labels,
     pub bundle: Option<String>,
     pub shared: Option<Shared>,
+    /// A repository to put a clone of into the new spark.
+    pub clone: Option<CloneOf>,
 }
 
 impl Changes {
@@ -67,6 +88,7 @@ impl Changes {
             hostname: self.hostname,
             bundle: self.bundle.or(old.bundle),
             shared: self.shared.unwrap_or(old.shared),
+            clone: self.clone.or(old.clone),
             ..old
         }
     }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::origin::Found;
 use super::spark::SparkId;
-use super::{Observer, Sparks, delete, identity};
+use super::{Observer, Sparks, clone, delete, identity};
 use crate::bundle::spec;
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
@@ -29,6 +29,14 @@ pub struct Request {
     /// Laid over the options of a spark that it starts from.
     pub changes: Changes,
     /// Whether to start it too.
+    pub start: bool,
+}
+
+/// A spark to make of a record.
+pub(super) struct New<'a> {
+    pub record: &'a SparkRecord,
+    /// Who hears of the clone that is put into it, if it gets one: a fork has its origin's already.
+    pub cloning: Option<&'a dyn Observer>,
     pub start: bool,
 }
 
@@ -58,37 +66,34 @@ impl Sparks {
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
         )?;
         let found = self.find_source(&request.source, observer)?;
+        let cloning = changes.clone.is_some().then_some(observer);
         let record = record_of(id, &found, changes, request.name.is_none());
-        self.create_from(&spark, &record, &found, request.start)?;
+        self.create_from(&spark, &New { record: &record, cloning, start: request.start }, &found)?;
         Ok(spark)
     }
 
     /// Makes the spark of a record, whose project exists.
-    pub(super) fn create_from(
-        &self,
-        spark: &SparkId,
-        record: &SparkRecord,
-        found: &Found,
-        start: bool,
-    ) -> Result<()> {
+    pub(super) fn create_from(&self, spark: &SparkId, new: &New<'_>, found: &Found) -> Result<()> {
+        let record = new.record;
         if record.ephemeral {
             // Before it exists: whatever happens from here on, somebody knows that it has to go.
             let owner =
                 ProcessId::of(std::process::id() as i32).map_err(Error::sys("identify this process"))?;
             self.pool.index_ephemeral(&Ephemeral { spark: identity_of(spark, record), owner })?;
         }
-        let made = fault::point("create.indexed").and_then(|()| self.make(spark, record, found, start));
+        let made = fault::point("create.indexed").and_then(|()| self.make(spark, new, found));
         if made.is_err() && record.ephemeral && !self.dir(spark).exists() {
             self.pool.unindex_ephemeral(&record.id)?;
         }
         made?;
-        if start {
+        if new.start {
             self.give_host_keys(spark);
         }
         Ok(())
     }
 
-    fn make(&self, spark: &SparkId, record: &SparkRecord, found: &Found, start: bool) -> Result<()> {
+    fn make(&self, spark: &SparkId, new: &New<'_>, found: &Found) -> Result<()> {
+        let (record, start) = (new.record, new.start);
         let dir = self.dir(spark);
         let stage = self.pool.stage()?;
         fault::point("create.staged")?;
@@ -102,6 +107,10 @@ impl Sparks {
             identity::remove_host_keys(&root)?;
         }
         fault::point("create.after-snapshot")?;
+        if let Some(observer) = new.cloning {
+            self.put_clone(record, &root, observer)?;
+        }
+        fault::point("create.after-clone")?;
         // Shared, so that the project cannot be deleted from under it.
         let project = self.pool.paths.project(&spark.project);
         let Some(held) = self.pool.lock(&project, Mode::Shared)? else {
@@ -213,5 +222,6 @@ pub(super) fn resolved(mut changes: Changes) -> Result<Changes> {
     for mount in &mut changes.mounts {
         mount.src = std::fs::canonicalize(&mount.src).map_err(Error::io("mount", &mount.src))?;
     }
+    clone::resolve(&mut changes)?;
     Ok(changes)
 }

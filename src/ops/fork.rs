@@ -1,6 +1,6 @@
 //! `fork`: new sparks from one that is there, whatever it is doing.
 
-use super::create::{Source, record_of, resolved, taken};
+use super::create::{New, Source, record_of, resolved, taken};
 use super::spark::SparkId;
 use super::{Observer, Sparks, delete};
 use crate::domain::name::{Name, SourceRef, SparkRef};
@@ -68,7 +68,8 @@ impl Sparks {
         for mut spark in sparks {
             spark.project = project.clone();
             let record = record_of(Id::generate(), &found, changes.clone(), false);
-            let made = self.create_from(&spark, &record, &found, request.start);
+            let new = New { record: &record, cloning: None, start: request.start };
+            let made = self.create_from(&spark, &new, &found);
             if let Err(e @ Error::Exists { .. }) = made {
                 // Somebody took a name meanwhile.
                 return Err(self.take_back(&forks, e));

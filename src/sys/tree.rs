@@ -192,13 +192,25 @@ pub fn read_link(node: impl AsFd) -> io::Result<Vec<u8>> {
 
 /// The names in a directory, without `.` and `..`.
 pub fn names(dir: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
+    names_at_most(dir, usize::MAX)
+}
+
+/// The same, for a directory that may have been filled to exhaust its reader.
+///
+/// # Errors
+/// `InvalidData` where there are more than `most`.
+pub fn names_at_most(dir: impl AsFd, most: usize) -> io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_owned());
+        if name == b"." || name == b".." {
+            continue;
         }
+        if names.len() == most {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {most} entries")));
+        }
+        names.push(name.to_owned());
     }
     Ok(names)
 }

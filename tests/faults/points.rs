@@ -193,6 +193,38 @@ const BASE_DELETE: Scenario = Scenario {
     },
 };
 
+const CREATE_CLONE: Scenario = Scenario {
+    points: &["create."],
+    args: &["create", "web", "--clone", "shop"],
+    before: repository,
+    after: |m| {
+        if exists(m, "web") {
+            m.spark(&["exec", "web", "--", "grep", "-q", "one", "/work/shop/a.txt"]).ok();
+            m.spark(&["delete", "-f", "--now", "web"]).ok();
+        }
+        m.spark(&["create", "web", "--clone", "shop"]).ok();
+        m.spark(&["exec", "web", "--", "test", "-d", "/work/shop/.git/objects"]).ok();
+        m.spark(&["delete", "-f", "--now", "web"]).ok();
+    },
+};
+
+const PULL: Scenario = Scenario {
+    points: &["pull."],
+    args: &["pull", "web"],
+    before: |m| {
+        repository(m);
+        m.spark(&["create", "web", "--no-start", "--clone", "shop"]).ok();
+    },
+    after: |m| {
+        assert_eq!(git(m, &["for-each-ref", "refs/spark"]), "", "all or nothing");
+        m.spark(&["pull", "web"]).ok();
+        let pulled = git(m, &["rev-parse", "refs/spark/web/main", "main"]);
+        assert_eq!(pulled.lines().next(), pulled.lines().last());
+        git(m, &["update-ref", "-d", "refs/spark/web/main"]);
+        m.spark(&["delete", "-f", "--now", "web"]).ok();
+    },
+};
+
 const PROJECT_CREATE: Scenario = Scenario {
     points: &["project-create."],
     args: &["create", "-P", "shop", "web"],
@@ -232,6 +264,8 @@ const ALL: &[&Scenario] = &[
     &CP,
     &BASE_IMPORT,
     &BASE_DELETE,
+    &CREATE_CLONE,
+    &PULL,
     &PROJECT_CREATE,
     &PROJECT_DELETE,
     &snapshots::SNAPSHOT,
@@ -330,6 +364,24 @@ fn rootfs(machine: &Machine) {
     }
 }
 
+/// A repository with one commit, `shop` in the working directory.
+fn repository(machine: &Machine) {
+    if !machine.work().join("shop").exists() {
+        std::fs::create_dir(machine.work().join("shop")).unwrap();
+        git(machine, &["init", "--quiet", "-b", "main"]);
+        std::fs::write(machine.work().join("shop/a.txt"), "one").unwrap();
+        git(machine, &["add", "."]);
+        git(machine, &["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "one"]);
+    }
+}
+
+fn git(machine: &Machine, args: &[&str]) -> String {
+    let mut command = std::process::Command::new("git");
+    let output = command.current_dir(machine.work().join("shop")).args(args).output().unwrap();
+    assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 fn base_exists(machine: &Machine) -> bool {
     let list = machine.spark(&["--json", "base", "list"]).json();
     list.as_array().unwrap().iter().any(|b| b["name"] == "mine")
@@ -405,6 +457,16 @@ fn a_base_import_that_fails_anywhere_makes_a_whole_base_or_none() {
 #[test]
 fn a_base_delete_that_fails_anywhere_leaves_a_whole_base_or_none() {
     BASE_DELETE.run();
+}
+
+#[test]
+fn a_create_with_a_clone_that_fails_anywhere_makes_all_of_it_or_nothing() {
+    CREATE_CLONE.run();
+}
+
+#[test]
+fn a_pull_that_fails_anywhere_changes_no_branch() {
+    PULL.run();
 }
 
 #[test]

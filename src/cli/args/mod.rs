@@ -21,6 +21,7 @@ Sparks:
   create      Make a spark and start it
   list        List sparks (also: ls)
   info        Show everything known of a spark
+  pull        Fetch the branches of the clone in a spark
   rename      Give a spark another name
   fork        Make new sparks from one, whatever it is doing
   delete      Move sparks to the trash (also: rm)
@@ -90,6 +91,7 @@ pub(crate) enum Verb {
     #[command(visible_alias = "ls")]
     List(c::list::ListArgs),
     Info(c::info::InfoArgs),
+    Pull(c::pull::PullArgs),
     Exec(Box<c::exec::ExecArgs>),
     Console(Box<c::console::ConsoleArgs>),
     Stop(c::stop::StopArgs),

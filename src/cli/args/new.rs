@@ -8,7 +8,7 @@ use clap::Args;
 use crate::domain::limits::{Limits, parse_cpus, parse_memory, parse_pids};
 use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::options::{
-    BindMount, Changes, Network, Shared, parse_env, parse_env_file, parse_hostname, parse_inside,
+    BindMount, Changes, CloneOf, Network, Shared, parse_env, parse_env_file, parse_hostname, parse_inside,
 };
 use crate::error::{Error, Result};
 use crate::ops::create::Source;
@@ -98,6 +98,12 @@ pub(crate) struct NewArgs {
     /// How /spark/bin, /spark/all and /spark/proj are mounted: rw, ro or none [default: rw]
     #[arg(long, value_name = "MODE")]
     shared: Option<Shared>,
+    /// Put a clone of a git repository into /work, and run there [default: that of the working directory]
+    #[arg(long, value_name = "REPO", num_args = 0..=1, default_missing_value = ".")]
+    clone: Option<PathBuf>,
+    /// Clone uncommitted work too: changes, and new files that are not ignored
+    #[arg(long, requires = "clone")]
+    dirty: bool,
 }
 
 impl NewArgs {
@@ -116,6 +122,7 @@ impl NewArgs {
             (self.bundle.is_some(), "--bundle"),
             (self.hardened, "--hardened"),
             (self.shared.is_some(), "--shared"),
+            (self.clone.is_some(), "--clone"),
         ]
         .into_iter()
         .find_map(|(given, name)| given.then_some(name))
@@ -134,7 +141,11 @@ impl NewArgs {
 
     /// Refuses what says where to start from, where that is said otherwise.
     pub(crate) fn refuse_source(&self) -> Result<()> {
-        let given = [(self.base.is_some(), "--base"), (self.from.is_some(), "--from")];
+        let given = [
+            (self.base.is_some(), "--base"),
+            (self.from.is_some(), "--from"),
+            (self.clone.is_some(), "--clone"),
+        ];
         match given.iter().find(|(given, _)| *given) {
             None => Ok(()),
             Some((_, option)) => Err(Error::usage(format!("`{option}` has no meaning here: SOURCE says it"))),
@@ -162,7 +173,19 @@ impl NewArgs {
             labels: self.label.iter().cloned().collect(),
             bundle: if self.hardened { Some("hardened".into()) } else { self.bundle.clone() },
             shared: self.shared,
+            clone: self.clone.as_ref().map(|repo| self.clone_of(repo)).transpose()?,
         })
+    }
+
+    fn clone_of(&self, repo: &Path) -> Result<CloneOf> {
+        if repo.to_str().is_some_and(|r| r.contains("://")) {
+            return Err(Error::Usage {
+                message: format!("`--clone` takes a repository of this host, not {}", repo.display()),
+                hint: Some("clone from elsewhere inside: `spark exec NAME -- git clone URL`".into()),
+            });
+        }
+        let source = std::path::absolute(repo).map_err(Error::io("find", repo))?;
+        Ok(CloneOf { source, repository: PathBuf::new(), path: PathBuf::new(), dirty: self.dirty })
     }
 }
 

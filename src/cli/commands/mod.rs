@@ -24,6 +24,7 @@ pub(crate) mod pause;
 pub(crate) mod pick;
 pub(crate) mod pool;
 pub(crate) mod project;
+pub(crate) mod pull;
 pub(crate) mod rename;
 pub(crate) mod resume;
 pub(crate) mod snapshot;
@@ -57,6 +58,7 @@ pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
         Verb::Gc(args) => gc::gc(ctx, args),
         Verb::Doctor(args) => doctor::doctor(ctx, args),
         Verb::Base(args) => base::base(ctx, args),
+        Verb::Pull(args) => pull::pull(ctx, args),
         Verb::Project(args) => project::project(ctx, args),
         Verb::Pool(args) => pool::pool(ctx, args),
         Verb::Completion(args) => completion::completion(args),

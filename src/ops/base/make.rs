@@ -89,7 +89,7 @@ impl Sparks {
     }
 
     /// What an import may take: what is free, but for a sixteenth that the sparks which run need meanwhile.
-    pub(super) fn import_limits(&self) -> Result<Limits> {
+    pub(in crate::ops) fn import_limits(&self) -> Result<Limits> {
         let top = &self.pool.paths.top;
         let fs = rustix::fs::statvfs(top).map_err(|e| Error::io("inspect", top)(e.into()))?;
         let free = fs.f_bavail.saturating_mul(fs.f_frsize);
@@ -112,7 +112,7 @@ fn set_top(root: &Path) -> Result<()> {
     std::fs::set_permissions(root, PermissionsExt::from_mode(0o755)).map_err(Error::io("set mode of", root))
 }
 
-/// Writes the root to disk. The one place that syncs the whole filesystem: a base has tens of thousands of
+/// Writes the root to disk. Only this and a clone sync the whole filesystem: a base has tens of thousands of
 /// files, making one is rare and takes long anyway, and an fsync of each would take longer.
 fn make_durable(root: &Path) -> Result<()> {
     sys::file::open_dir(root).and_then(sys::tree::sync_filesystem).map_err(Error::io("sync", root))

@@ -14,7 +14,7 @@ use crate::pool::{layout, names_in, record};
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
-mod detect;
+pub(super) mod detect;
 mod name;
 
 /// The project of commands outside of every repository. No repository's project has this name.

@@ -1,0 +1,196 @@
+//! The host's `git`: run as whoever a repository belongs to, and told to execute nothing and to ask nobody.
+//!
+//! Of the pool it sees one staged directory, which belongs to that user too. So git is the host's root only where the
+//! repository is root's, and what it parses can do no more than its owner could.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::domain::place::Place;
+use crate::error::{Error, Result};
+use crate::pool::stage::Stage;
+use crate::runtime::users;
+use crate::sys;
+use crate::sys::run::Ids;
+
+/// What holds for every call, whatever the repository's own configuration says.
+const ALWAYS: [&str; 5] = [
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.fsync=all",
+    "gc.auto=0",
+    "maintenance.auto=false",
+];
+
+/// Longest message of git's that is passed on.
+const MESSAGE: usize = 2000;
+
+/// Whose configuration counts, besides the repository's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Config {
+    /// Nobody's.
+    None,
+    /// The owner's and the host's: which files are ignored, and how they are cleaned, is said there.
+    Owner,
+}
+
+/// Git for one repository.
+#[derive(Debug)]
+pub(crate) struct Git {
+    ids: Ids,
+    home: PathBuf,
+    /// The staged directory, as we see it.
+    dir: PathBuf,
+    /// The same as git sees it.
+    seen: PathBuf,
+}
+
+/// One call: `git -C AT VERB ARGS`.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    pub at: &'a Path,
+    pub verb: &'a str,
+    pub args: &'a [&'a OsStr],
+    pub env: &'a [(&'a str, &'a OsStr)],
+    pub config: Config,
+    pub input: Option<File>,
+}
+
+impl<'a> Call<'a> {
+    /// A call that needs nothing else.
+    pub(crate) fn of(at: &'a Path, verb: &'a str, args: &'a [&'a OsStr]) -> Call<'a> {
+        Call { at, verb, args, env: &[], config: Config::None, input: None }
+    }
+}
+
+impl Git {
+    /// Git as the owner of `repository`, with the directory `git` of `stage` to work in, which is made.
+    pub(crate) fn of(repository: &Path, stage: &Stage, place: &Place) -> Result<Git> {
+        let meta = std::fs::metadata(repository).map_err(Error::io("inspect", repository))?;
+        // A user of a directory service is in no /etc/passwd: the numbers do, and such a home holds nothing.
+        let user = users::find(Path::new("/"), &meta.uid().to_string()).ok();
+        let (gid, groups, home) = match user {
+            Some(user) if user.name.is_some() => (user.gid, user.groups, user.home),
+            _ => (meta.gid(), Vec::new(), "/nonexistent".into()),
+        };
+        let (dir, seen) = (stage.path().join("git"), place.run.join("git"));
+        let make = |path: &Path, mode| {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+            made.map_err(Error::io("create", path))
+        };
+        make(&place.run, 0o711)?;
+        make(&seen, 0o711)?;
+        make(&dir, 0o700)?;
+        let git = Git { ids: Ids { uid: meta.uid(), gid, groups }, home, dir, seen };
+        git.give(&git.dir)?;
+        Ok(git)
+    }
+
+    /// Gives the directory `from`, which only we can enter, to the owner, as `name` in the staged one.
+    pub(crate) fn take_in(&self, from: &Path, name: &str) -> Result<()> {
+        self.give(from)?;
+        sys::file::rename_new(from, &self.dir.join(name)).map_err(Error::io("move", from))
+    }
+
+    /// Opens what git made as `name` in the staged directory. The owner, who may write there, can lead nobody away with
+    /// a link.
+    pub(crate) fn take_out(&self, name: &str) -> Result<OwnedFd> {
+        let dir = sys::file::open_dir(&self.dir).map_err(Error::io("open", &self.dir))?;
+        sys::tree::open_child(dir, name.as_bytes()).map_err(Error::io("open", self.dir.join(name)))
+    }
+
+    /// Gives a directory with what is in it to the owner. Links are not followed.
+    fn give(&self, top: &Path) -> Result<()> {
+        let mut todo = vec![top.to_owned()];
+        while let Some(path) = todo.pop() {
+            let (uid, gid) = (Some(self.ids.uid), Some(self.ids.gid));
+            std::os::unix::fs::lchown(&path, uid, gid).map_err(Error::io("give away", &path))?;
+            if path.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+                for entry in std::fs::read_dir(&path).map_err(Error::io("list", &path))? {
+                    todo.push(entry.map_err(Error::io("list", &path))?.path());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A path in the staged directory, for git.
+    pub(crate) fn its(&self, path: &str) -> PathBuf {
+        self.seen.join(path)
+    }
+
+    /// Runs git and returns what it wrote.
+    ///
+    /// # Errors
+    /// `host` without git; what git says if it fails.
+    pub(crate) fn run(&self, call: Call<'_>) -> Result<String> {
+        let program = format!("git {}", call.verb);
+        self.ask(call)?.map_err(|detail| Error::Program { program, detail })
+    }
+
+    /// The same, where a failure is an answer too: what git said.
+    pub(crate) fn ask(&self, call: Call<'_>) -> Result<std::result::Result<String, String>> {
+        let verb = call.verb;
+        let mut command = self.command(&call)?;
+        command.stdin(call.input.map_or_else(Stdio::null, Stdio::from));
+        let output = command.output().map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::Host {
+                what: "the host has no git, which clones and pulls".into(),
+                hint: "install it: `apt-get install git`".into(),
+                source: None,
+            },
+            _ => Error::sys("run git")(e),
+        })?;
+        tracing::debug!(verb, status = ?output.status, "git");
+        if output.status.success() {
+            return Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()));
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.trim().strip_prefix("fatal: ").unwrap_or(said.trim());
+        Ok(Err(match said.char_indices().nth(MESSAGE) {
+            Some((end, _)) => format!("{}…", &said[..end]),
+            None => said.to_owned(),
+        }))
+    }
+
+    fn command(&self, call: &Call<'_>) -> Result<Command> {
+        let mut command = Command::new("git");
+        for setting in ALWAYS {
+            command.args(["-c", setting]);
+        }
+        command.arg("-C").arg(call.at).arg(call.verb).args(call.args);
+        command.env_clear();
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        command.envs([
+            ("LC_ALL", "C.UTF-8"),
+            ("GIT_TERMINAL_PROMPT", "0"),
+            ("GIT_OPTIONAL_LOCKS", "0"),
+            ("GIT_NO_LAZY_FETCH", "1"),
+            ("GIT_ALLOW_PROTOCOL", "file"),
+        ]);
+        command.env("HOME", &self.home).envs(call.env.iter().copied()).current_dir("/");
+        if call.config == Config::None {
+            command.envs([
+                ("GIT_CONFIG_NOSYSTEM", "1"),
+                ("GIT_CONFIG_GLOBAL", "/dev/null"),
+                ("GIT_ATTR_NOSYSTEM", "1"),
+                ("XDG_CONFIG_HOME", "/nonexistent"),
+            ]);
+        }
+        sys::run::as_user(&mut command, &self.ids, &self.dir, &self.seen)
+            .map_err(Error::io("show to git", &self.dir))?;
+        Ok(command)
+    }
+}
+
+/// Arguments of mixed kinds.
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { &[$(AsRef::<std::ffi::OsStr>::as_ref(&$arg)),*] };
+}
+pub(crate) use args;
