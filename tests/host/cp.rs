@@ -244,11 +244,7 @@ fn between_sparks_and_out_of_a_snapshot_extents_are_shared() {
     bare(&machine, "db", &["--no-start"]);
     let file = root(&machine, "web").join("file");
     fs::write(&file, vec![7; 1 << 20]).unwrap();
-    let dir = root(&machine, "web").parent().unwrap().join("snapshots/before");
-    fs::create_dir_all(&dir).unwrap();
-    let mut snapshot = Command::new("btrfs");
-    snapshot.args(["subvolume", "snapshot", "-r"]).arg(root(&machine, "web")).arg(dir.join("root"));
-    assert!(snapshot.output().unwrap().status.success());
+    machine.spark(&["snapshot", "create", "web", "before"]).ok();
     fs::write(&file, "changed").unwrap();
     cp(&machine, "web@before:/file", "db:/file").ok();
     let copy = root(&machine, "db").join("file");
