@@ -216,6 +216,7 @@ fn list_hint(kind: &str, name: &str) -> String {
         "base" => "list the bases with `spark base list`".into(),
         "project" => "list the projects with `spark project list`".into(),
         "pool" => "make one with `spark pool init`".into(),
+        "file" => "list what differs with `spark diff`, without a path".into(),
         "user" => "name one of the spark's own /etc/passwd, or give a number".into(),
         "deleted spark" => "list what can be brought back with `spark list --deleted`".into(),
         _ => "list this project's sparks with `spark list`".into(),

@@ -1,4 +1,5 @@
-//! What btrfs does through ioctls of its own, and no library offers: a subvolume as a stream of commands.
+//! What btrfs does through ioctls of its own, and no library offers: a subvolume as a stream of commands, and all
+//! names of a file.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 use std::thread::JoinHandle;
 
-use rustix::ioctl::{Setter, opcode};
+use rustix::ioctl::{Setter, Updater, opcode};
 
 /// The magic number of btrfs's ioctls.
 const BTRFS: u8 = 0x94;
@@ -73,6 +74,46 @@ fn write(subvolume: impl AsFd, into: impl AsFd, options: &SendOptions) -> io::Re
     // SAFETY: the opcode is that of BTRFS_IOC_SEND, which reads `SendArgs` and, from `clone_sources`, as many
     // numbers as it says; both live until the call returns. It writes nothing but to the pipe.
     Ok(unsafe { rustix::ioctl::ioctl(subvolume, Setter::<SEND, SendArgs>::new(args)) }?)
+}
+
+/// `struct btrfs_ioctl_ino_path_args` of linux/btrfs.h.
+#[repr(C)]
+struct InodePathsArgs {
+    inode: u64,
+    size: u64,
+    reserved: [u64; 4],
+    into: *mut Paths,
+}
+
+/// `struct btrfs_data_container`: places of texts, counted from `content` on, and behind them the texts. As large
+/// as the kernel ever fills it.
+#[repr(C)]
+struct Paths {
+    bytes_left: u32,
+    bytes_missing: u32,
+    count: u32,
+    missed: u32,
+    content: [u64; (4096 - 16) / 8],
+}
+
+const INODE_PATHS: rustix::ioctl::Opcode = opcode::read_write::<InodePathsArgs>(BTRFS, 35);
+
+/// The paths of a file in the subvolume that `subvolume` is in: all its names, unless they are longer than 4 KiB
+/// together.
+pub fn paths_of(subvolume: impl AsFd, inode: u64) -> io::Result<Vec<Vec<u8>>> {
+    let mut paths =
+        Paths { bytes_left: 0, bytes_missing: 0, count: 0, missed: 0, content: [0; (4096 - 16) / 8] };
+    let mut args =
+        InodePathsArgs { inode, size: size_of::<Paths>() as u64, reserved: [0; 4], into: &raw mut paths };
+    // SAFETY: the opcode is that of BTRFS_IOC_INO_PATHS, which takes `InodePathsArgs` and writes at most `size` bytes
+    // where `into` points to; `paths` has that size, is made of integers only, and lives until the call returns.
+    unsafe { rustix::ioctl::ioctl(subvolume, Updater::<INODE_PATHS, InodePathsArgs>::new(&mut args)) }?;
+    let bytes: Vec<u8> = paths.content.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let text = |at: &u64| {
+        let rest = bytes.get(usize::try_from(*at).ok()?..)?;
+        rest.split(|b| *b == 0).next().map(<[u8]>::to_vec)
+    };
+    Ok(paths.content.iter().take(paths.count as usize).filter_map(text).collect())
 }
 
 impl Read for Sending {

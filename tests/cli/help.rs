@@ -16,6 +16,7 @@ const VERBS: [&str; 36] = [
     "delete",
     "undelete",
     "rename",
+    "diff",
     "logs",
     "cp",
     "gc",

@@ -185,7 +185,7 @@ fn of_a_renamed_directory_only_what_changed_inside_is_told() {
 fn hard_links_come_go_and_move_by_name() {
     let found = changed(
         |root| {
-            for (file, other) in [("a", "a2"), ("b", "b2"), ("c", "c2")] {
+            for (file, other) in [("a", "a2"), ("b", "b2"), ("c", "c2"), ("w", "w2")] {
                 fs::write(root.join(file), file).unwrap();
                 fs::hard_link(root.join(file), root.join(other)).unwrap();
             }
@@ -194,9 +194,22 @@ fn hard_links_come_go_and_move_by_name() {
             fs::hard_link(root.join("a"), root.join("a3")).unwrap();
             fs::remove_file(root.join("b")).unwrap();
             fs::rename(root.join("c2"), root.join("c3")).unwrap();
+            // Written to under one of its names, it is another file under all of them.
+            fs::hard_link(root.join("w"), root.join("w4")).unwrap();
+            fs::write(root.join("w2"), "w2").unwrap();
         },
     );
-    assert_eq!(lines(&found), ["Added a3", "Deleted b", "Renamed c2 -> c3"]);
+    assert_eq!(
+        lines(&found),
+        [
+            "Added a3",
+            "Deleted b",
+            "Renamed c2 -> c3",
+            "Modified w Content",
+            "Modified w2 Content",
+            "Added w4",
+        ]
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! does not look at it. Its stream, without data, tells which names and files to compare; comparing them tells
 //! what to report. Two subvolumes of no common origin compare as well, and take as long as they are large.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use rustix::fs::{FileType, Stat};
@@ -177,7 +177,7 @@ impl<'a> Reduction<'a> {
     fn reduce(mut self) -> Result<Vec<Change>> {
         let (mut gone, mut came, mut moved) = (Vec::new(), Vec::new(), Vec::new());
         let replay = self.replay;
-        self.same_place(0, b"", b"")?;
+        self.same_place(b"", b"", self.look(0))?;
         for link in &replay.links {
             match (&link.before, &link.after) {
                 (Some(before), None) => gone.push(self.name_before(before, link.node)?),
@@ -188,7 +188,8 @@ impl<'a> Reduction<'a> {
                 (Some(place), Some(_)) => {
                     let node = &replay.nodes[link.node];
                     if node.touched || node.written {
-                        self.same_place(link.node, &replay.path_before(place)?, &replay.path_after(place)?)?;
+                        let (from, to) = (replay.path_before(place)?, replay.path_after(place)?);
+                        self.same_place(&from, &to, self.look(link.node))?;
                     }
                 }
                 (None, None) => {}
@@ -222,7 +223,29 @@ impl<'a> Reduction<'a> {
             }
         }
         self.found.extend(gone.names.into_iter().flatten().map(|name| alone(Kind::Deleted, name)));
+        self.other_names()?;
         Ok(self.found)
+    }
+
+    /// Tells of a file that is not as it was under each of its names: the kernel writes to one of them.
+    fn other_names(&mut self) -> Result<()> {
+        let mut told: HashSet<Vec<u8>> =
+            self.found.iter().filter(|c| c.kind != Kind::Deleted).map(|c| c.path.clone()).collect();
+        let differs = |c: &&Change| c.size_before.is_some() && c.size_after.is_some() && !c.what.is_empty();
+        let paths: Vec<Vec<u8>> = self.found.iter().filter(differs).map(|c| c.path.clone()).collect();
+        for path in paths {
+            let stat = self.b.stat(&path)?;
+            if stat.st_nlink < 2 {
+                continue;
+            }
+            for other in self.b.paths_of(stat.st_ino)? {
+                if !told.contains(&other) && self.a.has(&other)? {
+                    self.same_place(&other, &other, Look { content: true, attributes: true })?;
+                    told.insert(other);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Tells renamed files from pairs of two. The kernel knows a file by its number and the transaction it was made
@@ -249,9 +272,8 @@ impl<'a> Reduction<'a> {
     }
 
     /// Reports what has the name it had, if anything but a time differs.
-    fn same_place(&mut self, node: usize, before: &[u8], after: &[u8]) -> Result<()> {
+    fn same_place(&mut self, before: &[u8], after: &[u8], look: Look) -> Result<()> {
         let (a, b) = (self.a.stat(before)?, self.b.stat(after)?);
-        let look = self.look(node);
         let what = compare((self.a, before, &a), (self.b, after, &b), look)?;
         if !what.is_empty() {
             self.found.push(change(Kind::Modified, after.to_owned(), what, (Some(&a), Some(&b))));

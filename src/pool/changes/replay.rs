@@ -193,3 +193,57 @@ impl Replay {
 fn absurd(what: &str, path: &[u8]) -> Error {
     Error::corrupt(Path::new("the send stream"), format!("it {what} `{}`", path.escape_ascii()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Command as C;
+
+    fn replayed(commands: &[Command]) -> Result<Replay> {
+        let mut replay = Replay::new();
+        commands.iter().try_for_each(|command| replay.apply(command)).map(|()| replay)
+    }
+
+    fn rename(path: &str, to: &str) -> Command {
+        C::Rename { path: path.into(), to: to.into() }
+    }
+
+    #[test]
+    fn passing_names_leave_no_trace() {
+        let replay = replayed(&[
+            C::MkDir { path: b"o300-9-0".into() },
+            rename("old", "o257-9-0"),
+            rename("o300-9-0", "old"),
+            rename("o257-9-0", "old/in"),
+            C::MkFile { path: b"o301-9-0".into() },
+            C::Unlink { path: b"o301-9-0".into() },
+        ])
+        .unwrap();
+        let ends: Vec<_> = replay
+            .links
+            .iter()
+            .map(|l| {
+                let before = l.before.as_ref().map(|p| replay.path_before(p).unwrap());
+                (before, l.after.as_ref().map(|p| replay.path_after(p).unwrap()))
+            })
+            .filter(|ends| *ends != (None, None))
+            .collect();
+        let (old, inside) = (b"old".to_vec(), b"old/in".to_vec());
+        assert_eq!(ends, [(None, Some(old.clone())), (Some(old), Some(inside))]);
+    }
+
+    #[test]
+    fn a_stream_that_contradicts_itself_is_corrupt() {
+        let (new, inside) = (C::MkDir { path: b"d".into() }, C::MkFile { path: b"d/f".into() });
+        for commands in [
+            vec![new.clone(), new.clone()],
+            vec![new.clone(), C::Unlink { path: b"d/f".into() }],
+            vec![new.clone(), C::RmDir { path: b"d".into() }, inside.clone()],
+            vec![new, inside, rename("d", "d/f/d")],
+            vec![rename("a", "b"), rename("a", "c")],
+        ] {
+            let e = replayed(&commands).unwrap_err();
+            assert_eq!(e.code(), crate::error::Code::Corrupt, "{commands:?}: {e}");
+        }
+    }
+}
