@@ -11,7 +11,7 @@ use sparks::pool::btrfs;
 use sparks::pool::changes::{self, Change, Kind, What};
 use sparks::sys::tree::set_xattr;
 
-use crate::common::Machine;
+use crate::common::{Machine, wait_for};
 
 /// A machine with a spark that does not run, and the spark's root.
 fn stopped(name: &str) -> (Machine, PathBuf) {
@@ -462,6 +462,30 @@ fn forks_that_make_files_at_the_same_instant_are_told_apart() {
     check(&sketch(&before), &sketch(&after), &found.changes).unwrap();
     let modified = found.changes.iter().filter(|c| c.kind == Kind::Modified);
     assert_eq!(modified.filter(|c| c.what == [What::Content]).count(), 100, "{:#?}", lines(&found));
+}
+
+/// In one transaction, but not at one tick: the kernel sees one file that was renamed, and one link that is the same.
+#[test]
+fn files_of_two_forks_that_have_one_number_are_not_taken_for_one() {
+    let machine = Machine::new();
+    let top = machine.pool();
+    let [left, right, before, after] = ["left", "right", "before", "after"].map(|name| top.join(name));
+    btrfs::create(&left).unwrap();
+    btrfs::snapshot(&left, &right).unwrap();
+    fs::write(left.join("l"), "").unwrap();
+    symlink("1", left.join("t")).unwrap();
+    let written = |path: PathBuf| fs::symlink_metadata(path).unwrap().modified().unwrap();
+    assert!(wait_for(|| {
+        fs::write(top.join("probe"), "x").unwrap();
+        written(top.join("probe")) > written(left.join("t"))
+    }));
+    fs::write(right.join("r"), "").unwrap();
+    symlink("2", right.join("t")).unwrap();
+    btrfs::snapshot_read_only(&left, &before).unwrap();
+    btrfs::snapshot_read_only(&right, &after).unwrap();
+    let found = changes::between(&before, &after).unwrap();
+    assert_eq!(lines(&found), ["Deleted l", "Added r", "Modified t Content"]);
+    assert!(found.commands > 0, "the kernel can tell these apart");
 }
 
 #[test]
