@@ -337,12 +337,13 @@ fn scramble(root: &Path, dice: &mut Dice) {
     let old = paths[dice.roll(paths.len())].clone();
     let dirs: Vec<&PathBuf> = paths.iter().filter(|p| p.is_dir()).collect();
     let new = dirs[dice.roll(dirs.len())].join(["a", "b", "c", "d"][dice.roll(4)]);
-    match dice.roll(8) {
+    match dice.roll(9) {
         0 => drop(fs::create_dir(new)),
         1 | 2 => drop(fs::write(new, [b"x", b"y", b"z"][dice.roll(3)])),
         3..=5 if old != root => drop(fs::rename(old, new)),
         6 if old != root => drop(fs::remove_dir_all(&old).or_else(|_| fs::remove_file(&old))),
         7 => mode(old, [0o700, 0o711][dice.roll(2)]),
+        8 => drop(fs::hard_link(old, new)),
         _ => {}
     }
 }
@@ -354,7 +355,7 @@ fn whatever_is_done_the_changes_lead_from_one_tree_to_the_other() {
     btrfs::create(&top.join("root")).unwrap();
     let mut dice = Dice(7);
     let mut before: Option<PathBuf> = None;
-    for round in 0..60 {
+    for round in 0..150 {
         for _ in 0..dice.roll(30) {
             scramble(&top.join("root"), &mut dice);
         }

@@ -50,19 +50,6 @@ impl Tree {
         self.with(path, "inspect", |dir, name| sys::tree::stat(dir, name))
     }
 
-    /// Whether there is anything at a path.
-    pub(super) fn has(&self, path: &[u8]) -> Result<bool> {
-        match self.stat(path) {
-            Ok(_) => Ok(true),
-            Err(Error::Io { source, .. })
-                if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) =>
-            {
-                Ok(false)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
     /// All paths of an inode, as far as the kernel tells.
     pub(super) fn paths_of(&self, inode: u64) -> Result<Vec<Vec<u8>>> {
         sys::btrfs::paths_of(&self.top, inode).map_err(Error::io("list the names of a file in", &self.path))

@@ -166,10 +166,14 @@ impl<'a> Gone<'a> {
         self.names[index].take()
     }
 
-    /// What was where something else is now: in that directory, whatever it is called now, or at that path.
-    fn take_replaced(&mut self, place: &Place, path: &[u8]) -> Option<Name<'a>> {
-        let index = self.by_place.get(place).or_else(|| self.by_path.get(path))?;
-        self.names[*index].take()
+    /// What was where something else is now: in that directory, whatever it is called now, or at that path, if no
+    /// directory was renamed to there.
+    fn take_replaced(&mut self, new: &Name<'_>, replay: &Replay) -> Result<Option<Name<'a>>> {
+        let index = match self.by_place.get(new.place) {
+            None if replay.stays(new.place.0)? => self.by_path.get(&new.path),
+            index => index,
+        };
+        Ok(index.and_then(|index| self.names[*index].take()))
     }
 }
 
@@ -213,11 +217,11 @@ impl<'a> Reduction<'a> {
             added.push(to);
         }
         for (from, to) in moved {
-            let replaced = gone.take_replaced(to.place, &to.path).is_some();
+            let replaced = gone.take_replaced(&to, replay)?.is_some();
             self.renamed(from, to, replaced)?;
         }
         for name in added {
-            match gone.take_replaced(name.place, &name.path) {
+            match gone.take_replaced(&name, replay)? {
                 Some(old) => self.replaced(&old, name)?,
                 None => self.found.push(alone(Kind::Added, name)),
             }
@@ -239,8 +243,9 @@ impl<'a> Reduction<'a> {
                 continue;
             }
             for other in self.b.paths_of(stat.st_ino)? {
-                if !told.contains(&other) && self.a.has(&other)? {
-                    self.same_place(&other, &other, Look { content: true, attributes: true })?;
+                let before = self.replay.origin(&other)?;
+                if let Some(before) = before.filter(|_| !told.contains(&other)) {
+                    self.same_place(&before, &other, Look { content: true, attributes: true })?;
                     told.insert(other);
                 }
             }
@@ -282,7 +287,9 @@ impl<'a> Reduction<'a> {
     }
 
     fn renamed(&mut self, from: Name<'_>, to: Name<'_>, replaced: bool) -> Result<()> {
-        let look = self.look(to.node);
+        let mut look = self.look(to.node);
+        // It may have been written to under another of its names.
+        look.content |= to.stat.st_nlink > 1;
         let what = compare((self.a, &from.path, &from.stat), (self.b, &to.path, &to.stat), look)?;
         let change = change(Kind::Renamed, to.path, what, (Some(&from.stat), Some(&to.stat)));
         self.found.push(Change { from: Some(from.path), replaced, ..change });

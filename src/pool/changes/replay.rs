@@ -115,6 +115,45 @@ impl Replay {
         self.path_of(place, |link| link.after.as_ref())
     }
 
+    /// Where what is at a path now was before, if it was anywhere.
+    pub(super) fn origin(&self, path: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut dir = TOP;
+        let mut before = Some(Vec::new());
+        let mut parts = path.split(|b| *b == b'/');
+        for part in parts.by_ref() {
+            match self.nodes[dir].children.get(part) {
+                Some(Some(link)) => {
+                    let link = &self.links[*link];
+                    before = link.before.as_ref().map(|place| self.path_before(place)).transpose()?;
+                    dir = link.node;
+                }
+                // Nothing was said of it, so it is where it was, and so is all that is in it.
+                None if !self.nodes[dir].new => {
+                    let rest = [part].into_iter().chain(parts);
+                    let whole = before.iter().map(Vec::as_slice).filter(|p| !p.is_empty()).chain(rest);
+                    return Ok(Some(whole.collect::<Vec<_>>().join(&b'/')));
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(before)
+    }
+
+    /// Whether a directory, or the one that it was made in, has the path that it had.
+    pub(super) fn stays(&self, mut dir: usize) -> Result<bool> {
+        loop {
+            let link = &self.links[self.nodes[dir].link];
+            match (&link.before, &link.after) {
+                _ if dir == TOP => return Ok(true),
+                (Some(before), Some(after)) => {
+                    return Ok(self.path_before(before)? == self.path_after(after)?);
+                }
+                (None, Some(after)) => dir = after.0,
+                (_, None) => return Ok(false),
+            }
+        }
+    }
+
     fn path_of(&self, place: &Place, at: impl Fn(&Link) -> Option<&Place>) -> Result<Vec<u8>> {
         let mut parts = vec![place.1.as_slice()];
         let mut dir = place.0;
