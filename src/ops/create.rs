@@ -100,7 +100,7 @@ impl Sparks {
         stage.write("spark.json", record)?;
         fault::point("create.after-record")?;
         let root = SparkPaths(stage.path()).root();
-        let still = found.at_work.as_ref().map(|id| self.hold_still(id)).transpose()?;
+        let still = self.hold_still(found.at_work.as_ref())?;
         btrfs::snapshot(&found.root, &root)?;
         drop(still);
         if matches!(record.origin, Origin::Spark { .. }) {

@@ -56,7 +56,7 @@ impl Sparks {
             *race = Some(Id::generate());
             if snapshot.is_none() {
                 let root = moment.path().join("root");
-                let still = found.at_work.take().map(|id| self.hold_still(&id)).transpose()?;
+                let still = self.hold_still(found.at_work.take().as_ref())?;
                 btrfs::snapshot_read_only(&found.root, &root)?;
                 drop(still);
                 found.root = root;

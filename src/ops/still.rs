@@ -32,8 +32,10 @@ impl Drop for Still {
 }
 
 impl Sparks {
-    /// Holds a spark still, if it runs. The caller has its lock, which keeps others from starting or pausing it.
-    pub(crate) fn hold_still(&self, id: &Id) -> Result<Option<Still>> {
+    /// Holds a spark still, if there is one and it runs. The caller has its lock, which keeps others from starting or
+    /// pausing it.
+    pub(crate) fn hold_still(&self, id: Option<&Id>) -> Result<Option<Still>> {
+        let Some(id) = id else { return Ok(None) };
         let bundle = self.pool.place.bundle(id);
         if live::read(&bundle).is_none() {
             return Ok(None);
@@ -48,8 +50,10 @@ impl Sparks {
             return Ok(None);
         }
         let still = Still { cgroup, stillness, _lock: lock };
-        if !still.stillness.begin(&still.cgroup).map_err(failed())? {
-            tracing::warn!(%id, "it cannot be held still: the snapshot has what a power cut would leave");
+        if still.stillness.begin(&still.cgroup).map_err(failed())? {
+            tracing::debug!(%id, "held still");
+        } else {
+            tracing::warn!(%id, "it cannot be held still: the copy has what a power cut would leave");
         }
         fault::point("snapshot.still")?;
         Ok(Some(still))

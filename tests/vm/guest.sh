@@ -206,6 +206,15 @@ check 'resume after pause' spark resume web
 check 'a resumed spark is not frozen' soon frozen web 0
 check 'exec works after pause and resume' equals hello inside cat /root/f
 
+held_still() {
+    local said
+    said=$(spark -v snapshot create web once 2>&1)
+    echo "$said"
+    grep -q ' held still' <<<"$said"
+}
+check 'a snapshot holds the spark still' held_still
+check 'after a snapshot it is not frozen' soon frozen web 0
+
 ### exec is confined as init is
 
 # The command prints something inside, but not what it prints outside.

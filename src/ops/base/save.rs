@@ -28,7 +28,9 @@ impl Sparks {
         let found = self.look_up(&Source::Spark(source.clone()))?;
         let stage = self.pool.stage()?;
         let draft = stage.path().join("draft");
+        let still = self.hold_still(found.at_work.as_ref())?;
         btrfs::snapshot(&found.root, &draft)?;
+        drop(still);
         fault::point("base-save.after-snapshot")?;
         observer.step("cleaning", None);
         identity::clean(&draft).map_err(Error::io("clean", &draft))?;

@@ -69,7 +69,7 @@ impl Sparks {
         fault::point("snapshot.after-record")?;
         let root = SparkPaths(&opened.dir).root();
         opened.refuse_damaged()?;
-        let still = self.hold_still(&opened.record.id)?;
+        let still = self.hold_still(Some(&opened.record.id))?;
         btrfs::snapshot_read_only(&root, &SnapshotPaths(stage.path()).root())?;
         drop(still);
         fault::point("snapshot.after-snapshot")?;
