@@ -4,6 +4,7 @@
 #   sudo tests/run.sh                      all of them
 #   sudo tests/run.sh fmt unit host        some parts
 #   sudo tests/run.sh host -- base::list   arguments for the test programs
+#   sudo tests/run.sh --full host          1,000 snapshots of each database, not 25: hours
 #   tests/run.sh --list                    the parts
 #
 # Parts are fmt, clippy, shell, unit, doc, each file and directory of tests/ that
@@ -11,7 +12,8 @@
 # by whoever the checkout belongs to and run as root. A part that fails does not
 # keep the others from running. The last line is `N passed, N failed`.
 #
-# SPARK_VM_CACHE  where the image of the test VM is kept (/var/cache/spark-vm)
+# SPARK_VM_CACHE    where the image of the test VM is kept (/var/cache/spark-vm)
+# SPARK_TEST_CACHE  where the root filesystem with databases is (/var/cache/spark-tests)
 set -uo pipefail
 
 # shellcheck source=prepare.sh
@@ -235,6 +237,10 @@ while [ $# -gt 0 ]; do
         printf '%s\n' "${known[@]}"
         exit
         ;;
+    --full)
+        export SPARKS_TEST_ROUNDS=40 # of 25 snapshots
+        part_seconds=86400
+        ;;
     --)
         shift
         arguments=("$@")
@@ -273,6 +279,7 @@ chmod 711 "$run"
 debug=$built/debug
 release=$built/release
 export SPARK_VM_CACHE=${SPARK_VM_CACHE:-/var/cache/spark-vm}
+export SPARK_TEST_CACHE=${SPARK_TEST_CACHE:-/var/cache/spark-tests}
 # Snapshots of expected output are compared, never written.
 export INSTA_UPDATE=no INSTA_WORKSPACE_ROOT=$checkout CARGO_MANIFEST_DIR=$checkout
 unset SPARK_ROOT SPARK_RUN SPARK_PROJECT SPARK_BASE SPARK_LOG SPARK_CONFIG

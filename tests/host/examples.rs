@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::common::{Machine, Output};
+use crate::consistency::with_databases;
 
 /// Runs an example on this machine, with the `spark` of this build in its path.
 fn example(machine: &Machine, name: &str) -> Output {
@@ -30,4 +31,13 @@ fn eight_forks_race_and_the_winner_takes_the_place_of_its_origin() {
     assert!(said.contains("the origin has the sum 500500"), "{said}");
     assert!(said.contains("without it once the pick is undone"), "{said}");
     assert_eq!(machine.spark(&["list", "-q"]).ok(), "");
+}
+
+#[test]
+fn each_of_three_forks_of_a_busy_postgres_has_what_was_committed() {
+    let machine = with_databases();
+    let said = example(&machine, "postgres-fork.sh").ok();
+    // Its own checks are of the numbers.
+    assert_eq!(said.matches(" were committed before the fork").count(), 3, "{said}");
+    assert_eq!(machine.spark(&["list", "-a", "-q"]).ok(), "");
 }
