@@ -4,7 +4,7 @@ use crate::common::Machine;
 use crate::transcript::{self, Transcript};
 
 /// Every verb, and every verb's verbs.
-const VERBS: [&str; 36] = [
+const VERBS: &[&str] = &[
     "create",
     "list",
     "info",
