@@ -116,6 +116,61 @@ pub fn paths_of(subvolume: impl AsFd, inode: u64) -> io::Result<Vec<Vec<u8>>> {
     Ok(paths.content.iter().take(paths.count as usize).filter_map(text).collect())
 }
 
+/// `struct fiemap` of linux/fiemap.h, with room for some extents.
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    room: u32,
+    reserved: u32,
+    extents: [Extent; EXTENTS],
+}
+
+/// `struct fiemap_extent`.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Extent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+const EXTENTS: usize = 64;
+/// The opcode is made with the size of a `struct fiemap` without extents.
+const FIEMAP: rustix::ioctl::Opcode = opcode::read_write::<[u8; 32]>(b'f', 11);
+const EXTENT_LAST: u32 = 0x1;
+const EXTENT_SHARED: u32 = 0x2000;
+
+/// Bytes of a file's extents that no other file refers to, in whichever subvolume.
+pub fn unshared_bytes(file: impl AsFd) -> io::Result<u64> {
+    let (mut start, mut own) = (0, 0);
+    loop {
+        let mut map = Fiemap {
+            start,
+            length: u64::MAX - start,
+            flags: 0,
+            mapped: 0,
+            room: EXTENTS as u32,
+            reserved: 0,
+            extents: [Extent::default(); EXTENTS],
+        };
+        // SAFETY: the opcode is that of FS_IOC_FIEMAP, which reads `Fiemap` and writes at most `room` extents behind
+        // it; it is made of integers only, and lives until the call returns.
+        unsafe { rustix::ioctl::ioctl(&file, Updater::<FIEMAP, Fiemap>::new(&mut map)) }?;
+        let found = &map.extents[..(map.mapped as usize).min(EXTENTS)];
+        own += found.iter().filter(|e| e.flags & EXTENT_SHARED == 0).map(|e| e.length).sum::<u64>();
+        match found.last() {
+            Some(last) if last.flags & EXTENT_LAST == 0 => start = last.logical + last.length,
+            _ => return Ok(own),
+        }
+    }
+}
+
 impl Read for Sending {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(pipe) = &mut self.pipe else { return Ok(0) };

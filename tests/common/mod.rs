@@ -21,7 +21,8 @@ use sparks::pool::Pool;
 use sparks::pool::layout::InitOptions;
 
 const POOL: u64 = 1 << 30;
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A deadline, for machines that have much else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One installation of sparks, apart from any other.
 #[derive(Debug)]
@@ -279,9 +280,11 @@ fn unmount_below(dir: &Path) {
         points.filter(|p| p.starts_with(dir)).collect()
     };
     wait_for(|| {
-        // The newest first: a mount may be upon another.
+        // The newest first: a mount may be upon another. Detached, since a spark that another test starts at this moment
+        // may have it in its namespace still; that nothing holds it for good, the loop device tells.
         for point in mounts().iter().rev() {
-            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::NOFOLLOW);
+            let flags = rustix::mount::UnmountFlags::NOFOLLOW | rustix::mount::UnmountFlags::DETACH;
+            let _ = rustix::mount::unmount(point, flags);
         }
         mounts().is_empty()
     });

@@ -94,6 +94,45 @@ fn snapshots_are_listed_with_what_is_known_of_them() {
 }
 
 #[test]
+fn the_list_tells_what_each_snapshot_holds_alone() {
+    let machine = machine();
+    let own = || -> Vec<u64> {
+        let list = machine.spark(&["--json", "snapshot", "list", "web"]).json();
+        list.as_array().unwrap().iter().map(|s| s["own_bytes"].as_u64().unwrap()).collect()
+    };
+    let write = |name: &str, kib: u32| {
+        let line = format!("head -c {} /dev/urandom > /{name}; sync", kib << 10);
+        machine.spark(&["exec", "web", "--", "sh", "-c", &line]).ok();
+    };
+    write("a", 1024);
+    machine.spark(&["snapshot", "create", "web", "one"]).ok();
+    assert_eq!(own(), [0], "the spark has it too");
+    write("a", 512);
+    assert_eq!(own(), [1 << 20]);
+    machine.spark(&["snapshot", "create", "web", "two"]).ok();
+    write("b", 256);
+    machine.spark(&["snapshot", "create", "web", "three"]).ok();
+    write("b", 64);
+    write("a", 64);
+    // What `two` has of `a`, `three` has as well.
+    assert_eq!(own(), [1 << 20, 0, 256 << 10]);
+    machine.spark(&["snapshot", "delete", "web", "two"]).ok();
+    // btrfs takes its time to forget what was deleted: half a minute, unless it commits more often.
+    let mut often = std::process::Command::new("mount");
+    assert!(often.args(["-o", "remount,commit=1"]).arg(machine.pool()).status().unwrap().success());
+    let forget = || {
+        let done =
+            std::process::Command::new("btrfs").args(["subvolume", "sync"]).arg(machine.pool()).output();
+        assert!(done.unwrap().status.success());
+    };
+    forget();
+    assert_eq!(own(), [1 << 20, (512 + 256) << 10]);
+    machine.spark(&["snapshot", "delete", "web", "one"]).ok();
+    forget();
+    assert_eq!(own(), [(512 + 256) << 10], "alone it is compared with the base");
+}
+
+#[test]
 fn keep_thins_out_those_of_one_label_that_are_called_by_their_time() {
     let machine = machine();
     let take = |args: &[&str]| machine.spark(&[&["snapshot", "create", "web"], args].concat()).ok();

@@ -130,17 +130,20 @@ pub(super) fn tell(ctx: &Ctx, spark: &SparkRef, what: &str, restored: &Restored)
 }
 
 fn list(ctx: &Ctx, spark: &SparkRef, quiet: bool) -> Result<Status> {
-    let rows = ctx.having_spark(spark)?.snapshot_list(spark)?;
+    let sparks = ctx.having_spark(spark)?;
     if quiet {
-        let names: Vec<String> = rows.iter().map(|row| row.name.to_string()).collect();
+        let names: Vec<String> =
+            sparks.snapshot_list(spark)?.iter().map(|row| row.name.to_string()).collect();
         return output::print_names(ctx.json, &names).map(|()| 0);
     }
+    let rows = sparks.snapshot_sizes(spark)?;
     if rows.is_empty() {
         ctx.say(format_args!("no snapshots yet: take one with `spark snapshot create {spark}`"));
     }
     let columns = [
         column("NAME", "name"),
         column("CREATED", "created"),
+        column("OWN", "own_bytes"),
         column("KIND", "kind"),
         optional("LABEL", "label"),
         optional("BROKEN", "broken"),

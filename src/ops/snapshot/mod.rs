@@ -10,9 +10,9 @@ use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{SnapshotPaths, SparkPaths};
 use crate::domain::snapshot::{Kind, SnapshotRecord, timed_name};
-use crate::domain::spark::{Id, Time};
+use crate::domain::spark::{Id, Origin, Time};
 use crate::error::{Error, Result};
-use crate::pool::{btrfs, names_in, record, stage};
+use crate::pool::{btrfs, changes, names_in, record, stage};
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
@@ -36,6 +36,8 @@ pub struct SnapshotInfo {
     pub created: Option<Time>,
     pub kind: Option<Kind>,
     pub label: Option<String>,
+    /// Bytes that only it holds, if they were asked for and can be told.
+    pub own_bytes: Option<u64>,
     /// The root filesystem.
     pub path: PathBuf,
     /// Why nothing can be restored from it.
@@ -117,6 +119,37 @@ impl Sparks {
         let mut all = self.snapshots_of(&spark)?;
         all.retain(|s| !is_leftover(&self.snapshot_dir(&spark, &s.name)));
         Ok(all)
+    }
+
+    /// The same, with what each of them holds alone: what the kernel tells by comparing neighbours.
+    pub fn snapshot_sizes(&self, spark: &SparkRef) -> Result<Vec<SnapshotInfo>> {
+        let mut all = self.snapshot_list(spark)?;
+        let origin = self.origin_of(&self.resolve(spark)?);
+        let roots: Vec<PathBuf> = all.iter().map(|s| s.path.clone()).collect();
+        for (place, snapshot) in all.iter_mut().enumerate().filter(|(_, s)| s.broken.is_none()) {
+            let before = place.checked_sub(1).map(|before| &roots[before]);
+            let Some(relative) = before.or(roots.get(place + 1)).or(origin.as_ref()) else { continue };
+            // Deleted meanwhile, or compared with what is damaged: nothing that a list should fail on.
+            snapshot.own_bytes = changes::own_bytes(&snapshot.path, relative)
+                .inspect_err(|e| tracing::debug!("cannot tell the size of {}: {e}", snapshot.name))
+                .ok();
+        }
+        Ok(all)
+    }
+
+    /// The root that a spark was made from, if it is there and does not change.
+    fn origin_of(&self, spark: &SparkId) -> Option<PathBuf> {
+        match self.record(spark).ok()?.origin {
+            Origin::Base { name, id } => {
+                let (_, base, root) = self.find_base(Some(&name)).ok()?;
+                (base.id == id).then_some(root)
+            }
+            Origin::Spark { id, snapshot, .. } => {
+                let found = self.pool.find_container(id.as_str()).ok()??;
+                let spark = SparkId { project: found.project, name: found.name };
+                self.snapshot_root(&spark, &snapshot?).ok()
+            }
+        }
     }
 
     fn snapshots_of(&self, spark: &SparkId) -> Result<Vec<SnapshotInfo>> {
@@ -233,6 +266,7 @@ fn describe(dir: &Path, name: Name) -> SnapshotInfo {
             created: Some(r.created),
             kind: Some(r.kind),
             label: r.label,
+            own_bytes: None,
             path,
             broken: None,
         },
@@ -242,6 +276,7 @@ fn describe(dir: &Path, name: Name) -> SnapshotInfo {
             created: None,
             kind: None,
             label: None,
+            own_bytes: None,
             path,
             broken: Some(e.to_string()),
         },

@@ -87,7 +87,7 @@ impl Tree {
             .map_err(Error::io("list", self.path.join(OsStr::from_bytes(path))))
     }
 
-    fn open_file(&self, path: &[u8]) -> Result<File> {
+    pub(super) fn open_file(&self, path: &[u8]) -> Result<File> {
         self.with(path, "open", |dir, name| sys::tree::open_file(dir, name))
     }
 

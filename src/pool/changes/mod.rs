@@ -15,10 +15,12 @@ use crate::error::{Error, Result};
 use crate::sys;
 
 mod compare;
+mod own;
 mod replay;
 mod walk;
 
 use compare::{Look, Tree, compare, kind};
+pub use own::own_bytes;
 use replay::{Place, Replay};
 
 /// Everything that differs, by path, and how many commands of the kernel's it took to find it: none where the
