@@ -12,6 +12,7 @@ use crate::domain::limits::{DEFAULT_PIDS, Limits};
 use crate::domain::name::Name;
 use crate::domain::options::{BindMount, Network, Shared, SparkOptions};
 use crate::domain::spark::Id;
+use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
 use crate::sys::idmap::{Extent, IdMap};
 use crate::sys::mount::Planned;
@@ -36,6 +37,8 @@ pub struct Input<'a> {
     pub root: &'a Path,
     /// `/spark/bin`, `/spark/all` and `/spark/proj`, in this order.
     pub shared: [PathBuf; 3],
+    /// Data volumes: where each is, and where it is to be inside.
+    pub volumes: &'a [(PathBuf, Attached)],
 }
 
 /// A bundle, ready to be written.
@@ -43,10 +46,13 @@ pub struct Input<'a> {
 pub struct Bundle {
     /// The whole OCI configuration.
     pub spec: Spec,
-    /// The same without [`mounts`](Bundle::mounts), which are made by then.
+    /// The same without [`mounts`](Bundle::mounts) and [`volumes`](Bundle::volumes).
     pub inner: Spec,
     /// What the starter mounts upon the root before the runtime library sees it.
     pub mounts: Vec<Planned>,
+    /// What it mounts when the library is done: the kernel locks what is there before, so that nobody could take it away
+    /// while the spark runs.
+    pub volumes: Vec<Planned>,
 }
 
 /// Composes a spark's bundle.
@@ -70,15 +76,16 @@ pub fn compose(input: &Input<'_>) -> Result<Bundle> {
         .into(),
     ));
     let mounts = inner_mounts(input)?;
+    let volumes = volume_mounts(input);
     let mut spec = inner.clone();
     let mut all = spec.mounts().clone().unwrap_or_default();
-    for mount in &mounts {
+    for mount in mounts.iter().chain(&volumes) {
         let flags: &[&str] =
             if mount.read_only { &["bind", "ro", "nosuid", "nodev"] } else { &["bind", "nosuid", "nodev"] };
         all.push(bind(&mount.source, &mount.at, flags)?);
     }
     spec.set_mounts(Some(all));
-    Ok(Bundle { spec, inner, mounts })
+    Ok(Bundle { spec, inner, mounts, volumes })
 }
 
 fn inner_mounts(input: &Input<'_>) -> Result<Vec<Planned>> {
@@ -108,6 +115,26 @@ fn inner_mounts(input: &Input<'_>) -> Result<Vec<Planned>> {
         mounts.push(host_mount(wanted, range)?);
     }
     Ok(mounts)
+}
+
+fn volume_mounts(input: &Input<'_>) -> Vec<Planned> {
+    let mut mounts: Vec<Planned> =
+        input.volumes.iter().map(|(fs, at)| volume_mount(fs, at, input.first_id)).collect();
+    // What is to be below another has to come after it.
+    mounts.sort_by_key(|mount| mount.at.components().count());
+    mounts
+}
+
+/// How a data volume looks inside: as on disk, whatever ids the spark has.
+pub fn volume_mount(fs: &Path, at: &Attached, first_id: u32) -> Planned {
+    Planned {
+        source: fs.to_owned(),
+        at: at.path.clone(),
+        ids: Some(IdMap::range(first_id, IDS)),
+        is_dir: true,
+        read_only: at.ro,
+        exact: false,
+    }
 }
 
 /// A spark's host name: the one it was given, or its own.

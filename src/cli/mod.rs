@@ -179,6 +179,13 @@ impl Ctx {
         }
     }
 
+    /// The same where it is not what was expected: also to those who look at it later.
+    fn warn(&self, line: impl std::fmt::Display) {
+        if !self.json {
+            output::eprint(line);
+        }
+    }
+
     /// Does something to each of several, going on after a failure. The status says whether all succeeded.
     fn each<T>(&self, items: &[T], mut work: impl FnMut(&T) -> Result<()>) -> Status {
         let mut worst = 0;

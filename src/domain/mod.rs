@@ -9,6 +9,7 @@ pub mod place;
 pub mod project;
 pub mod snapshot;
 pub mod spark;
+pub mod volume;
 
 /// Newest version of every record on disk. A newer one is refused rather than guessed at.
 pub const FORMAT: u32 = 1;

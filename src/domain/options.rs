@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use super::limits::Limits;
 use super::spark::Labels;
+use super::volume::Attached;
 
 /// The options of `spark create`.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -17,6 +18,9 @@ pub struct SparkOptions {
     /// Directories of the host.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<BindMount>,
+    /// Data volumes of the spark's project.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Attached>,
     pub network: Network,
     pub limits: Limits,
     /// `name`, `uid`, `name:group` or `uid:gid`; root if none.
@@ -60,6 +64,7 @@ pub struct CloneOf {
 pub struct Changes {
     pub env: Vec<(String, String)>,
     pub mounts: Vec<BindMount>,
+    pub volumes: Vec<Attached>,
     pub network: Option<Network>,
     pub limits: Limits,
     pub user: Option<String>,
@@ -79,6 +84,8 @@ impl Changes {
         old.env.extend(self.env);
         old.mounts.retain(|had| self.mounts.iter().all(|new| new.dst != had.dst));
         old.mounts.extend(self.mounts);
+        old.volumes.retain(|had| self.volumes.iter().all(|new| !new.replaces(had)));
+        old.volumes.extend(self.volumes);
         old.labels.extend(self.labels);
         SparkOptions {
             network: self.network.unwrap_or(old.network),
@@ -167,17 +174,24 @@ impl FromStr for BindMount {
         let (Some(src), Some(dst)) = (src, dst) else {
             return Err("src and dst are both needed: type=bind,src=DIR,dst=DIR[,ro]".into());
         };
-        if !dst.is_absolute() || dst.components().any(|c| matches!(c, std::path::Component::ParentDir)) {
-            return Err(format!("dst `{}` has to be an absolute path without `..`", dst.display()));
-        }
-        if dst == Path::new("/") || ["/dev", "/proc", "/sys"].iter().any(|own| dst.starts_with(own)) {
-            let shown = dst.display();
-            return Err(format!(
-                "dst `{shown}` is the spark's own: choose a place outside of /dev, /proc and /sys"
-            ));
-        }
+        check_place("dst", &dst)?;
         Ok(BindMount { src, dst, ro })
     }
+}
+
+/// Checks that something can be mounted at a path inside. `what` is how the user calls the path.
+pub(super) fn check_place(what: &str, path: &Path) -> Result<(), String> {
+    let shown = path.display().to_string();
+    let shown = shown.escape_default();
+    if !path.is_absolute() || path.components().any(|c| matches!(c, std::path::Component::ParentDir)) {
+        return Err(format!("{what} `{shown}` has to be an absolute path without `..`"));
+    }
+    if path == Path::new("/") || ["/dev", "/proc", "/sys"].iter().any(|own| path.starts_with(own)) {
+        return Err(format!(
+            "{what} `{shown}` is the spark's own: choose a place outside of /dev, /proc and /sys"
+        ));
+    }
+    Ok(())
 }
 
 /// Parses `K=V`; a bare `K` is refused with a way out.

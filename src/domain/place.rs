@@ -88,6 +88,12 @@ impl PoolPaths {
     pub fn shared(&self, project: &Name) -> PathBuf {
         self.project(project).join("shared")
     }
+    pub fn volumes(&self, project: &Name) -> PathBuf {
+        self.project(project).join("data")
+    }
+    pub fn volume(&self, project: &Name, volume: &Name) -> PathBuf {
+        self.volumes(project).join(volume)
+    }
     pub fn bases(&self) -> PathBuf {
         self.top.join("bases")
     }
@@ -128,6 +134,20 @@ impl SparkPaths<'_> {
     /// Where a deleted spark came from; beside the record, and only of meaning in the trash.
     pub fn origin(&self) -> PathBuf {
         self.0.join("trash.json")
+    }
+}
+
+/// Files of one data volume's directory.
+#[derive(Debug, Clone, Copy)]
+pub struct VolumePaths<'a>(pub &'a Path);
+
+impl VolumePaths<'_> {
+    pub fn record(&self) -> PathBuf {
+        self.0.join("volume.json")
+    }
+    /// The subvolume that sparks see.
+    pub fn fs(&self) -> PathBuf {
+        self.0.join("fs")
     }
 }
 

@@ -67,6 +67,7 @@ impl Sparks {
         )?;
         let found = self.find_source(&request.source, observer)?;
         let cloning = changes.clone.is_some().then_some(observer);
+        self.ensure_volumes(&spark.project, &changes.volumes, observer)?;
         let record = record_of(id, &found, changes, request.name.is_none());
         self.create_from(&spark, &New { record: &record, cloning, start: request.start }, &found)?;
         Ok(spark)
@@ -95,6 +96,7 @@ impl Sparks {
     fn make(&self, spark: &SparkId, new: &New<'_>, found: &Found) -> Result<()> {
         let (record, start) = (new.record, new.start);
         let dir = self.dir(spark);
+        let volumes = self.hold_volumes(spark, &record.options.volumes)?;
         let stage = self.pool.stage()?;
         fault::point("create.staged")?;
         stage.write("spark.json", record)?;
@@ -123,7 +125,8 @@ impl Sparks {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(spark),
             _ => e,
         })?;
-        let Err(first) = self.begin(spark, record, start, &[lock.as_fd(), held.as_fd()]) else {
+        let locks: Vec<_> = [lock.as_fd(), held.as_fd()].into_iter().chain(volumes.locks()).collect();
+        let Err(first) = self.begin(spark, record, start, &locks) else {
             return Ok(());
         };
         // Under the lock that it appeared with: nobody has begun to use it, or has put another one in its place.
@@ -165,6 +168,7 @@ impl Sparks {
         let options = changes.over(found.options);
         let dir = self.pool.place.bundle(&id);
         let root = SparkPaths(&self.dir(&spark)).root();
+        let volumes = self.planned_volumes(&spark.project, &options.volumes);
         let input = spec::Input {
             id: &id,
             project: &spark.project,
@@ -175,6 +179,7 @@ impl Sparks {
             templates: &self.context.templates,
             root: &root,
             shared: self.shared_dirs(&spark.project),
+            volumes: &volumes,
         };
         let config = serde_json::to_value(spec::compose(&input)?.spec)
             .map_err(|e| Error::Sys { action: "show config.json", source: e.into() })?;
@@ -219,9 +224,24 @@ pub(super) fn taken(spark: &SparkId) -> Error {
 /// Host paths without symbolic links: resolved once, by who makes the spark. What runs in a spark may be able to
 /// change a link on the way, and must not choose with it what is mounted at the next start.
 pub(super) fn resolved(mut changes: Changes) -> Result<Changes> {
+    refuse_twice(&changes)?;
     for mount in &mut changes.mounts {
         mount.src = std::fs::canonicalize(&mount.src).map_err(Error::io("mount", &mount.src))?;
     }
     clone::resolve(&mut changes)?;
     Ok(changes)
+}
+
+/// Two things at one place, or one volume at two: only the last would be seen, and nobody would know.
+fn refuse_twice(changes: &Changes) -> Result<()> {
+    for (n, volume) in changes.volumes.iter().enumerate() {
+        let second = changes.volumes[..n].iter().find(|other| other.replaces(volume));
+        // What is below a volume would be hidden by it: volumes are mounted last.
+        let host = changes.mounts.iter().find(|mount| mount.dst.starts_with(&volume.path));
+        if second.is_some() || host.is_some() {
+            let other = second.map_or_else(|| "a directory of the host".to_owned(), |v| format!("`{v}`"));
+            return Err(Error::usage(format!("`{volume}` cannot be together with {other}")));
+        }
+    }
+    Ok(())
 }

@@ -49,6 +49,7 @@ impl Sparks {
         let changes = resolved(request.changes)?;
         let mut found = self.find_source(&Source::Spark(request.source), observer)?;
         let project = self.ensure_project_of(&request.name)?;
+        self.ensure_volumes(&project, &changes.volumes, observer)?;
         let moment = self.pool.stage()?;
         if let Origin::Spark { race, snapshot, .. } = &mut found.origin
             && request.count.is_some()

@@ -271,7 +271,12 @@ fn owner_of(path: &Path) -> String {
     if let Ok(Some(record)) = record::read::<SparkRecord>(&path.join("spark.json")) {
         return format!("spark {}", record.id);
     }
-    let kinds = [("base.json", "a base"), ("project.json", "a project"), ("project", "a project")];
+    let kinds = [
+        ("base.json", "a base"),
+        ("volume.json", "a data volume"),
+        ("project.json", "a project"),
+        ("project", "a project"),
+    ];
     let kind = kinds.iter().find(|(file, _)| path.join(file).exists());
     kind.map_or("an operation that did not finish", |(_, kind)| kind).to_owned()
 }

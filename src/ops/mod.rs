@@ -11,6 +11,7 @@ pub mod base;
 mod clone;
 pub mod cp;
 pub mod create;
+pub mod data;
 pub mod delete;
 pub mod diff;
 pub mod doctor;

@@ -81,10 +81,12 @@ impl Sparks {
             id: opened.record.id.clone(),
         };
         self.pool.index_spark(&opened.record.oci_id, &identity)?;
-        self.launch(&opened.id, &opened.record, &[opened.lock.as_fd()])?.wait()
+        let held = self.hold_volumes(&opened.id, &opened.record.options.volumes)?;
+        let locks: Vec<_> = std::iter::once(opened.lock.as_fd()).chain(held.locks()).collect();
+        self.launch(&opened.id, &opened.record, &locks)?.wait()
     }
 
-    /// Begins to start a spark. The caller holds its exclusive lock, the first of `locks`.
+    /// Begins to start a spark. The caller holds its exclusive lock, the first of `locks`, and those of its volumes.
     pub(crate) fn launch<'a>(
         &'a self,
         spark: &SparkId,
@@ -130,6 +132,7 @@ impl Sparks {
     fn prepare(&self, spark: &SparkId, record: &SparkRecord, first_id: u32) -> Result<Launch> {
         let dir = self.bundle(record);
         let root = SparkPaths(&self.dir(spark)).root();
+        let volumes = self.volumes_of(spark, &record.options.volumes)?;
         let input = spec::Input {
             id: &record.id,
             project: &spark.project,
@@ -140,6 +143,7 @@ impl Sparks {
             templates: &self.context.templates,
             root: &root,
             shared: self.shared_dirs(&spark.project),
+            volumes: &volumes,
         };
         let bundle = spec::compose(&input)?;
         let mut inner = confine::without(&bundle.inner);
@@ -152,6 +156,7 @@ impl Sparks {
             bundle: dir,
             root,
             mounts: bundle.mounts,
+            volumes: bundle.volumes,
             first_id,
             idle_stop: 0,
             locks: Vec::new(),

@@ -1,8 +1,8 @@
 //! Starting a spark: mounts in a namespace of the helper's own, libcontainer, PID 1, `init.json`.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,9 +11,11 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
 
+use super::attach;
 use super::confine::Confinement;
 use super::init;
 use super::live::{self, Live};
+use super::place::{self, Maps, Place, no_idmap};
 use super::youki::Handle;
 use crate::error::{Error, Result};
 use crate::sys;
@@ -33,6 +35,8 @@ pub struct Launch {
     /// The root subvolume.
     pub root: PathBuf,
     pub mounts: Vec<Planned>,
+    /// Mounted as if they were attached to a spark that runs.
+    pub volumes: Vec<Planned>,
     pub confinement: Confinement,
     pub first_id: u32,
     /// Seconds without a process after which PID 1 leaves. 0 is never.
@@ -135,10 +139,14 @@ impl Launch {
         // A network namespace of its own begins with even that device down.
         let pid = container.pid().map(|p| p.as_raw()).unwrap_or_default();
         sys::net::raise_loopback_of(pid).map_err(Error::sys("set up the loopback device"))?;
+        let init = ProcessId::of(pid).map_err(Error::sys("identify PID 1"))?;
+        let live = Live { init, first_id: self.first_id };
+        for volume in &self.volumes {
+            attach::attach(&live, &self.root, volume)?;
+        }
         container.start().map_err(|e| self.container.failed("start", e))?;
         crate::fault::point("start.started")?;
-        let init = ProcessId::of(pid).map_err(Error::sys("identify PID 1"))?;
-        live::write(&self.bundle, &Live { init, first_id: self.first_id })
+        live::write(&self.bundle, &live)
     }
 
     /// Mounts the root at the bundle's mount point, and everything else upon it. Nothing of the spark runs yet, and
@@ -157,51 +165,12 @@ impl Launch {
         let mapped = sys::file::open_dir(&top).map_err(Error::io("open", &top))?;
         for mount in &self.mounts {
             let failed = |e| Error::io("mount something at", &mount.at)(e);
-            sys::beneath::make_mount_point(&bare, &mount.at, mount.is_dir).map_err(failed)?;
-            let clone = if mount.exact { sys::mount::clone_tree_exact } else { sys::mount::clone_tree };
-            let tree = clone(&mount.source).map_err(Error::io("mount", &mount.source))?;
-            let ns = mount.ids.map(|ids| maps.namespace(ids)).transpose()?;
-            let limits = sys::mount::Limits { read_only: mount.read_only, inert: true };
-            sys::mount::set_attributes(&tree, ns, limits).map_err(|e| no_idmap(&mount.source, e))?;
-            let flags = rustix::fs::OFlags::PATH;
-            let place = sys::beneath::open_with(&mapped, &mount.at, flags, rustix::fs::Mode::empty())
-                .map_err(failed)?;
+            let tree = place::detached(mount, &mut maps)?;
+            let place = Place { bare: bare.as_fd(), mapped: mapped.as_fd(), first_id: self.first_id };
+            let place = place.open(&mount.at, mount.is_dir, sys::beneath::open_place).map_err(failed)?;
             sys::mount::attach_upon(&tree, &place).map_err(failed)?;
         }
         Ok(())
-    }
-}
-
-/// The namespaces that mounts are mapped through, each made once.
-#[derive(Default)]
-struct Maps(Vec<(IdMap, OwnedFd)>);
-
-impl Maps {
-    fn namespace(&mut self, ids: IdMap) -> Result<BorrowedFd<'_>> {
-        let known = self.0.iter().position(|(known, _)| *known == ids);
-        let at = match known {
-            Some(at) => at,
-            None => {
-                let ns = sys::idmap::namespace(ids).map_err(|source| Error::Host {
-                    what: "cannot make a user namespace".into(),
-                    hint: "see `spark doctor`".into(),
-                    source: Some(source),
-                })?;
-                self.0.push((ids, ns));
-                self.0.len() - 1
-            }
-        };
-        Ok(self.0[at].1.as_fd())
-    }
-}
-
-fn no_idmap(path: &Path, e: std::io::Error) -> Error {
-    match e.raw_os_error() {
-        Some(libc::EINVAL) => Error::NotSupported {
-            what: format!("the filesystem of {} cannot map user ids", path.display()),
-            hint: Some("use a directory on ext4, xfs, btrfs or tmpfs".into()),
-        },
-        _ => Error::io("map the ids of", path)(e),
     }
 }
 

@@ -5,12 +5,14 @@
 
 #![allow(unsafe_code)]
 
+pub mod attach;
 pub mod confine;
 pub mod enter;
 pub mod ids;
 pub mod init;
 pub mod launch;
 pub mod live;
+mod place;
 pub mod report;
 pub mod users;
 pub mod youki;

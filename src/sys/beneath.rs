@@ -27,15 +27,38 @@ pub fn open_with(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io:
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     // openat2(2) refuses with O_PATH what it could not mean.
     let extra = if flags.contains(OFlags::PATH) { OFlags::CLOEXEC } else { OFlags::CLOEXEC | OFlags::NOCTTY };
-    let flags = flags | extra;
+    resolving(root.as_fd(), path, flags | extra, mode, resolve)
+}
+
+fn resolving(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> io::Result<File> {
     loop {
-        match rustix::fs::openat2(&root, path, flags, mode, resolve) {
+        match rustix::fs::openat2(root, path, flags, mode, resolve) {
             Ok(fd) => return Ok(File::from(fd)),
             // A rename somewhere on the way: the kernel could not be sure, and asks to try again.
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
     }
+}
+
+/// Opens `path` to be mounted upon, with `root` as `/`.
+pub fn open_place(root: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
+    open_with(root, path, OFlags::PATH, Mode::empty())
+}
+
+/// The same where the place has to be the very one that its path says.
+///
+/// # Errors
+/// `ELOOP` where a part of the path is a symbolic link.
+pub fn open_place_exact(root: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    resolving(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// Makes sure that `path` is there to be mounted upon: a directory, or anything else. What is there stays as it is,

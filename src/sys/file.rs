@@ -116,6 +116,19 @@ pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     Ok(stat.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT))
 }
 
+/// Whether an open directory is the top of a mount.
+pub fn is_mount_top(dir: impl AsFd) -> io::Result<bool> {
+    let flags = rustix::fs::StatxFlags::BASIC_STATS;
+    let stat = rustix::fs::statx(dir, "", AtFlags::EMPTY_PATH, flags)?;
+    Ok(stat.stx_attributes.contains(rustix::fs::StatxAttributes::MOUNT_ROOT))
+}
+
+/// Whether two descriptors are one file: device and inode.
+pub fn same(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
+    let (a, b) = (rustix::fs::fstat(a)?, rustix::fs::fstat(b)?);
+    Ok(a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+}
+
 /// Whether two descriptors or paths are one file: device and inode.
 pub fn same_file(fd: impl AsFd, path: &Path) -> io::Result<bool> {
     let a = rustix::fs::fstat(fd)?;

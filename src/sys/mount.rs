@@ -111,6 +111,20 @@ pub fn set_read_only(path: &Path) -> io::Result<()> {
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Joins a mount namespace, and its root and working directory with it. For a process that does nothing else.
+pub fn join(namespace: impl AsFd) -> io::Result<()> {
+    let kind = rustix::thread::LinkNameSpaceType::Mount;
+    Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind))?)
+}
+
+/// Takes the mount away whose top is open here, at once for all who look and later for those who use it.
+pub fn detach(top: impl AsFd) -> io::Result<()> {
+    // umount2(2) takes paths only, and there may be no /proc to name a descriptor by.
+    rustix::process::fchdir(top)?;
+    let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
+    Ok(rustix::mount::unmount(".", flags)?)
+}
+
 /// Attaches a detached mount at a path.
 pub fn attach(tree: impl AsFd, path: &Path) -> io::Result<()> {
     Ok(rustix::mount::move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)

@@ -244,6 +244,30 @@ fn bear_children_in(pidfd: impl AsFd) -> io::Result<()> {
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Does something to files as another user, without the privileges of root.
+///
+/// # Errors
+/// `EPERM` where this process may not become that user.
+pub fn as_user<T>(id: u32, work: impl FnOnce() -> T) -> io::Result<T> {
+    // SAFETY: the two calls take plain numbers and change this thread alone; they return what was set before.
+    let become_it = |user: u32, group: u32| unsafe {
+        libc::syscall(libc::SYS_setfsgid, group);
+        libc::syscall(libc::SYS_setfsuid, user);
+        // The only way to learn whether it took effect: to ask for what no user can be.
+        libc::syscall(libc::SYS_setfsuid, u32::MAX) as u32 == user
+    };
+    let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let done = become_it(id, id).then(work);
+    become_it(user, group);
+    done.ok_or_else(|| io::Error::from_raw_os_error(libc::EPERM))
+}
+
+/// Ends this process at once, without destructors.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) takes a plain number and does not return.
+    unsafe { libc::_exit(status) }
+}
+
 /// The caller's own user behind `sudo`, if there is one.
 pub fn sudo_user() -> Option<u32> {
     std::env::var("SUDO_UID").ok()?.parse().ok()

@@ -5,8 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 
 use crate::common::Machine;
-use crate::leftovers;
-use crate::snapshots;
+use crate::{data, leftovers, snapshots};
 
 /// A verb as it is made to fail.
 pub(crate) struct Scenario {
@@ -252,7 +251,7 @@ const PROJECT_DELETE: Scenario = Scenario {
     },
 };
 
-const ALL: &[&Scenario] = &[
+const OWN: &[&Scenario] = &[
     &CREATE,
     &EPHEMERAL,
     &RESUME,
@@ -276,6 +275,10 @@ const ALL: &[&Scenario] = &[
     &snapshots::PICK,
     &snapshots::BASE_SAVE,
 ];
+
+fn all() -> impl Iterator<Item = &'static Scenario> {
+    OWN.iter().copied().chain(data::ALL)
+}
 
 impl Scenario {
     fn covers(&self, point: &str) -> bool {
@@ -400,7 +403,7 @@ fn base_is_whole(machine: &Machine) {
 fn every_fault_point_has_a_scenario() {
     let points = points();
     assert!(points.len() > 25, "{points:?}");
-    let without: Vec<_> = points.iter().filter(|p| !ALL.iter().any(|s| s.covers(p))).collect();
+    let without: Vec<_> = points.iter().filter(|p| !all().any(|s| s.covers(p))).collect();
     assert!(without.is_empty(), "fault points that no scenario passes: {without:?}");
 }
 

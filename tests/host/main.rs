@@ -14,6 +14,7 @@ mod consistency;
 mod console;
 mod cp;
 mod damage;
+mod data;
 mod diff;
 mod escape;
 mod examples;

@@ -42,6 +42,7 @@ States:
   tree        Show which spark, snapshot and base came from which
 Sources and places:
   base        Root filesystems that sparks start from
+  data        Volumes that outlive sparks and can be shared
   project     The namespaces that sparks are in
   pool        The filesystem that everything is on
 Upkeep:
@@ -112,6 +113,7 @@ pub(crate) enum Verb {
     Gc(c::gc::GcArgs),
     Doctor(c::doctor::DoctorArgs),
     Base(c::base::BaseArgs),
+    Data(c::data::DataArgs),
     Project(c::project::ProjectArgs),
     Pool(c::pool::PoolArgs),
     Completion(c::completion::CompletionArgs),

@@ -10,6 +10,7 @@ use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::options::{
     BindMount, Changes, CloneOf, Network, Shared, parse_env, parse_env_file, parse_hostname, parse_inside,
 };
+use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
 use crate::ops::create::Source;
 
@@ -71,6 +72,9 @@ pub(crate) struct NewArgs {
     /// Mount a directory or file of the host: type=bind,src=DIR,dst=DIR[,ro]; may be repeated
     #[arg(long, value_name = "MOUNT")]
     mount: Vec<BindMount>,
+    /// Attach a data volume, made if it is not there: VOLUME:PATH[:ro]; may be repeated
+    #[arg(short, long, value_name = "VOLUME:PATH")]
+    volume: Vec<Attached>,
     /// Network: `host` (the host's own) or `none` (only loopback) [default: host]
     #[arg(long, value_name = "NETWORK")]
     network: Option<Network>,
@@ -113,6 +117,7 @@ impl NewArgs {
             (self.base.is_some(), "--base"),
             (self.from.is_some(), "--from"),
             (!self.mount.is_empty(), "--mount"),
+            (!self.volume.is_empty(), "--volume"),
             (self.network.is_some(), "--network"),
             (self.memory.is_some(), "--memory"),
             (self.cpus.is_some(), "--cpus"),
@@ -165,6 +170,7 @@ impl NewArgs {
         Ok(Changes {
             env: process.environment()?,
             mounts: self.mount.iter().map(absolute).collect::<Result<_>>()?,
+            volumes: self.volume.clone(),
             network: self.network,
             limits: Limits { memory: self.memory, cpus_milli: self.cpus, pids: self.pids },
             user: process.user.clone(),

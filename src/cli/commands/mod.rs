@@ -10,6 +10,7 @@ pub(crate) mod completion;
 pub(crate) mod console;
 pub(crate) mod cp;
 pub(crate) mod create;
+pub(crate) mod data;
 pub(crate) mod delete;
 pub(crate) mod diff;
 pub(crate) mod doctor;
@@ -59,6 +60,7 @@ pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
         Verb::Doctor(args) => doctor::doctor(ctx, args),
         Verb::Base(args) => base::base(ctx, args),
         Verb::Pull(args) => pull::pull(ctx, args),
+        Verb::Data(args) => data::data(ctx, args),
         Verb::Project(args) => project::project(ctx, args),
         Verb::Pool(args) => pool::pool(ctx, args),
         Verb::Completion(args) => completion::completion(args),

@@ -1,0 +1,85 @@
+//! Mounts upon a spark's root, and the places for them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::sys;
+use crate::sys::idmap::IdMap;
+use crate::sys::mount::Planned;
+
+/// The namespaces that mounts are mapped through, each made once.
+#[derive(Default)]
+pub(super) struct Maps(Vec<(IdMap, OwnedFd)>);
+
+impl Maps {
+    pub(super) fn namespace(&mut self, ids: IdMap) -> Result<BorrowedFd<'_>> {
+        let known = self.0.iter().position(|(known, _)| *known == ids);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let ns = sys::idmap::namespace(ids).map_err(|source| Error::Host {
+                    what: "cannot make a user namespace".into(),
+                    hint: "see `spark doctor`".into(),
+                    source: Some(source),
+                })?;
+                self.0.push((ids, ns));
+                self.0.len() - 1
+            }
+        };
+        Ok(self.0[at].1.as_fd())
+    }
+}
+
+pub(super) fn no_idmap(path: &Path, e: std::io::Error) -> Error {
+    match e.raw_os_error() {
+        Some(libc::EINVAL) => Error::NotSupported {
+            what: format!("the filesystem of {} cannot map user ids", path.display()),
+            hint: Some("use a directory on ext4, xfs, btrfs or tmpfs".into()),
+        },
+        _ => Error::io("map the ids of", path)(e),
+    }
+}
+
+/// A mount that is not attached anywhere yet.
+pub(super) fn detached(mount: &Planned, maps: &mut Maps) -> Result<OwnedFd> {
+    let clone = if mount.exact { sys::mount::clone_tree_exact } else { sys::mount::clone_tree };
+    let tree = clone(&mount.source).map_err(Error::io("mount", &mount.source))?;
+    let ns = mount.ids.map(|ids| maps.namespace(ids)).transpose()?;
+    let limits = sys::mount::Limits { read_only: mount.read_only, inert: true };
+    sys::mount::set_attributes(&tree, ns, limits).map_err(|e| no_idmap(&mount.source, e))?;
+    Ok(tree)
+}
+
+/// How a path is followed, with the root as `/`.
+pub(super) type Opener = fn(BorrowedFd<'_>, &Path) -> io::Result<File>;
+
+/// Where places are made: a root as it is in the pool, and as the spark sees it, with all that is mounted.
+pub(super) struct Place<'a> {
+    pub(super) bare: BorrowedFd<'a>,
+    pub(super) mapped: BorrowedFd<'a>,
+    /// The host's number of root inside.
+    pub(super) first_id: u32,
+}
+
+impl Place<'_> {
+    /// Opens the place at a path inside, making it where it is missing. Whatever is planted there, nothing is opened for
+    /// reading or writing, and nothing leads out.
+    pub(super) fn open(&self, at: &Path, is_dir: bool, how: Opener) -> io::Result<File> {
+        let open = || how(self.mapped, at);
+        // In the pool, where no directory inside is closed to the host's root. Through the mapped mount it is nobody.
+        sys::beneath::make_mount_point(self.bare, at, is_dir)?;
+        match open() {
+            // Something is mounted above it, and there it has to be made as root inside.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                sys::process::as_user(self.first_id, || {
+                    sys::beneath::make_mount_point(self.mapped, at, is_dir)
+                })??;
+                open()
+            }
+            opened => opened,
+        }
+    }
+}
