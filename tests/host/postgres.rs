@@ -51,12 +51,15 @@ fn postgres_has_in_every_fork_what_was_committed_before_its_snapshot() {
 /// What would pass on anything is no test: here are two ways to lose something, and they are seen.
 #[test]
 fn what_a_snapshot_cannot_have_of_postgres_is_seen_to_be_lost() {
-    // An acknowledgement that does not wait for the log to be written: that is in the memory of a process only.
+    // Acknowledgements that do not wait for the log to be written, while all that would write it soon is stopped: it is
+    // in the memory of processes only.
     let lazy = Store {
         start: r#"
-            printf '%s\n' 'synchronous_commit = off' 'wal_writer_delay = 10s' 'wal_writer_flush_after = 1GB' \
+            printf '%s\n' 'synchronous_commit = off' 'autovacuum = off' 'bgwriter_lru_maxpages = 0' \
                 >>/etc/postgresql/15/main/postgresql.conf
             pg_ctlcluster 15 main start
+            kill -STOP "$(runuser -u postgres -- psql -qAtX -c \
+                "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")"
         "#,
         load: None,
         ..POSTGRES
