@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::limits::Limits;
 use super::spark::Labels;
-use super::volume::Attached;
+use super::volume::{Attached, Data};
 
 /// The options of `spark create`.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -65,6 +65,8 @@ pub struct Changes {
     pub env: Vec<(String, String)>,
     pub mounts: Vec<BindMount>,
     pub volumes: Vec<Attached>,
+    /// What becomes of the volumes of the spark that it is made from.
+    pub data: Option<Data>,
     pub network: Option<Network>,
     pub limits: Limits,
     pub user: Option<String>,

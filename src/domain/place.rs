@@ -125,6 +125,14 @@ impl SparkPaths<'_> {
     pub fn log(&self) -> PathBuf {
         self.0.join("log")
     }
+    /// Data volumes of its own: those of a spark that ends with its command, and copies about to become volumes.
+    pub fn data(&self) -> PathBuf {
+        self.0.join("data")
+    }
+    /// What a restore of more than the root is about to do.
+    pub fn intent(&self) -> PathBuf {
+        self.0.join("restore.json")
+    }
     pub fn snapshots(&self) -> PathBuf {
         self.0.join("snapshots")
     }
@@ -156,6 +164,13 @@ impl VolumePaths<'_> {
 pub struct SnapshotPaths<'a>(pub &'a Path);
 
 impl SnapshotPaths<'_> {
+    pub fn data(&self) -> PathBuf {
+        self.0.join("data")
+    }
+    /// The copy of a data volume.
+    pub fn volume(&self, volume: &Name) -> PathBuf {
+        self.data().join(volume)
+    }
     pub fn record(&self) -> PathBuf {
         self.0.join("snapshot.json")
     }

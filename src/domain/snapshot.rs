@@ -2,6 +2,7 @@
 
 use super::name::Name;
 use super::spark::{Id, Time};
+use super::volume::{Attached, Data};
 
 /// Why a snapshot was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -40,9 +41,24 @@ pub struct SnapshotRecord {
     /// exchanged for the new root. Until then this is a leftover of a restore that did not happen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced: Option<String>,
+    /// The data volumes that the spark had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Kept>,
     /// Fields of a later version of this program, kept as they are.
     #[serde(flatten)]
     pub rest: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A data volume of a spark, and what a snapshot has of it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Kept {
+    #[serde(flatten)]
+    pub attached: Attached,
+    /// Copied ones are in the snapshot; of others only this is known.
+    pub data: Data,
+    /// As in [`SnapshotRecord::replaced`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<String>,
 }
 
 /// The name of a snapshot taken at a time, to the second: `20261124-183005`, in UTC. `number` tells those of one second

@@ -64,6 +64,30 @@ impl FromStr for Attached {
     }
 }
 
+/// What becomes of a volume in a snapshot or a fork of a spark that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Data {
+    /// The very same volume.
+    Share,
+    /// A copy, of the same instant as the root.
+    Copy,
+    None,
+}
+
+impl FromStr for Data {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "share" => Ok(Data::Share),
+            "copy" => Ok(Data::Copy),
+            "none" => Ok(Data::None),
+            _ => Err(format!("`{}` is not one of share, copy, none", s.escape_default())),
+        }
+    }
+}
+
 /// Checks a path inside at which a volume can be.
 pub fn parse_path(text: &str) -> Result<PathBuf, String> {
     if text.contains('\0') {

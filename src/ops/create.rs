@@ -65,11 +65,14 @@ impl Sparks {
         spark.project = self.ensure_project_of(
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
         )?;
-        let found = self.find_source(&request.source, observer)?;
+        let mut found = self.find_source(&request.source, observer)?;
         let cloning = changes.clone.is_some().then_some(observer);
+        let _moment = self.divide(&mut found, &spark.project, &changes)?;
         self.ensure_volumes(&spark.project, &changes.volumes, observer)?;
-        let record = record_of(id, &found, changes, request.name.is_none());
+        let mut record = record_of(id, &found, changes, request.name.is_none());
+        self.name_copies(&spark, &mut record, &found)?;
         self.create_from(&spark, &New { record: &record, cloning, start: request.start }, &found)?;
+        found.tell_copies(&record, observer);
         Ok(spark)
     }
 
@@ -96,7 +99,7 @@ impl Sparks {
     fn make(&self, spark: &SparkId, new: &New<'_>, found: &Found) -> Result<()> {
         let (record, start) = (new.record, new.start);
         let dir = self.dir(spark);
-        let volumes = self.hold_volumes(spark, &record.options.volumes)?;
+        let volumes = self.hold_volumes(spark, &found.not_copied(record))?;
         let stage = self.pool.stage()?;
         fault::point("create.staged")?;
         stage.write("spark.json", record)?;
@@ -108,6 +111,7 @@ impl Sparks {
         if matches!(record.origin, Origin::Spark { .. }) {
             identity::remove_host_keys(&root)?;
         }
+        self.stage_copies(record, found, &stage)?;
         fault::point("create.after-snapshot")?;
         if let Some(observer) = new.cloning {
             self.put_clone(record, &root, observer)?;
@@ -130,8 +134,10 @@ impl Sparks {
             return Ok(());
         };
         // Under the lock that it appeared with: nobody has begun to use it, or has put another one in its place.
-        match self.delete_locked(spark, delete::Options { force: true, now: true, ..Default::default() }) {
-            Ok(_) => Err(first),
+        let copies = self.published(spark, record, found);
+        let options = delete::Options { force: true, now: true, ..Default::default() };
+        match self.delete_locked(spark, options).and_then(|_| self.take_back_copies(&copies)) {
+            Ok(()) => Err(first),
             Err(undo) => Err(Error::Undo { first: first.into(), undo: undo.into() }),
         }
     }
@@ -146,6 +152,7 @@ impl Sparks {
     ) -> Result<()> {
         fault::point("create.after-publish")?;
         self.pool.index_spark(&record.oci_id, &identity_of(spark, record))?;
+        self.publish_copies(spark, record)?;
         // The name becomes durable while the container starts.
         let starting = start.then(|| self.launch(spark, record, locks)).transpose()?;
         let sparks = self.pool.paths.sparks(&spark.project);

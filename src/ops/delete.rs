@@ -53,6 +53,12 @@ impl Sparks {
                 refuse_unless_stopped(spark, self.state(&record), options)?;
                 self.end(&record, Duration::ZERO)?;
                 fault::point("delete.ended")?;
+                if self.is_unsettled(spark)
+                    && let Err(e) = self.settle(spark)
+                {
+                    // It goes all the same; what it was about to restore in a volume stays undone.
+                    tracing::warn!(%spark, "cannot finish a restore: {e}");
+                }
                 // An ephemeral one was to be gone anyway.
                 let deleted =
                     self.discard(spark, Options { now: options.now || record.ephemeral, ..options })?;

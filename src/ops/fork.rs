@@ -50,30 +50,35 @@ impl Sparks {
         let mut found = self.find_source(&Source::Spark(request.source), observer)?;
         let project = self.ensure_project_of(&request.name)?;
         self.ensure_volumes(&project, &changes.volumes, observer)?;
+        let divided = self.divide(&mut found, &project, &changes)?;
         let moment = self.pool.stage()?;
         if let Origin::Spark { race, snapshot, .. } = &mut found.origin
             && request.count.is_some()
         {
             *race = Some(Id::generate());
-            if snapshot.is_none() {
+            if snapshot.is_none() && divided.is_none() {
                 let root = moment.path().join("root");
                 let still = self.hold_still(found.at_work.take().as_ref())?;
                 btrfs::snapshot_read_only(&found.root, &root)?;
                 drop(still);
                 found.root = root;
-                found.lock = None;
+                found.opened = None;
             }
         }
         observer.step("forking", request.count.map(u64::from));
         let mut forks: Vec<Forked> = Vec::with_capacity(sparks.len());
         for mut spark in sparks {
             spark.project = project.clone();
-            let record = record_of(Id::generate(), &found, changes.clone(), false);
+            let mut record = record_of(Id::generate(), &found, changes.clone(), false);
+            self.name_copies(&spark, &mut record, &found)?;
             let new = New { record: &record, cloning: None, start: request.start };
             let made = self.create_from(&spark, &new, &found);
             if let Err(e @ Error::Exists { .. }) = made {
                 // Somebody took a name meanwhile.
                 return Err(self.take_back(&forks, e));
+            }
+            if made.is_ok() {
+                found.tell_copies(&record, observer);
             }
             forks.push(Forked { spark, made });
             observer.advance(forks.len() as u64);

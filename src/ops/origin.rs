@@ -1,8 +1,9 @@
 //! What a new spark starts from: a base, another spark as it is now, or one of its snapshots.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use super::data::Copied;
+use super::spark::Opened;
 use super::{Observer, Sparks};
 use crate::domain::name::{Name, SourceRef};
 use crate::domain::options::SparkOptions;
@@ -21,7 +22,7 @@ pub enum Source {
 
 /// A source that is there.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(crate) struct Found {
     pub origin: Origin,
     /// The subvolume to copy.
     pub root: PathBuf,
@@ -29,8 +30,10 @@ pub(super) struct Found {
     pub at_work: Option<Id>,
     /// What a spark made of it inherits.
     pub options: SparkOptions,
-    /// A spark's lock, shared: its root stays what it is.
-    pub lock: Option<OwnedFd>,
+    /// The data volumes that it gets copies of; those that it shares are options.
+    pub copies: Vec<Copied>,
+    /// The spark, locked: its root stays what it is.
+    pub opened: Option<Opened>,
 }
 
 impl Sparks {
@@ -48,7 +51,8 @@ impl Sparks {
             Source::Base(name) => {
                 let (name, record, root) = self.find_base(name.as_ref())?;
                 let origin = Origin::Base { name, id: record.id };
-                Ok(Found { origin, root, at_work: None, options: SparkOptions::default(), lock: None })
+                let (options, copies) = Default::default();
+                Ok(Found { origin, root, at_work: None, options, copies, opened: None })
             }
             Source::Spark(source) => self.look_up_spark(source),
         }
@@ -65,12 +69,13 @@ impl Sparks {
         };
         let at_work = source.snapshot.is_none().then(|| opened.record.id.clone());
         let origin = Origin::Spark {
-            project: opened.id.project,
-            name: opened.id.name,
-            id: opened.record.id,
+            project: opened.id.project.clone(),
+            name: opened.id.name.clone(),
+            id: opened.record.id.clone(),
             snapshot: source.snapshot.clone(),
             race: None,
         };
-        Ok(Found { origin, root, at_work, options: opened.record.options, lock: Some(opened.lock) })
+        let options = opened.record.options.clone();
+        Ok(Found { origin, root, at_work, options, copies: Vec::new(), opened: Some(opened) })
     }
 }

@@ -112,12 +112,20 @@ impl Sparks {
         }
     }
 
-    /// Locks a spark and reads its record.
+    /// Locks a spark and reads its record. A restore that was killed is finished before.
     pub(crate) fn open_spark(&self, spark: &SparkId, mode: Mode) -> Result<Opened> {
         let dir = self.dir(spark);
-        let Some(lock) = self.pool.lock(&dir, mode)? else {
-            return Err(self.no_such_spark(&spark.project, &spark.name));
-        };
+        let lock =
+            |mode| self.pool.lock(&dir, mode)?.ok_or_else(|| self.no_such_spark(&spark.project, &spark.name));
+        let mut lock_held = lock(mode)?;
+        while self.is_unsettled(spark) {
+            drop(lock_held);
+            let alone = lock(Mode::Exclusive)?;
+            self.settle(spark)?;
+            drop(alone);
+            lock_held = lock(mode)?;
+        }
+        let lock = lock_held;
         let record = self.record(spark)?;
         if self.let_go(&record.id)? {
             tracing::debug!(%spark, "it was held still by a snapshot that was killed");

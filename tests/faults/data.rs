@@ -1,6 +1,6 @@
 //! Fault points of data volumes.
 
-use crate::common::Machine;
+use crate::common::{Machine, wait_for};
 use crate::points::Scenario;
 
 const CREATE: Scenario = Scenario {
@@ -70,7 +70,82 @@ const DETACH: Scenario = Scenario {
     },
 };
 
-pub(crate) const ALL: [&Scenario; 4] = [&CREATE, &DELETE, &ATTACH, &DETACH];
+const SNAPSHOT: Scenario = Scenario {
+    points: &["copies.", "snapshot."],
+    args: &["snapshot", "create", "web", "one"],
+    before: with_volume,
+    after: |m| {
+        // Nobody has to thaw it.
+        assert!(wait_for(|| m.spark(&["--json", "info", "web"]).json()["state"] == "running"));
+        let list = m.spark(&["--json", "snapshot", "list", "web"]).json();
+        if !list.as_array().unwrap().is_empty() {
+            m.spark(&["snapshot", "delete", "web", "one"]).ok();
+        }
+        m.spark(&["snapshot", "create", "web", "one"]).ok();
+        m.spark(&["exec", "web", "--", "sh", "-c", "echo later > /marker; echo later > /data/x"]).ok();
+        m.spark(&["snapshot", "restore", "web", "one"]).ok();
+        assert_eq!(both(m, "web"), "kept\nkept\n");
+        without_spark(m);
+    },
+};
+
+const FORK: Scenario = Scenario {
+    points: &["copies.", "fork-data."],
+    args: &["fork", "web", "new"],
+    before: with_volume,
+    after: |m| {
+        assert!(wait_for(|| m.spark(&["--json", "info", "web"]).json()["state"] == "running"));
+        if m.spark(&["info", "new"]).status() == 0 {
+            // It was not acknowledged, but it is all there.
+            assert_eq!(both(m, "new"), "kept\nkept\n");
+            m.spark(&["delete", "-f", "--now", "new"]).ok();
+            m.spark(&["data", "delete", "v-new"]).ok();
+        }
+        assert_eq!(m.spark(&["data", "list", "-q"]).ok(), "v\n");
+        m.spark(&["fork", "web", "new"]).ok();
+        assert_eq!(both(m, "new"), "kept\nkept\n");
+        m.spark(&["delete", "-f", "--now", "new"]).ok();
+        m.spark(&["data", "delete", "v-new"]).ok();
+        without_spark(m);
+    },
+};
+
+const RESTORE: Scenario = Scenario {
+    points: &["restore.", "restore-data."],
+    args: &["snapshot", "restore", "web", "one"],
+    before: |m| {
+        with_volume(m);
+        m.spark(&["snapshot", "create", "web", "one"]).ok();
+        m.spark(&["exec", "web", "--", "sh", "-c", "echo later > /marker; echo later > /data/x"]).ok();
+    },
+    after: |m| {
+        // Whoever uses it next finds both restored or neither, and can go back and forth.
+        let found = both(m, "web");
+        assert!(found == "kept\nkept\n" || found == "later\nlater\n", "{found}");
+        let undo = m.spark(&["--json", "undo", "web"]);
+        if undo.status() == 0 {
+            assert_eq!(both(m, "web"), "later\nlater\n");
+        } else {
+            undo.fails_with("wrong_state");
+            assert_eq!(found, "later\nlater\n");
+        }
+        m.spark(&["snapshot", "restore", "web", "one"]).ok();
+        assert_eq!(both(m, "web"), "kept\nkept\n");
+        without_spark(m);
+    },
+};
+
+pub(crate) const ALL: [&Scenario; 7] = [&CREATE, &DELETE, &ATTACH, &DETACH, &SNAPSHOT, &FORK, &RESTORE];
+
+fn with_volume(machine: &Machine) {
+    filled(machine);
+    machine.spark(&["create", "web", "-v", "v:/data"]).ok();
+    machine.spark(&["exec", "web", "--", "sh", "-c", "echo kept > /marker"]).ok();
+}
+
+fn both(machine: &Machine, spark: &str) -> String {
+    machine.spark(&["exec", spark, "--", "cat", "/marker", "/data/x"]).ok()
+}
 
 fn exists(machine: &Machine) -> bool {
     let list = machine.spark(&["--json", "data", "list"]).json();
@@ -116,4 +191,19 @@ fn an_attach_that_fails_anywhere_is_recorded_or_not_there() {
 #[test]
 fn a_detach_that_fails_anywhere_can_be_repeated() {
     DETACH.run();
+}
+
+#[test]
+fn a_snapshot_with_volumes_that_fails_anywhere_leaves_a_spark_that_goes_on() {
+    SNAPSHOT.run();
+}
+
+#[test]
+fn a_fork_with_copies_that_fails_anywhere_makes_all_of_it_or_nothing() {
+    FORK.run();
+}
+
+#[test]
+fn a_restore_of_volumes_that_fails_anywhere_restores_all_or_nothing() {
+    RESTORE.run();
 }

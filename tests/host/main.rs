@@ -12,6 +12,7 @@ mod clone;
 mod confine;
 mod consistency;
 mod console;
+mod copies;
 mod cp;
 mod damage;
 mod data;

@@ -10,7 +10,7 @@ use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::options::{
     BindMount, Changes, CloneOf, Network, Shared, parse_env, parse_env_file, parse_hostname, parse_inside,
 };
-use crate::domain::volume::Attached;
+use crate::domain::volume::{Attached, Data};
 use crate::error::{Error, Result};
 use crate::ops::create::Source;
 
@@ -75,6 +75,10 @@ pub(crate) struct NewArgs {
     /// Attach a data volume, made if it is not there: VOLUME:PATH[:ro]; may be repeated
     #[arg(short, long, value_name = "VOLUME:PATH")]
     volume: Vec<Attached>,
+    /// Data volumes of the spark that it starts from: `share` them, `copy` them at the same instant, or have `none`
+    /// [default: share those that other sparks have, copy the others]
+    #[arg(long, value_name = "MODE")]
+    data: Option<Data>,
     /// Network: `host` (the host's own) or `none` (only loopback) [default: host]
     #[arg(long, value_name = "NETWORK")]
     network: Option<Network>,
@@ -118,6 +122,7 @@ impl NewArgs {
             (self.from.is_some(), "--from"),
             (!self.mount.is_empty(), "--mount"),
             (!self.volume.is_empty(), "--volume"),
+            (self.data.is_some(), "--data"),
             (self.network.is_some(), "--network"),
             (self.memory.is_some(), "--memory"),
             (self.cpus.is_some(), "--cpus"),
@@ -171,6 +176,7 @@ impl NewArgs {
             env: process.environment()?,
             mounts: self.mount.iter().map(absolute).collect::<Result<_>>()?,
             volumes: self.volume.clone(),
+            data: self.data,
             network: self.network,
             limits: Limits { memory: self.memory, cpus_milli: self.cpus, pids: self.pids },
             user: process.user.clone(),

@@ -7,8 +7,9 @@ use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::spark::State;
+use crate::domain::volume::Data;
 use crate::error::Result;
-use crate::ops::snapshot::{Request, Restored};
+use crate::ops::snapshot::{Options, Request, Restored};
 
 /// Keep states of a spark's files, and go back to them
 #[derive(Debug, Args)]
@@ -30,6 +31,10 @@ enum Action {
         /// Say what it is
         #[arg(long, value_name = "TEXT", value_parser = parse_label)]
         label: Option<String>,
+        /// Data volumes: `copy` them too, of the same instant, or only note them (`share`, `none`)
+        /// [default: copy those that no other spark has]
+        #[arg(long, value_name = "MODE")]
+        data: Option<Data>,
         /// Keep this many of those called by their time, with the same label, and delete older ones
         #[arg(long, value_name = "NUMBER", conflicts_with = "name", value_parser = clap::value_parser!(u32).range(1..))]
         keep: Option<u32>,
@@ -57,9 +62,8 @@ enum Action {
         /// The snapshot
         #[arg(value_name = "SNAPSHOT")]
         name: Name,
-        /// Leave a running spark stopped
-        #[arg(long)]
-        no_resume: bool,
+        #[command(flatten)]
+        how: RestoreArgs,
     },
     /// Delete snapshots; forks made from them stay
     #[command(visible_alias = "rm")]
@@ -81,15 +85,39 @@ pub(crate) struct UndoArgs {
     /// The spark
     #[arg(value_name = "SPARK")]
     spark: SparkRef,
+    #[command(flatten)]
+    how: RestoreArgs,
+}
+
+/// What a restore does besides putting the root back.
+#[derive(Debug, Args)]
+struct RestoreArgs {
     /// Leave a running spark stopped
     #[arg(long)]
     no_resume: bool,
+    /// Data volumes that the snapshot holds: `copy` them back too, or leave them as they are with `none` [default: copy]
+    #[arg(long, value_name = "MODE", value_parser = parse_data)]
+    data: Option<Data>,
+}
+
+impl RestoreArgs {
+    fn options(&self) -> Options {
+        Options { resume: !self.no_resume, data: self.data != Some(Data::None) }
+    }
+}
+
+fn parse_data(text: &str) -> Result<Data, String> {
+    match text.parse()? {
+        Data::Share => Err("a snapshot is not shared: use copy or none".into()),
+        data => Ok(data),
+    }
 }
 
 pub(crate) fn snapshot(ctx: &Ctx, args: SnapshotArgs) -> Result<Status> {
     match args.action {
-        Action::Create { spark, name, label, keep, quiet } => {
-            let name = ctx.having_spark(&spark)?.snapshot_create(&spark, &Request { name, label, keep })?;
+        Action::Create { spark, name, label, data, keep, quiet } => {
+            let name =
+                ctx.having_spark(&spark)?.snapshot_create(&spark, &Request { name, label, data, keep })?;
             match (quiet, ctx.json) {
                 (true, _) => {}
                 (false, true) => output::print_json(&serde_json::json!({ "name": name }))?,
@@ -98,8 +126,8 @@ pub(crate) fn snapshot(ctx: &Ctx, args: SnapshotArgs) -> Result<Status> {
             Ok(0)
         }
         Action::List { spark, quiet } => list(ctx, &spark, quiet),
-        Action::Restore { spark, name, no_resume } => {
-            let restored = ctx.having_spark(&spark)?.restore(&spark, &name, !no_resume)?;
+        Action::Restore { spark, name, how } => {
+            let restored = ctx.having_spark(&spark)?.restore(&spark, &name, how.options())?;
             tell(ctx, &spark, &format!("restored {spark} to `{name}`"), &restored)
         }
         Action::Delete { spark, names } => Ok(ctx.each(&names, |name| {
@@ -111,7 +139,7 @@ pub(crate) fn snapshot(ctx: &Ctx, args: SnapshotArgs) -> Result<Status> {
 
 pub(crate) fn undo(ctx: &Ctx, args: UndoArgs) -> Result<Status> {
     let spark = &args.spark;
-    let restored = ctx.having_spark(spark)?.undo(spark, !args.no_resume)?;
+    let restored = ctx.having_spark(spark)?.undo(spark, args.how.options())?;
     tell(ctx, spark, &format!("undid the last restore of {spark}"), &restored)
 }
 
@@ -124,6 +152,9 @@ pub(super) fn tell(ctx: &Ctx, spark: &SparkRef, what: &str, restored: &Restored)
             State::Stopped => format!("; start it with `spark resume {spark}`"),
             _ => String::new(),
         };
+        let volumes: String = restored.volumes.iter().map(|volume| format!(", `{volume}`")).collect();
+        let what =
+            if volumes.is_empty() { what.to_owned() } else { format!("{what}, with{}", &volumes[1..]) };
         ctx.say(format_args!("{what} (take it back with `spark undo {spark}`){how}"));
     }
     Ok(0)

@@ -86,8 +86,7 @@ impl Sparks {
 
     fn unmount(&self, opened: &Opened, had: &Attached) -> Result<Effect> {
         let Some(live) = self.live(&opened.record) else { return Ok(Effect::Now) };
-        let volume = VolumeId { project: opened.id.project.clone(), name: had.volume.clone() };
-        let fs = VolumePaths(&self.volume_dir(&volume)).fs();
+        let fs = VolumePaths(&self.home_of(&opened.id, &had.volume)).fs();
         match fs.is_dir() && runtime::attach::detach(&live, &fs, &had.path)? {
             true => Ok(Effect::Now),
             false => Ok(Effect::NextStart),

@@ -5,6 +5,7 @@
 //! spark's lock is taken first.
 
 mod attach;
+mod copies;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,7 @@ use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
 pub use attach::Effect;
+pub(crate) use copies::{Copied, held};
 
 /// A data volume, by project and name.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -202,6 +204,12 @@ impl Sparks {
                 hint: format!("detach it first with `spark data detach {volume} {}`", first.spark),
             });
         }
+        self.destroy_volume(&volume)
+    }
+
+    /// Frees a volume at once. The caller holds its exclusive lock.
+    fn destroy_volume(&self, volume: &VolumeId) -> Result<()> {
+        let dir = self.volume_dir(volume);
         fault::point("data-delete.before-rename")?;
         let gone = self.pool.paths.staging().join(Id::generate().as_str());
         match sys::file::rename_new(&dir, &gone) {
@@ -249,6 +257,9 @@ impl Sparks {
             let spark = SparkId { project: project.clone(), name };
             let Ok(record) = self.record(&spark) else { continue };
             for Attached { volume, path, ro } in record.options.volumes {
+                if self.has_own(&spark, &volume) {
+                    continue;
+                }
                 users.entry(volume).or_default().push(User { spark: spark.name.clone(), path, ro });
             }
         }
@@ -266,7 +277,7 @@ impl Sparks {
     ) -> Result<Vec<(PathBuf, Attached)>> {
         let found = volumes.iter().map(|attached| {
             let volume = VolumeId { project: spark.project.clone(), name: attached.volume.clone() };
-            let fs = VolumePaths(&self.volume_dir(&volume)).fs();
+            let fs = VolumePaths(&self.home_of(spark, &volume.name)).fs();
             if btrfs::is_subvolume(&fs) { Ok((fs, attached.clone())) } else { Err(lost(spark, &volume)) }
         });
         found.collect()
@@ -280,9 +291,41 @@ impl Sparks {
 
     /// Keeps a spark's volumes from being deleted, and their files from being exchanged.
     pub(crate) fn hold_volumes(&self, spark: &SparkId, volumes: &[Attached]) -> Result<Held> {
+        loop {
+            let held = self.lock_volumes(spark, volumes)?;
+            let unsettled = self.unsettled_users(spark, volumes)?;
+            if unsettled.is_empty() {
+                return Ok(held);
+            }
+            drop(held);
+            for other in unsettled {
+                self.open_spark(&other, Mode::Exclusive)?;
+            }
+        }
+    }
+
+    /// The other sparks that have one of the volumes and whose restore was killed: it is not what it is going to be.
+    fn unsettled_users(&self, spark: &SparkId, volumes: &[Attached]) -> Result<Vec<SparkId>> {
+        if volumes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut users = self.users(&spark.project)?;
+        let mut names: Vec<Name> = volumes
+            .iter()
+            .flat_map(|v| users.remove(&v.volume).unwrap_or_default())
+            .map(|user| user.spark)
+            .filter(|name| *name != spark.name)
+            .collect();
+        names.sort();
+        names.dedup();
+        let ids = names.into_iter().map(|name| SparkId { project: spark.project.clone(), name });
+        Ok(ids.filter(|id| self.is_unsettled(id)).collect())
+    }
+
+    fn lock_volumes(&self, spark: &SparkId, volumes: &[Attached]) -> Result<Held> {
         let locks = volumes.iter().map(|attached| {
             let volume = VolumeId { project: spark.project.clone(), name: attached.volume.clone() };
-            let lock = self.pool.lock(&self.volume_dir(&volume), Mode::Shared)?;
+            let lock = self.pool.lock(&self.home_of(spark, &volume.name), Mode::Shared)?;
             lock.ok_or_else(|| lost(spark, &volume))
         });
         locks.collect::<Result<_>>().map(Held)

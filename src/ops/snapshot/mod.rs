@@ -5,18 +5,20 @@ mod restore;
 use std::path::{Path, PathBuf};
 
 use super::spark::{Opened, SparkId};
-use super::{Sparks, near};
+use super::{Sparks, data, near};
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{SnapshotPaths, SparkPaths};
 use crate::domain::snapshot::{Kind, SnapshotRecord, timed_name};
 use crate::domain::spark::{Id, Origin, Time};
+use crate::domain::volume::Data;
 use crate::error::{Error, Result};
 use crate::pool::{btrfs, changes, names_in, record, stage};
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
-pub use restore::Restored;
+pub(crate) use restore::Source;
+pub use restore::{Options, Restored};
 
 /// A snapshot to make.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +26,8 @@ pub struct Request {
     /// Called by its time if none.
     pub name: Option<Name>,
     pub label: Option<String>,
+    /// What becomes of its data volumes: copied are those that no other spark has, unless told otherwise.
+    pub data: Option<Data>,
     /// How many of those that are called by their time and have the same label to keep, this one included.
     pub keep: Option<u32>,
 }
@@ -59,6 +63,7 @@ impl Sparks {
             kind: if request.name.is_some() { Kind::Named } else { Kind::Timed },
             label: request.label.clone(),
             replaced: None,
+            volumes: self.fates(&opened, request.data)?,
             rest: Default::default(),
         };
         if let Some(name) = &request.name
@@ -69,11 +74,9 @@ impl Sparks {
         let stage = self.pool.stage()?;
         stage.write("snapshot.json", &record)?;
         fault::point("snapshot.after-record")?;
-        let root = SparkPaths(&opened.dir).root();
         opened.refuse_damaged()?;
-        let still = self.hold_still(Some(&opened.record.id))?;
-        btrfs::snapshot_read_only(&root, &SnapshotPaths(stage.path()).root())?;
-        drop(still);
+        let volumes: Vec<_> = data::held(&record).map(|kept| kept.attached.clone()).collect();
+        self.copy_at_once(&opened, &volumes, stage.path())?;
         fault::point("snapshot.after-snapshot")?;
         let (name, _lock) = self.publish_snapshot(&opened, stage, &record, request.name.as_ref())?;
         fault::point("snapshot.after-publish")?;

@@ -1,18 +1,21 @@
 //! `snapshot restore` and `undo`: another root in the place of a spark's own, by one exchange of names.
 //!
 //! The order matters. The new root is published in the very directory that the old one is to be kept in, then the two
-//! are exchanged: at no moment is the user's data anywhere that `gc` collects.
+//! are exchanged: at no moment is the user's data anywhere that `gc` collects. Where data volumes are restored too, what
+//! is going to be exchanged is written down before. From the exchange of the root on the restore has happened, and
+//! whoever opens the spark next does what is left of it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::Sparks;
+use super::super::data::{VolumeId, held};
 use super::super::spark::{Opened, SparkId};
 use super::is_leftover;
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
-use crate::domain::place::{SnapshotPaths, SparkPaths};
-use crate::domain::snapshot::{Kind, SnapshotRecord};
+use crate::domain::place::{SnapshotPaths, SparkPaths, VolumePaths};
+use crate::domain::snapshot::{Kept, Kind, SnapshotRecord};
 use crate::domain::spark::{Id, State};
 use crate::error::{Error, Result};
 use crate::pool::{btrfs, names_in, record, stage};
@@ -22,6 +25,15 @@ use crate::{fault, sys};
 /// How many of the states before a restore are kept. A loop of restores would fill the pool else.
 const UNDO_KEPT: u32 = 10;
 
+/// How to restore.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Start a spark again that ran.
+    pub resume: bool,
+    /// Also the data volumes that the snapshot holds.
+    pub data: bool,
+}
+
 /// What a restore did.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Restored {
@@ -29,28 +41,43 @@ pub struct Restored {
     pub undo: Name,
     /// What the spark is doing now.
     pub state: State,
+    /// The data volumes that were restored too.
+    pub volumes: Vec<Name>,
+}
+
+/// `restore.json`: the snapshot of what was there before a restore of more than the root, which is under way.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Intent {
+    version: u32,
+    undo: Name,
+}
+
+/// What a spark's files are to be.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) root: PathBuf,
+    /// Volumes, and the copies of them.
+    pub(crate) volumes: Vec<(Kept, PathBuf)>,
 }
 
 impl Sparks {
     /// Puts a spark's files back to what a snapshot holds. What they were becomes a snapshot too. A spark that runs is
     /// ended at once, and started again if `resume` says so.
-    pub fn restore(&self, spark: &SparkRef, snapshot: &Name, resume: bool) -> Result<Restored> {
+    pub fn restore(&self, spark: &SparkRef, snapshot: &Name, options: Options) -> Result<Restored> {
         let spark = self.resolve(spark)?;
         let opened = self.open_spark(&spark, Mode::Exclusive)?;
-        let root = self.snapshot_root(&spark, snapshot)?;
-        self.replace_root(&opened, &root, resume)
+        let source = self.source(&spark, snapshot, options.data)?;
+        self.replace_files(&opened, &source, options.resume)
     }
 
-    /// Puts a spark's files back to what they were before the last restore, pick or undo. What they are now takes the
-    /// place of those, so that the next undo goes forth again.
+    /// Puts a spark's files back to what they were before the last restore, pick or undo.
     ///
     /// # Errors
-    /// `wrong_state` if nothing was restored.
-    pub fn undo(&self, spark: &SparkRef, resume: bool) -> Result<Restored> {
+    /// `wrong_state` if there was none.
+    pub fn undo(&self, spark: &SparkRef, options: Options) -> Result<Restored> {
         let spark = self.resolve(spark)?;
         let opened = self.open_spark(&spark, Mode::Exclusive)?;
         self.settle(&spark)?;
-        opened.refuse_damaged()?;
         let newest = self.snapshots_of(&spark)?.into_iter().rfind(|s| s.kind == Some(Kind::Undo));
         let Some(before) = newest else {
             return Err(Error::WrongState {
@@ -61,93 +88,202 @@ impl Sparks {
                 hint: format!("see what can be restored with `spark snapshot list {spark}`"),
             });
         };
-        self.while_ended(&opened, resume, || self.exchange_back(&opened, &before.name))
+        let source = self.source(&spark, &before.name, options.data)?;
+        let restored = self.replace_files(&opened, &source, options.resume)?;
+        // Its content is the root now. What the root was is the newest, so that the next undo goes forth again.
+        self.remove_snapshot(&spark, &before.name)?;
+        Ok(restored)
     }
 
-    /// Exchanges a spark's root for a copy of another one. The caller holds its exclusive lock.
-    pub(crate) fn replace_root(&self, opened: &Opened, source: &Path, resume: bool) -> Result<Restored> {
+    fn source(&self, spark: &SparkId, snapshot: &Name, data: bool) -> Result<Source> {
+        let root = self.snapshot_root(spark, snapshot)?;
+        let record = self.snapshot_record(spark, snapshot)?;
+        let dir = self.snapshot_dir(spark, snapshot);
+        let kept = held(&record).filter(|_| data);
+        let with_copy = |kept: &Kept| (kept.clone(), SnapshotPaths(&dir).volume(&kept.attached.volume));
+        Ok(Source { root, volumes: kept.map(with_copy).collect() })
+    }
+
+    /// Exchanges a spark's files for copies of others. The caller holds its exclusive lock.
+    pub(crate) fn replace_files(&self, opened: &Opened, source: &Source, resume: bool) -> Result<Restored> {
         self.settle(&opened.id)?;
         opened.refuse_damaged()?;
-        let root = SparkPaths(&opened.dir).root();
-        let record = SnapshotRecord {
+        let locks = self.lock_to_restore(opened, source)?;
+        let record = self.undo_record(opened, source)?;
+        // Before the spark is ended, so that it is away no longer than it has to be.
+        let stage = self.pool.stage()?;
+        stage.write("snapshot.json", &record)?;
+        let to = SnapshotPaths(stage.path());
+        btrfs::snapshot(&source.root, &to.root())?;
+        if !source.volumes.is_empty() {
+            std::fs::create_dir(to.data()).map_err(Error::io("create", to.data()))?;
+        }
+        for (kept, copy) in &source.volumes {
+            btrfs::snapshot(copy, &to.volume(&kept.attached.volume))?;
+        }
+        fault::point("restore.staged")?;
+        let ran = self.runs_on(&opened.record);
+        self.end(&opened.record, Duration::ZERO)?;
+        let exchanged = fault::point("restore.ended").and_then(|()| self.exchange(opened, stage, &record));
+        // A start takes them too.
+        drop(locks);
+        if ran && (resume || exchanged.is_err()) {
+            self.start(opened)?;
+        }
+        let undo = exchanged?;
+        self.thin(opened, &record, UNDO_KEPT)?;
+        let volumes = record.volumes.into_iter().map(|kept| kept.attached.volume).collect();
+        Ok(Restored { undo, state: self.state(&opened.record), volumes })
+    }
+
+    /// Locks the volumes that are to be restored, each of which has to be the spark's, and nobody else's.
+    fn lock_to_restore(&self, opened: &Opened, source: &Source) -> Result<Vec<std::os::fd::OwnedFd>> {
+        let spark = &opened.id;
+        let mut names: Vec<&Name> = source.volumes.iter().map(|(kept, _)| &kept.attached.volume).collect();
+        names.sort();
+        let mut locks = Vec::new();
+        for name in names {
+            let home = self.home_of(spark, name);
+            let refused = |state: String| Error::WrongState {
+                action: "restore",
+                kind: "data volume",
+                name: name.to_string(),
+                state,
+                hint: "restore the root alone with `--data none`".into(),
+            };
+            let gone = || refused("gone, or not what it was".into());
+            locks.push(self.pool.lock(&home, Mode::Exclusive)?.ok_or_else(gone)?);
+            if !btrfs::is_subvolume(&VolumePaths(&home).fs()) {
+                return Err(gone());
+            }
+            if opened.record.options.volumes.iter().all(|had| had.volume != *name) {
+                return Err(refused(format!("not attached to `{spark}` any more")));
+            }
+            if self.is_shared(spark, name)? {
+                let volume = VolumeId { project: spark.project.clone(), name: name.clone() };
+                let others = self.users_of(&volume)?.into_iter().map(|user| user.spark);
+                let other = others.into_iter().find(|other| *other != spark.name);
+                let other = other.map_or_else(String::new, |other| format!(" to `{other}`"));
+                return Err(refused(format!("attached{other} now, and would change under it")));
+            }
+        }
+        Ok(locks)
+    }
+
+    /// The record of the snapshot that what is there now becomes.
+    fn undo_record(&self, opened: &Opened, source: &Source) -> Result<SnapshotRecord> {
+        let volumes = source.volumes.iter().map(|(kept, _)| {
+            let fs = VolumePaths(&self.home_of(&opened.id, &kept.attached.volume)).fs();
+            Ok(Kept { replaced: Some(btrfs::info(&fs)?.uuid), ..kept.clone() })
+        });
+        Ok(SnapshotRecord {
             version: FORMAT,
             id: Id::generate(),
             created: chrono::Utc::now(),
             kind: Kind::Undo,
             label: None,
-            replaced: Some(btrfs::info(&root)?.uuid),
+            replaced: Some(btrfs::info(&SparkPaths(&opened.dir).root())?.uuid),
+            volumes: volumes.collect::<Result<_>>()?,
             rest: Default::default(),
-        };
-        // Before the spark is ended, so that it is away no longer than it has to be.
-        let stage = self.pool.stage()?;
-        stage.write("snapshot.json", &record)?;
-        btrfs::snapshot(source, &SnapshotPaths(stage.path()).root())?;
-        fault::point("restore.staged")?;
-        let restored = self.while_ended(opened, resume, || self.exchange_root(opened, stage, &record))?;
-        self.thin(opened, &record, UNDO_KEPT)?;
-        Ok(restored)
+        })
     }
 
-    /// Ends what runs of a spark, does something that names the snapshot to undo it with, and starts the spark again if
-    /// it ran: also where that failed, since then it is as it was.
-    fn while_ended(
-        &self,
-        opened: &Opened,
-        resume: bool,
-        work: impl FnOnce() -> Result<Name>,
-    ) -> Result<Restored> {
-        let ran = self.runs_on(&opened.record);
-        self.end(&opened.record, Duration::ZERO)?;
-        let undo = fault::point("restore.ended").and_then(|()| work());
-        if ran && (resume || undo.is_err()) {
-            self.start(opened)?;
-        }
-        Ok(Restored { undo: undo?, state: self.state(&opened.record) })
-    }
-
-    /// Exchanges a spark's root for the very subvolume that was it before: a copy would lack the subvolumes inside.
-    fn exchange_back(&self, opened: &Opened, name: &Name) -> Result<Name> {
-        let dir = self.snapshot_dir(&opened.id, name);
-        let old = self.snapshot_record(&opened.id, name)?;
-        // Both are somebody's data from here on, and neither is ever a leftover.
-        let record = SnapshotRecord { replaced: None, created: chrono::Utc::now(), ..old };
-        record::replace(&SnapshotPaths(&dir).record(), &record)?;
-        fault::point("undo.recorded")?;
-        btrfs::set_writable(&SnapshotPaths(&dir).root())?;
-        fault::point("undo.writable")?;
-        sys::file::exchange(&SparkPaths(&opened.dir).root(), &SnapshotPaths(&dir).root())
-            .map_err(Error::io("restore", &dir))?;
-        fault::point("undo.exchanged")?;
-        self.finish_exchange(opened, &dir)?;
-        Ok(name.clone())
-    }
-
-    fn exchange_root(&self, opened: &Opened, stage: stage::Stage, record: &SnapshotRecord) -> Result<Name> {
-        let root = SparkPaths(&opened.dir).root();
+    fn exchange(&self, opened: &Opened, stage: stage::Stage, record: &SnapshotRecord) -> Result<Name> {
         let (name, _lock) = self.publish_snapshot(opened, stage, record, None)?;
         let dir = self.snapshot_dir(&opened.id, &name);
-        let old = SnapshotPaths(&dir).root();
-        let exchanged = fault::point("restore.published")
-            .and_then(|()| sys::file::exchange(&root, &old).map_err(Error::io("restore", &root)));
-        if let Err(first) = exchanged {
-            return Err(match stage::destroy(&dir) {
+        if let Err(first) = self.exchange_all(opened, &name, record) {
+            if !is_leftover(&dir) {
+                // It could not be put back either: what was there is in it, and the next command goes on from here.
+                return Err(first);
+            }
+            return Err(match stage::destroy(&dir).and_then(|()| self.forget_intent(&opened.dir)) {
                 Ok(()) => first,
                 Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
             });
         }
         fault::point("restore.exchanged")?;
-        self.finish_exchange(opened, &dir)?;
+        self.finish(&opened.id, &name, record)?;
         fault::point("restore.read-only")?;
         Ok(name)
     }
 
-    /// Makes an exchange durable.
-    fn finish_exchange(&self, opened: &Opened, dir: &Path) -> Result<()> {
-        for dir in [opened.dir.as_path(), dir] {
+    /// All of the exchanges or none.
+    fn exchange_all(&self, opened: &Opened, undo: &Name, record: &SnapshotRecord) -> Result<()> {
+        let pairs = self.pairs(&opened.id, undo, record);
+        fault::point("restore.published")?;
+        if pairs.len() > 1 {
+            let intent = Intent { version: FORMAT, undo: undo.clone() };
+            record::replace(&SparkPaths(&opened.dir).intent(), &intent)?;
+        }
+        for (n, (live, kept)) in pairs.iter().enumerate() {
+            let step = match n {
+                1 => fault::point("restore-data.after-root"),
+                _ => Ok(()),
+            };
+            let exchanged =
+                step.and_then(|()| sys::file::exchange(live, kept).map_err(Error::io("restore", live)));
+            if let Err(first) = exchanged {
+                // The root last: as long as it is exchanged, the restore has happened.
+                let back = pairs[..n].iter().rev().try_for_each(|(live, kept)| {
+                    sys::file::exchange(live, kept).map_err(Error::io("put back", live))
+                });
+                return Err(match back {
+                    Ok(()) => first,
+                    Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What a restore exchanges, the root first: where it is, and where what it was is kept.
+    fn pairs(&self, spark: &SparkId, undo: &Name, record: &SnapshotRecord) -> Vec<(PathBuf, PathBuf)> {
+        let dir = self.snapshot_dir(spark, undo);
+        let paths = SnapshotPaths(&dir);
+        let mut pairs = vec![(SparkPaths(&self.dir(spark)).root(), paths.root())];
+        for Kept { attached, .. } in held(record) {
+            let fs = VolumePaths(&self.home_of(spark, &attached.volume)).fs();
+            pairs.push((fs, paths.volume(&attached.volume)));
+        }
+        pairs
+    }
+
+    /// What follows the exchange of the root: that of the volumes that were not yet, and then, since they cannot be moved
+    /// to another directory from there on, what was there before becomes read-only.
+    fn finish(&self, spark: &SparkId, undo: &Name, record: &SnapshotRecord) -> Result<()> {
+        let pairs = self.pairs(spark, undo, record);
+        let replaced = std::iter::once(&record.replaced).chain(held(record).map(|kept| &kept.replaced));
+        for ((live, kept), replaced) in pairs.iter().zip(replaced) {
+            let is = |path| btrfs::info(path).is_ok_and(|now| Some(&now.uuid) == replaced.as_ref());
+            if is(live) && !is(kept) {
+                sys::file::exchange(live, kept).map_err(Error::io("restore", live))?;
+            }
+        }
+        for path in pairs.iter().flat_map(|(live, kept)| [live, kept]) {
+            let dir = path.parent().unwrap_or(path);
             sys::file::sync_dir(dir).map_err(Error::io("sync", dir))?;
         }
-        // Only now: a read-only subvolume cannot be moved to another directory.
-        btrfs::set_read_only(&SnapshotPaths(dir).root())
+        for (_, kept) in &pairs {
+            btrfs::set_read_only(kept)?;
+        }
+        if pairs.len() > 1 {
+            fault::point("restore-data.finished")?;
+        }
+        self.forget_intent(&self.dir(spark))
+    }
+
+    fn forget_intent(&self, dir: &Path) -> Result<()> {
+        let path = SparkPaths(dir).intent();
+        match std::fs::remove_file(&path) {
+            Ok(()) => sys::file::sync_dir(dir).map_err(Error::io("sync", dir)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io("remove", path)(e)),
+        }
+    }
+
+    /// Whether a restore that was killed is to be finished before the spark is used.
+    pub(crate) fn is_unsettled(&self, spark: &SparkId) -> bool {
+        SparkPaths(&self.dir(spark)).intent().exists()
     }
 
     /// What a killed restore left before it had exchanged anything.
@@ -159,7 +295,16 @@ impl Sparks {
 
     /// Finishes what a killed restore left, or removes it. The caller holds the spark's exclusive lock.
     pub(crate) fn settle(&self, spark: &SparkId) -> Result<()> {
-        for name in names_in(&SparkPaths(&self.dir(spark)).snapshots())? {
+        let dir = self.dir(spark);
+        if let Some(Intent { undo, .. }) = record::read(&SparkPaths(&dir).intent())? {
+            let kept = self.snapshot_dir(spark, &undo);
+            if !is_leftover(&kept)
+                && let Some(record) = record::read(&SnapshotPaths(&kept).record())?
+            {
+                self.finish(spark, &undo, &record)?;
+            }
+        }
+        for name in names_in(&SparkPaths(&dir).snapshots())? {
             let dir = self.snapshot_dir(spark, &name);
             let root = SnapshotPaths(&dir).root();
             if is_leftover(&dir) {
@@ -168,6 +313,6 @@ impl Sparks {
                 btrfs::set_read_only(&root)?;
             }
         }
-        Ok(())
+        self.forget_intent(&dir)
     }
 }
