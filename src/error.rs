@@ -213,6 +213,10 @@ fn list_hint(kind: &str, name: &str) -> String {
             let spark = name.split('@').next().unwrap_or_default();
             format!("list the snapshots with `spark snapshot list {spark}`")
         }
+        "volume snapshot" => {
+            let volume = name.split('@').next().unwrap_or_default();
+            format!("list the snapshots with `spark data snapshots {volume}`")
+        }
         "data volume" => "list the data volumes with `spark data list`".into(),
         "attached data volume" => "see what is attached with `spark data list`".into(),
         "base" => "list the bases with `spark base list`".into(),

@@ -157,6 +157,9 @@ impl VolumePaths<'_> {
     pub fn fs(&self) -> PathBuf {
         self.0.join("fs")
     }
+    pub fn snapshot(&self, snapshot: &Name) -> PathBuf {
+        self.0.join("snapshots").join(snapshot)
+    }
 }
 
 /// Files of one snapshot's directory.

@@ -135,7 +135,51 @@ const RESTORE: Scenario = Scenario {
     },
 };
 
-pub(crate) const ALL: [&Scenario; 7] = [&CREATE, &DELETE, &ATTACH, &DETACH, &SNAPSHOT, &FORK, &RESTORE];
+const OWN_SNAPSHOT: Scenario = Scenario {
+    points: &["data-snapshot."],
+    args: &["data", "snapshot", "v", "one"],
+    before: filled,
+    after: |m| {
+        if !m.spark(&["--json", "data", "snapshots", "v"]).json().as_array().unwrap().is_empty() {
+            m.spark(&["data", "delete", "v@one"]).ok();
+        }
+        m.spark(&["data", "snapshot", "v", "one"]).ok();
+        m.spark(&["data", "restore", "v", "one"]).ok();
+        still_filled(m);
+        m.spark(&["data", "delete", "v"]).ok();
+    },
+};
+
+const OWN_RESTORE: Scenario = Scenario {
+    points: &["data-restore."],
+    args: &["data", "restore", "v", "one"],
+    before: |m| {
+        filled(m);
+        m.spark(&["data", "snapshot", "v", "one"]).ok();
+        std::fs::write(m.pool().join("projects/default/data/v/fs/x"), "later\n").unwrap();
+    },
+    after: |m| {
+        let path = m.pool().join("projects/default/data/v/fs/x");
+        let found = std::fs::read_to_string(&path).unwrap();
+        let snapshots = m.spark(&["--json", "data", "snapshots", "v"]).json();
+        // Whole, with a way back, or not at all.
+        match snapshots.as_array().unwrap().as_slice() {
+            [_] => assert_eq!(found, "later\n"),
+            [_, undo] => {
+                assert_eq!(found, "kept\n");
+                m.spark(&["data", "restore", "v", undo["name"].as_str().unwrap()]).ok();
+                assert_eq!(std::fs::read_to_string(&path).unwrap(), "later\n");
+            }
+            other => panic!("{other:?}"),
+        }
+        m.spark(&["data", "restore", "v", "one"]).ok();
+        still_filled(m);
+        m.spark(&["data", "delete", "v"]).ok();
+    },
+};
+
+pub(crate) const ALL: [&Scenario; 9] =
+    [&CREATE, &DELETE, &ATTACH, &DETACH, &SNAPSHOT, &FORK, &RESTORE, &OWN_SNAPSHOT, &OWN_RESTORE];
 
 fn with_volume(machine: &Machine) {
     filled(machine);
@@ -206,4 +250,14 @@ fn a_fork_with_copies_that_fails_anywhere_makes_all_of_it_or_nothing() {
 #[test]
 fn a_restore_of_volumes_that_fails_anywhere_restores_all_or_nothing() {
     RESTORE.run();
+}
+
+#[test]
+fn a_snapshot_of_a_volume_that_fails_anywhere_is_whole_or_not_there() {
+    OWN_SNAPSHOT.run();
+}
+
+#[test]
+fn a_restore_of_a_volume_that_fails_anywhere_can_be_taken_back() {
+    OWN_RESTORE.run();
 }

@@ -188,3 +188,31 @@ fn a_volume_belongs_to_its_project_and_outlives_its_sparks() {
     machine.spark(&["data", "delete", "shop/v"]).ok();
     machine.spark(&["project", "delete", "shop"]).ok();
 }
+
+#[test]
+fn a_volume_has_snapshots_of_its_own_and_goes_back_to_them_and_forth() {
+    let machine = machine();
+    bare(&machine, "web", &["-v", "v:/data"]);
+    sh(&machine, "web", "0", "echo one > /data/x").ok();
+    assert_eq!(machine.spark(&["data", "snapshot", "v", "s"]).ok(), "s\n");
+    machine.spark(&["--json", "data", "snapshot", "v", "s"]).fails_with("exists");
+    sh(&machine, "web", "0", "echo two > /data/x").ok();
+    // What runs would go on with the files that it has.
+    machine.spark(&["--json", "data", "restore", "v", "s"]).fails_with("wrong_state");
+    machine.spark(&["pause", "web"]).ok();
+    machine.spark(&["--json", "data", "restore", "v", "s"]).fails_with("wrong_state");
+    machine.spark(&["stop", "web"]).ok();
+    machine.spark(&["--json", "data", "restore", "v", "none"]).fails_with("not_found");
+    let undo = machine.spark(&["--json", "data", "restore", "v", "s"]).json()["undo"].clone();
+    assert_eq!(sh(&machine, "web", "0", "cat /data/x; echo three > /data/x").ok(), "one\n");
+    machine.spark(&["stop", "web"]).ok();
+    machine.spark(&["data", "restore", "v", undo.as_str().unwrap()]).ok();
+    assert_eq!(sh(&machine, "web", "0", "cat /data/x").ok(), "two\n");
+    let info = machine.spark(&["--json", "data", "info", "v"]).json();
+    assert_eq!(info["snapshots"], 3);
+    machine.spark(&["data", "delete", "v@s"]).ok();
+    machine.spark(&["--json", "data", "delete", "v@s"]).fails_with("not_found");
+    machine.spark(&["delete", "-f", "--now", "web"]).ok();
+    machine.spark(&["data", "delete", "v"]).ok();
+    assert!(machine.staged().is_empty());
+}

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use crate::cli::output::{column, optional};
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
-use crate::domain::name::{Name, SparkRef};
+use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
 use crate::ops::data::Effect;
@@ -67,12 +67,38 @@ enum Action {
         #[arg(value_name = "SPARK")]
         spark: SparkRef,
     },
-    /// Delete volumes that no spark has, for good
+    /// Take a snapshot of a volume, whoever writes to it
+    Snapshot {
+        /// The volume
+        #[arg(value_name = "VOLUME")]
+        volume: SparkRef,
+        /// Name of the snapshot [default: the time, such as 20261124-183005]
+        #[arg(value_name = "SNAPSHOT")]
+        name: Option<Name>,
+    },
+    /// List a volume's snapshots, oldest first
+    Snapshots {
+        /// The volume
+        #[arg(value_name = "VOLUME")]
+        volume: SparkRef,
+    },
+    /// Put a volume's files back; what they were becomes a snapshot too
+    ///
+    /// Refused while a spark that has it runs.
+    Restore {
+        /// The volume
+        #[arg(value_name = "VOLUME")]
+        volume: SparkRef,
+        /// The snapshot
+        #[arg(value_name = "SNAPSHOT")]
+        name: Name,
+    },
+    /// Delete volumes that no spark has, or snapshots of volumes, for good
     #[command(visible_alias = "rm")]
     Delete {
-        /// Volumes to delete
+        /// Volumes to delete, or VOLUME@SNAPSHOT
         #[arg(required = true, value_name = "VOLUME")]
-        volumes: Vec<SparkRef>,
+        volumes: Vec<SourceRef>,
     },
 }
 
@@ -104,9 +130,35 @@ pub(crate) fn data(ctx: &Ctx, args: DataArgs) -> Result<Status> {
             let effect = ctx.having_spark(&spark)?.data_detach(&spark, &volume)?;
             tell(ctx, effect, &format!("detached `{volume}` from {spark}"))
         }
-        Action::Delete { volumes } => {
-            Ok(ctx.each(&volumes, |volume| ctx.having("data volume", volume)?.data_delete(volume)))
+        Action::Snapshot { volume, name } => {
+            let name = ctx.having("data volume", &volume)?.data_snapshot(&volume, name.as_ref())?;
+            match ctx.json {
+                true => output::print_json(&serde_json::json!({ "name": name }))?,
+                false => output::print(format!("{name}\n"))?,
+            }
+            Ok(0)
         }
+        Action::Snapshots { volume } => {
+            let rows = ctx.having("data volume", &volume)?.data_snapshots(&volume)?;
+            super::snapshot::print_snapshots(ctx, &rows)
+        }
+        Action::Restore { volume, name } => {
+            let undo = ctx.having("data volume", &volume)?.data_restore(&volume, &name)?;
+            if ctx.json {
+                output::print_json(&serde_json::json!({ "undo": undo }))?;
+            } else {
+                let back = format!("spark data restore {volume} {undo}");
+                ctx.say(format_args!("restored {volume} to `{name}` (take it back with `{back}`)"));
+            }
+            Ok(0)
+        }
+        Action::Delete { volumes } => Ok(ctx.each(&volumes, |SourceRef { spark: volume, snapshot }| {
+            let sparks = ctx.having("data volume", volume)?;
+            match snapshot {
+                Some(snapshot) => sparks.data_snapshot_delete(volume, snapshot),
+                None => sparks.data_delete(volume),
+            }
+        })),
     }
 }
 
@@ -143,6 +195,7 @@ fn list(ctx: &Ctx, quiet: bool) -> Result<Status> {
     let columns = [
         column("NAME", "name"),
         column("ATTACHED", "attached"),
+        column("SNAPSHOTS", "snapshots"),
         column("CREATED", "created"),
         optional("ORIGIN", "origin"),
         optional("BROKEN", "broken"),

@@ -9,7 +9,7 @@ use crate::domain::name::{Name, SparkRef};
 use crate::domain::spark::State;
 use crate::domain::volume::Data;
 use crate::error::Result;
-use crate::ops::snapshot::{Options, Request, Restored};
+use crate::ops::snapshot::{Options, Request, Restored, SnapshotInfo};
 
 /// Keep states of a spark's files, and go back to them
 #[derive(Debug, Args)]
@@ -171,6 +171,10 @@ fn list(ctx: &Ctx, spark: &SparkRef, quiet: bool) -> Result<Status> {
     if rows.is_empty() {
         ctx.say(format_args!("no snapshots yet: take one with `spark snapshot create {spark}`"));
     }
+    print_snapshots(ctx, &rows)
+}
+
+pub(super) fn print_snapshots(ctx: &Ctx, rows: &[SnapshotInfo]) -> Result<Status> {
     let columns = [
         column("NAME", "name"),
         column("CREATED", "created"),

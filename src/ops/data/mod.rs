@@ -6,12 +6,14 @@
 
 mod attach;
 mod copies;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use super::snapshot::all_of;
 use super::spark::SparkId;
 use super::{Observer, Sparks, near};
 use crate::domain::FORMAT;
@@ -52,6 +54,8 @@ pub struct VolumeInfo {
     pub origin: Option<Name>,
     /// The sparks that have it, and where.
     pub attached: Vec<User>,
+    /// How many snapshots of its own it has.
+    pub snapshots: usize,
     /// Its files, in the pool.
     pub path: PathBuf,
     /// What is wrong with it.
@@ -178,6 +182,7 @@ impl Sparks {
             created: record.as_ref().map(|r| r.created),
             origin: record.and_then(|r| r.origin),
             attached,
+            snapshots: all_of(&dir).map_or(0, |all| all.len()),
             path: paths.fs(),
             broken,
         }
@@ -293,7 +298,9 @@ impl Sparks {
     pub(crate) fn hold_volumes(&self, spark: &SparkId, volumes: &[Attached]) -> Result<Held> {
         loop {
             let held = self.lock_volumes(spark, volumes)?;
-            let unsettled = self.unsettled_users(spark, volumes)?;
+            let names: Vec<&Name> = volumes.iter().map(|attached| &attached.volume).collect();
+            let mut unsettled = self.unsettled_users(&spark.project, &names)?;
+            unsettled.retain(|other| other != spark);
             if unsettled.is_empty() {
                 return Ok(held);
             }
@@ -304,22 +311,15 @@ impl Sparks {
         }
     }
 
-    /// The other sparks that have one of the volumes and whose restore was killed: it is not what it is going to be.
-    fn unsettled_users(&self, spark: &SparkId, volumes: &[Attached]) -> Result<Vec<SparkId>> {
+    /// The sparks that have one of the volumes and whose restore was killed: it is not what it is going to be.
+    fn unsettled_users(&self, project: &Name, volumes: &[&Name]) -> Result<Vec<SparkId>> {
         if volumes.is_empty() {
             return Ok(Vec::new());
         }
-        let mut users = self.users(&spark.project)?;
-        let mut names: Vec<Name> = volumes
-            .iter()
-            .flat_map(|v| users.remove(&v.volume).unwrap_or_default())
-            .map(|user| user.spark)
-            .filter(|name| *name != spark.name)
-            .collect();
-        names.sort();
-        names.dedup();
-        let ids = names.into_iter().map(|name| SparkId { project: spark.project.clone(), name });
-        Ok(ids.filter(|id| self.is_unsettled(id)).collect())
+        let mut users = self.users(project)?;
+        let users = volumes.iter().flat_map(|volume| users.remove(*volume).unwrap_or_default());
+        let sparks = users.map(|user| SparkId { project: project.clone(), name: user.spark });
+        Ok(sparks.filter(|spark| self.is_unsettled(spark)).collect())
     }
 
     fn lock_volumes(&self, spark: &SparkId, volumes: &[Attached]) -> Result<Held> {

@@ -2,6 +2,7 @@
 
 mod restore;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::spark::{Opened, SparkId};
@@ -90,30 +91,11 @@ impl Sparks {
     fn publish_snapshot(
         &self,
         opened: &Opened,
-        mut stage: stage::Stage,
+        stage: stage::Stage,
         record: &SnapshotRecord,
         name: Option<&Name>,
-    ) -> Result<(Name, std::os::fd::OwnedFd)> {
-        let dir = SparkPaths(&opened.dir).snapshots();
-        match std::fs::create_dir(&dir) {
-            Ok(()) => sys::file::sync_dir(&opened.dir).map_err(Error::io("sync", &opened.dir))?,
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(Error::io("create", dir)(e)),
-        }
-        let prefix = if record.kind == Kind::Undo { "undo-" } else { "" };
-        let mut number = 0;
-        loop {
-            let name = name.cloned().unwrap_or_else(|| timed_name(prefix, record.created, number));
-            match stage.try_publish(&dir.join(&name))? {
-                Ok(lock) => {
-                    sys::file::sync_dir(&dir).map_err(Error::io("sync", &dir))?;
-                    return Ok((name, lock));
-                }
-                Err(_) if record.kind == Kind::Named => return Err(taken(&opened.id, &name)),
-                Err(back) => stage = back,
-            }
-            number += 1;
-        }
+    ) -> Result<(Name, OwnedFd)> {
+        publish(&opened.dir, stage, record, name)?.map_err(|name| taken(&opened.id, &name))
     }
 
     /// A spark's snapshots, oldest first. Takes no lock.
@@ -156,11 +138,7 @@ impl Sparks {
     }
 
     fn snapshots_of(&self, spark: &SparkId) -> Result<Vec<SnapshotInfo>> {
-        let names = names_in(&SparkPaths(&self.dir(spark)).snapshots())?;
-        let mut all: Vec<SnapshotInfo> =
-            names.into_iter().map(|name| describe(&self.snapshot_dir(spark, &name), name)).collect();
-        all.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
-        Ok(all)
+        all_of(&self.dir(spark))
     }
 
     /// Deletes a snapshot at once. What was forked from it stays: btrfs needs the origin no longer.
@@ -170,21 +148,26 @@ impl Sparks {
     }
 
     fn remove_snapshot(&self, spark: &SparkId, snapshot: &Name) -> Result<()> {
-        let dir = self.snapshot_dir(spark, snapshot);
-        let Some(_lock) = self.pool.lock(&dir, Mode::Exclusive)? else {
-            return Err(self.no_such_snapshot(spark, snapshot));
-        };
+        match self.remove(&self.snapshot_dir(spark, snapshot))? {
+            true => Ok(()),
+            false => Err(self.no_such_snapshot(spark, snapshot)),
+        }
+    }
+
+    /// Removes a snapshot's directory. False if it is not there.
+    pub(crate) fn remove(&self, dir: &Path) -> Result<bool> {
+        let Some(_lock) = self.pool.lock(dir, Mode::Exclusive)? else { return Ok(false) };
         fault::point("snapshot-delete.before-rename")?;
         let gone = self.pool.paths.staging().join(Id::generate().as_str());
-        match sys::file::rename_new(&dir, &gone) {
+        match sys::file::rename_new(dir, &gone) {
             // In a pool that is full there is no room even for a name; what removes has a reserve of its own.
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return stage::destroy(&dir),
-            other => other.map_err(Error::io("delete", &dir))?,
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return stage::destroy(dir).map(|()| true),
+            other => other.map_err(Error::io("delete", dir))?,
         }
         fault::point("snapshot-delete.after-rename")?;
-        let all = SparkPaths(&self.dir(spark)).snapshots();
-        sys::file::sync_dir(&all).map_err(Error::io("sync", &all))?;
-        stage::destroy(&gone)
+        let all = dir.parent().unwrap_or(dir);
+        sys::file::sync_dir(all).map_err(Error::io("sync", all))?;
+        stage::destroy(&gone).map(|()| true)
     }
 
     /// Deletes the oldest of a spark's snapshots that are like this one, and keeps `keep`.
@@ -241,6 +224,58 @@ impl Sparks {
     }
 }
 
+/// Gives a staged snapshot its place and its name below what it is of, durably. The name, where that is taken.
+pub(crate) fn publish(
+    of: &Path,
+    mut stage: stage::Stage,
+    record: &SnapshotRecord,
+    name: Option<&Name>,
+) -> Result<std::result::Result<(Name, OwnedFd), Name>> {
+    let dir = SparkPaths(of).snapshots();
+    match std::fs::create_dir(&dir) {
+        Ok(()) => sys::file::sync_dir(of).map_err(Error::io("sync", of))?,
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(Error::io("create", dir)(e)),
+    }
+    let prefix = if record.kind == Kind::Undo { "undo-" } else { "" };
+    let mut number = 0;
+    loop {
+        let name = name.cloned().unwrap_or_else(|| timed_name(prefix, record.created, number));
+        match stage.try_publish(&dir.join(&name))? {
+            Ok(lock) => {
+                sys::file::sync_dir(&dir).map_err(Error::io("sync", &dir))?;
+                return Ok(Ok((name, lock)));
+            }
+            Err(_) if record.kind == Kind::Named => return Ok(Err(name)),
+            Err(back) => stage = back,
+        }
+        number += 1;
+    }
+}
+
+/// The snapshots of what is in a directory, oldest first, also what a killed restore left.
+pub(crate) fn all_of(dir: &Path) -> Result<Vec<SnapshotInfo>> {
+    let names = names_in(&SparkPaths(dir).snapshots())?;
+    let mut all: Vec<SnapshotInfo> =
+        names.into_iter().map(|name| describe(&SparkPaths(dir).snapshot(&name), name)).collect();
+    all.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
+    Ok(all)
+}
+
+/// Removes what killed restores left over, and makes read-only what they kept. What it is of is locked exclusively.
+pub(crate) fn settle_all(of: &Path) -> Result<()> {
+    for name in names_in(&SparkPaths(of).snapshots())? {
+        let dir = SparkPaths(of).snapshot(&name);
+        let root = SnapshotPaths(&dir).root();
+        if is_leftover(&dir) {
+            stage::destroy(&dir)?;
+        } else if btrfs::info(&root).is_ok_and(|now| !now.read_only) {
+            btrfs::set_read_only(&root)?;
+        }
+    }
+    Ok(())
+}
+
 fn taken(spark: &SparkId, name: &Name) -> Error {
     Error::Exists {
         kind: "snapshot",
@@ -287,7 +322,7 @@ fn describe(dir: &Path, name: Name) -> SnapshotInfo {
 }
 
 /// Whether this is what a restore was killed over before it had exchanged anything: no snapshot, and nobody's data.
-fn is_leftover(dir: &Path) -> bool {
+pub(crate) fn is_leftover(dir: &Path) -> bool {
     let paths = SnapshotPaths(dir);
     // One that was undone has `replaced` no more: it is data, whatever state its root is in.
     match record::read::<SnapshotRecord>(&paths.record()) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::super::Sparks;
 use super::super::data::{VolumeId, held};
 use super::super::spark::{Opened, SparkId};
-use super::is_leftover;
+use super::{is_leftover, settle_all};
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{SnapshotPaths, SparkPaths, VolumePaths};
@@ -304,15 +304,7 @@ impl Sparks {
                 self.finish(spark, &undo, &record)?;
             }
         }
-        for name in names_in(&SparkPaths(&dir).snapshots())? {
-            let dir = self.snapshot_dir(spark, &name);
-            let root = SnapshotPaths(&dir).root();
-            if is_leftover(&dir) {
-                stage::destroy(&dir)?;
-            } else if btrfs::info(&root).is_ok_and(|now| !now.read_only) {
-                btrfs::set_read_only(&root)?;
-            }
-        }
+        settle_all(&dir)?;
         self.forget_intent(&dir)
     }
 }
