@@ -41,6 +41,9 @@ pub struct SnapshotRecord {
     /// exchanged for the new root. Until then this is a leftover of a restore that did not happen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced: Option<String>,
+    /// Set from the first undo on: what is in it is somebody's data before an exchange as well as after it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undone: bool,
     /// The data volumes that the spark had.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Kept>,

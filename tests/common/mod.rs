@@ -245,6 +245,8 @@ pub fn claims(run: &Path) -> Vec<PathBuf> {
 fn end_sparks(run: &Path) {
     let ids = containers(run);
     for id in &ids {
+        // What is frozen does not end.
+        thaw(id);
         let text = std::fs::read(run.join("bundles").join(id).join("init.json")).unwrap_or_default();
         if let Ok(live) = serde_json::from_slice::<sparks::runtime::live::Live>(&text)
             && let Ok(pidfd) = live.pidfd()
@@ -252,9 +254,7 @@ fn end_sparks(run: &Path) {
             kill(&pidfd);
         }
         wait_for(|| {
-            for dir in cgroups(id) {
-                let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
-            }
+            thaw(id);
             for pid in processes(id) {
                 if let Ok(pidfd) = sparks::sys::process::pidfd_open(pid) {
                     kill(&pidfd);
@@ -265,6 +265,15 @@ fn end_sparks(run: &Path) {
     }
     for claim in claims(run) {
         let _ = std::fs::remove_file(claim);
+    }
+}
+
+fn thaw(id: &str) {
+    for dir in cgroups(id) {
+        let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
+        if dir.join("cgroup.freeze").exists() {
+            let _ = std::fs::write(dir.join("cgroup.freeze"), "0");
+        }
     }
 }
 

@@ -140,6 +140,7 @@ fn record_of(kind: Kind, replaced: Option<String>) -> SnapshotRecord {
         kind,
         label: None,
         replaced,
+        undone: false,
         volumes: Vec::new(),
         rest: Default::default(),
     }

@@ -64,6 +64,7 @@ impl Sparks {
             kind: if request.name.is_some() { Kind::Named } else { Kind::Timed },
             label: request.label.clone(),
             replaced: None,
+            undone: false,
             volumes: self.fates(&opened, request.data)?,
             rest: Default::default(),
         };
@@ -266,11 +267,16 @@ pub(crate) fn all_of(dir: &Path) -> Result<Vec<SnapshotInfo>> {
 pub(crate) fn settle_all(of: &Path) -> Result<()> {
     for name in names_in(&SparkPaths(of).snapshots())? {
         let dir = SparkPaths(of).snapshot(&name);
-        let root = SnapshotPaths(&dir).root();
         if is_leftover(&dir) {
             stage::destroy(&dir)?;
-        } else if btrfs::info(&root).is_ok_and(|now| !now.read_only) {
-            btrfs::set_read_only(&root)?;
+            continue;
+        }
+        let paths = SnapshotPaths(&dir);
+        let volumes = names_in(&paths.data())?.into_iter().map(|volume| paths.volume(&volume));
+        for kept in volumes.chain([paths.root()]) {
+            if btrfs::info(&kept).is_ok_and(|now| !now.read_only) {
+                btrfs::set_read_only(&kept)?;
+            }
         }
     }
     Ok(())
@@ -324,9 +330,8 @@ fn describe(dir: &Path, name: Name) -> SnapshotInfo {
 /// Whether this is what a restore was killed over before it had exchanged anything: no snapshot, and nobody's data.
 pub(crate) fn is_leftover(dir: &Path) -> bool {
     let paths = SnapshotPaths(dir);
-    // One that was undone has `replaced` no more: it is data, whatever state its root is in.
     match record::read::<SnapshotRecord>(&paths.record()) {
-        Ok(Some(SnapshotRecord { kind: Kind::Undo, replaced: Some(replaced), .. })) => {
+        Ok(Some(SnapshotRecord { kind: Kind::Undo, replaced: Some(replaced), undone: false, .. })) => {
             btrfs::info(&paths.root()).is_ok_and(|now| !now.read_only && now.uuid != replaced)
         }
         _ => false,

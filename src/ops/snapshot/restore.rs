@@ -5,6 +5,7 @@
 //! is going to be exchanged is written down before. From the exchange of the root on the restore has happened, and
 //! whoever opens the spark next does what is left of it.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,14 +71,16 @@ impl Sparks {
         self.replace_files(&opened, &source, options.resume)
     }
 
-    /// Puts a spark's files back to what they were before the last restore, pick or undo.
+    /// Puts a spark's files back to what they were before the last restore, pick or undo. What they are now takes the
+    /// place of those, so that the next undo goes forth again.
     ///
     /// # Errors
-    /// `wrong_state` if there was none.
+    /// `wrong_state` if nothing was restored.
     pub fn undo(&self, spark: &SparkRef, options: Options) -> Result<Restored> {
         let spark = self.resolve(spark)?;
         let opened = self.open_spark(&spark, Mode::Exclusive)?;
         self.settle(&spark)?;
+        opened.refuse_damaged()?;
         let newest = self.snapshots_of(&spark)?.into_iter().rfind(|s| s.kind == Some(Kind::Undo));
         let Some(before) = newest else {
             return Err(Error::WrongState {
@@ -89,10 +92,16 @@ impl Sparks {
             });
         };
         let source = self.source(&spark, &before.name, options.data)?;
-        let restored = self.replace_files(&opened, &source, options.resume)?;
-        // Its content is the root now. What the root was is the newest, so that the next undo goes forth again.
-        self.remove_snapshot(&spark, &before.name)?;
-        Ok(restored)
+        let old = self.snapshot_record(&spark, &before.name)?;
+        if held(&old).count() > source.volumes.len() {
+            // The volumes that are to stay as they are do so in a snapshot of their own.
+            return self.replace_files(&opened, &source, options.resume);
+        }
+        let locks = self.lock_to_restore(&opened, &source)?;
+        let record = SnapshotRecord { id: old.id, undone: true, ..self.undo_record(&opened, &source)? };
+        self.while_ended(&opened, (options.resume, locks), || {
+            self.exchange_back(&opened, before.name, record)
+        })
     }
 
     fn source(&self, spark: &SparkId, snapshot: &Name, data: bool) -> Result<Source> {
@@ -122,22 +131,66 @@ impl Sparks {
             btrfs::snapshot(copy, &to.volume(&kept.attached.volume))?;
         }
         fault::point("restore.staged")?;
+        let restored = self.while_ended(opened, (resume, locks), || {
+            Ok((self.exchange(opened, stage, &record)?, record.clone()))
+        })?;
+        self.thin(opened, &record, UNDO_KEPT)?;
+        Ok(restored)
+    }
+
+    /// Ends what runs of a spark, does something that returns the snapshot to undo it with, and starts the spark again if
+    /// it ran and that is wanted, or if it failed, since then it is as it was. The locks are let go of before: a start
+    /// takes them too.
+    fn while_ended(
+        &self,
+        opened: &Opened,
+        (resume, locks): (bool, Vec<OwnedFd>),
+        work: impl FnOnce() -> Result<(Name, SnapshotRecord)>,
+    ) -> Result<Restored> {
         let ran = self.runs_on(&opened.record);
         self.end(&opened.record, Duration::ZERO)?;
-        let exchanged = fault::point("restore.ended").and_then(|()| self.exchange(opened, stage, &record));
-        // A start takes them too.
+        let done = fault::point("restore.ended").and_then(|()| work());
         drop(locks);
-        if ran && (resume || exchanged.is_err()) {
+        if ran && (resume || done.is_err()) {
             self.start(opened)?;
         }
-        let undo = exchanged?;
-        self.thin(opened, &record, UNDO_KEPT)?;
+        let (undo, record) = done?;
         let volumes = record.volumes.into_iter().map(|kept| kept.attached.volume).collect();
         Ok(Restored { undo, state: self.state(&opened.record), volumes })
     }
 
+    /// Exchanges a spark's files for the very subvolumes that they were before: copies would lack the subvolumes inside.
+    fn exchange_back(
+        &self,
+        opened: &Opened,
+        undo: Name,
+        record: SnapshotRecord,
+    ) -> Result<(Name, SnapshotRecord)> {
+        let dir = self.snapshot_dir(&opened.id, &undo);
+        // Both sides are somebody's data from here on, and neither is ever a leftover.
+        record::replace(&SnapshotPaths(&dir).record(), &record)?;
+        fault::point("undo.recorded")?;
+        for (_, kept) in self.pairs(&opened.id, &undo, &record) {
+            btrfs::set_writable(&kept)?;
+        }
+        fault::point("undo.writable")?;
+        if let Err(first) = self.exchange_all(opened, &undo, &record) {
+            // All of it is back in its place, or else the next command goes on from here.
+            return Err(match first {
+                Error::Undo { .. } => first,
+                _ => match self.forget_intent(&opened.dir).and_then(|()| self.settle(&opened.id)) {
+                    Ok(()) => first,
+                    Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
+                },
+            });
+        }
+        fault::point("undo.exchanged")?;
+        self.finish(&opened.id, &undo, &record)?;
+        Ok((undo, record))
+    }
+
     /// Locks the volumes that are to be restored, each of which has to be the spark's, and nobody else's.
-    fn lock_to_restore(&self, opened: &Opened, source: &Source) -> Result<Vec<std::os::fd::OwnedFd>> {
+    fn lock_to_restore(&self, opened: &Opened, source: &Source) -> Result<Vec<OwnedFd>> {
         let spark = &opened.id;
         let mut names: Vec<&Name> = source.volumes.iter().map(|(kept, _)| &kept.attached.volume).collect();
         names.sort();
@@ -183,6 +236,7 @@ impl Sparks {
             kind: Kind::Undo,
             label: None,
             replaced: Some(btrfs::info(&SparkPaths(&opened.dir).root())?.uuid),
+            undone: false,
             volumes: volumes.collect::<Result<_>>()?,
             rest: Default::default(),
         })
