@@ -219,6 +219,9 @@ fn list_hint(kind: &str, name: &str) -> String {
         }
         "data volume" => "list the data volumes with `spark data list`".into(),
         "attached data volume" => "see what is attached with `spark data list`".into(),
+        "parent snapshot" => {
+            "receive the stream it was sent with first, or send the spark whole, without `--since`".into()
+        }
         "base" => "list the bases with `spark base list`".into(),
         "project" => "list the projects with `spark project list`".into(),
         "pool" => "make one with `spark pool init`".into(),

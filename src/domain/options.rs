@@ -59,6 +59,33 @@ pub struct CloneOf {
     pub dirty: bool,
 }
 
+impl SparkOptions {
+    /// Fails for what no command line would have taken: they come from elsewhere.
+    pub fn check(&self) -> Result<(), String> {
+        for (key, value) in &self.env {
+            same_key(key, parse_env(&format!("{key}={value}"))?)?;
+        }
+        for (key, value) in &self.labels {
+            same_key(key, parse_label(&format!("{key}={value}"))?)?;
+        }
+        self.hostname.as_deref().map(parse_hostname).transpose()?;
+        if let Some(dir) = &self.workdir {
+            parse_inside(&dir.to_string_lossy())?;
+        }
+        match &self.user {
+            Some(user) if user.is_empty() || user.len() > 256 || user.chars().any(char::is_control) => {
+                Err(format!("`{}` is not a user", user.escape_default()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Fails for a key that holds the sign which ends keys.
+fn same_key(key: &str, parsed: (String, String)) -> Result<(), String> {
+    if parsed.0 == key { Ok(()) } else { Err(format!("`{}` is not a key", key.escape_default())) }
+}
+
 /// Options that were given on a command line: laid over those that a new spark inherits.
 #[derive(Debug, Clone, Default)]
 pub struct Changes {
@@ -214,6 +241,16 @@ fn valid_key(key: &str) -> bool {
     !key.is_empty()
         && !key.as_bytes()[0].is_ascii_digit()
         && key.bytes().all(|b| b.is_ascii_graphic() && b != b'=')
+}
+
+/// Parses a label, `KEY=VALUE`.
+pub fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !text.chars().any(char::is_control) => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err(format!("`{}` is not a label: write KEY=VALUE", text.escape_default())),
+    }
 }
 
 /// Parses an environment file: `KEY=VALUE` lines, blank lines and `#` comments. Errors carry the line.

@@ -12,6 +12,10 @@ pub enum Kind {
     Named,
     /// It is called by its time, and thinned out by `--keep`.
     Timed,
+    /// What `send` sent, kept so that the next time only what differs from it has to be.
+    Sent,
+    /// What `receive` received, as it was where it came from.
+    Received,
     /// What was there before a restore, an undo or a pick: what `undo` goes back to.
     Undo,
 }
@@ -21,9 +25,21 @@ impl std::fmt::Display for Kind {
         f.pad(match self {
             Kind::Named => "named",
             Kind::Timed => "timed",
+            Kind::Sent => "sent",
+            Kind::Received => "received",
             Kind::Undo => "undo",
         })
     }
+}
+
+/// What a received snapshot is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Source {
+    /// The snapshot's id and its subvolume's UUID where it came from: both, since ids outlive a copy of the files.
+    pub id: Id,
+    pub uuid: String,
+    /// The UUID of the subvolume that it was received into: one with another UUID is no faithful copy.
+    pub copy: String,
 }
 
 /// `snapshots/S/snapshot.json`. The snapshot's name is its directory's.
@@ -47,6 +63,9 @@ pub struct SnapshotRecord {
     /// The data volumes that the spark had.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Kept>,
+    /// Of [`Kind::Received`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     /// Fields of a later version of this program, kept as they are.
     #[serde(flatten)]
     pub rest: serde_json::Map<String, serde_json::Value>,
@@ -62,6 +81,24 @@ pub struct Kept {
     /// As in [`SnapshotRecord::replaced`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced: Option<String>,
+}
+
+impl SnapshotRecord {
+    /// That of a snapshot which is made now.
+    pub fn new(kind: Kind) -> SnapshotRecord {
+        SnapshotRecord {
+            version: super::FORMAT,
+            id: Id::generate(),
+            created: chrono::Utc::now(),
+            kind,
+            label: None,
+            replaced: None,
+            undone: false,
+            volumes: Vec::new(),
+            source: None,
+            rest: Default::default(),
+        }
+    }
 }
 
 /// The name of a snapshot taken at a time, to the second: `20261124-183005`, in UTC. `number` tells those of one second

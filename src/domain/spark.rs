@@ -103,13 +103,20 @@ pub enum Origin {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         race: Option<Id>,
     },
+    /// A snapshot of a spark elsewhere, which `receive` received.
+    Received {
+        name: Name,
+        id: Id,
+        snapshot: Name,
+    },
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Base { name, .. } | Origin::Spark { name, snapshot: None, .. } => write!(f, "{name}"),
-            Origin::Spark { name, snapshot: Some(snapshot), .. } => write!(f, "{name}@{snapshot}"),
+            Origin::Spark { name, snapshot: Some(snapshot), .. }
+            | Origin::Received { name, snapshot, .. } => write!(f, "{name}@{snapshot}"),
         }
     }
 }

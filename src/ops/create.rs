@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::data::Held;
 use super::origin::Found;
 use super::spark::SparkId;
 use super::{Observer, Sparks, clone, delete, identity};
@@ -14,6 +15,7 @@ use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::error::{Error, Result};
 use crate::pool::btrfs;
 use crate::pool::index::{Ephemeral, Identity};
+use crate::pool::stage::Stage;
 use crate::sys::flock::Mode;
 use crate::sys::process::ProcessId;
 use crate::{fault, sys};
@@ -38,6 +40,16 @@ pub(super) struct New<'a> {
     /// Who hears of the clone that is put into it, if it gets one: a fork has its origin's already.
     pub cloning: Option<&'a dyn Observer>,
     pub start: bool,
+}
+
+/// A spark that is staged, and what belongs to it.
+pub(super) struct Publication<'a> {
+    pub record: &'a SparkRecord,
+    pub start: bool,
+    /// The volumes that it has, which must not go meanwhile.
+    pub volumes: Option<&'a Held>,
+    /// What it was made of.
+    pub found: Option<&'a Found>,
 }
 
 /// What would be made.
@@ -97,8 +109,7 @@ impl Sparks {
     }
 
     fn make(&self, spark: &SparkId, new: &New<'_>, found: &Found) -> Result<()> {
-        let (record, start) = (new.record, new.start);
-        let dir = self.dir(spark);
+        let record = new.record;
         let volumes = self.hold_volumes(spark, &found.not_copied(record))?;
         let stage = self.pool.stage()?;
         fault::point("create.staged")?;
@@ -117,6 +128,14 @@ impl Sparks {
             self.put_clone(record, &root, observer)?;
         }
         fault::point("create.after-clone")?;
+        let publication =
+            Publication { record, start: new.start, volumes: Some(&volumes), found: Some(found) };
+        self.publish_spark(stage, spark, &publication)
+    }
+
+    /// Gives what is staged its place, durably, and starts it if that is wanted. The project exists.
+    pub(super) fn publish_spark(&self, stage: Stage, spark: &SparkId, what: &Publication<'_>) -> Result<()> {
+        let record = what.record;
         // Shared, so that the project cannot be deleted from under it.
         let project = self.pool.paths.project(&spark.project);
         let Some(held) = self.pool.lock(&project, Mode::Shared)? else {
@@ -125,16 +144,17 @@ impl Sparks {
                 why: "it is being deleted".into(),
             });
         };
-        let lock = stage.publish(&dir).map_err(|e| match &e {
+        let lock = stage.publish(&self.dir(spark)).map_err(|e| match &e {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(spark),
             _ => e,
         })?;
-        let locks: Vec<_> = [lock.as_fd(), held.as_fd()].into_iter().chain(volumes.locks()).collect();
-        let Err(first) = self.begin(spark, record, start, &locks) else {
+        let volumes = what.volumes.into_iter().flat_map(|volumes| volumes.locks());
+        let locks: Vec<_> = [lock.as_fd(), held.as_fd()].into_iter().chain(volumes).collect();
+        let Err(first) = self.begin(spark, record, what.start, &locks) else {
             return Ok(());
         };
         // Under the lock that it appeared with: nobody has begun to use it, or has put another one in its place.
-        let copies = self.published(spark, record, found);
+        let copies = what.found.map(|found| self.published(spark, record, found)).unwrap_or_default();
         let options = delete::Options { force: true, now: true, ..Default::default() };
         match self.delete_locked(spark, options).and_then(|_| self.take_back_copies(&copies)) {
             Ok(()) => Err(first),

@@ -35,6 +35,7 @@ pub mod spark;
 pub mod start;
 mod still;
 pub mod stop;
+pub mod transfer;
 pub mod tree;
 pub mod undelete;
 

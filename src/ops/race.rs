@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use super::exec::{Command, Ended};
-use super::snapshot::{Restored, Source};
+use super::snapshot::{Files, Restored};
 use super::spark::{Opened, SparkId};
 use super::{Observer, Sparks, delete};
 use crate::domain::name::SparkRef;
@@ -84,7 +84,7 @@ impl Sparks {
         // What it wrote is whole, then.
         self.end(&winner.record, Duration::ZERO)?;
         fault::point("pick.ended")?;
-        let source = Source { root: SparkPaths(&winner.dir).root(), volumes: Vec::new() };
+        let source = Files { root: SparkPaths(&winner.dir).root(), volumes: Vec::new() };
         let restored = self.replace_files(&origin, &source, resume)?;
         fault::point("pick.replaced")?;
         let mut deleted = vec![winner.id.clone()];

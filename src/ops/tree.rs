@@ -76,6 +76,8 @@ impl Sparks {
             let from = match &origin {
                 Origin::Base { id, .. } => (id.clone(), None),
                 Origin::Spark { id, snapshot, .. } => (id.clone(), snapshot.clone()),
+                // Something elsewhere.
+                Origin::Received { id, snapshot, .. } => (id.clone(), Some(snapshot.clone())),
             };
             if !forest.nodes.contains_key(&from) {
                 forest.plant(from.clone(), NodeKind::Gone, origin.to_string());

@@ -9,6 +9,7 @@ use crate::domain::name::Name;
 use crate::domain::place::{Place, PoolPaths};
 use crate::error::{Error, Result};
 
+pub mod apply;
 pub mod btrfs;
 pub mod changes;
 pub mod image;

@@ -24,8 +24,29 @@ struct SendArgs {
     reserved: [u8; 28],
 }
 
+/// `struct file_clone_range` of linux/fs.h.
+#[repr(C)]
+struct CloneRange {
+    from: i64,
+    from_offset: u64,
+    length: u64,
+    to_offset: u64,
+}
+
+const CLONE_RANGE: rustix::ioctl::Opcode = opcode::write::<CloneRange>(BTRFS, 13);
 const SEND: rustix::ioctl::Opcode = opcode::write::<SendArgs>(BTRFS, 38);
 const NO_FILE_DATA: u64 = 1;
+
+/// Shares `length` bytes of one file with another on the same filesystem, each from an offset of its own. A length of
+/// nothing would mean all that follows.
+///
+/// # Errors
+/// `EINVAL` for a range that is not there, or not of whole blocks.
+pub fn clone_range(from: (&File, u64), to: (&File, u64), length: u64) -> io::Result<()> {
+    let args = CloneRange { from: from.0.as_raw_fd().into(), from_offset: from.1, length, to_offset: to.1 };
+    // SAFETY: the opcode is that of FICLONERANGE, which reads `CloneRange` and writes nothing but to the file.
+    Ok(unsafe { rustix::ioctl::ioctl(to.0, Setter::<CLONE_RANGE, CloneRange>::new(args)) }?)
+}
 
 /// What is to be sent besides the subvolume itself.
 #[derive(Debug, Clone, Default)]

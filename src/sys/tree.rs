@@ -6,7 +6,9 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
+};
 use rustix::io::Errno;
 
 /// Seconds and nanoseconds since 1970.
@@ -32,6 +34,13 @@ pub fn open_dir(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
 pub fn open_child(dir: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?)
+}
+
+/// Opens the regular file `name` in `dir` for writing. A fifo does not block it, and is refused.
+pub fn open_file_to_write(dir: impl AsFd, name: &[u8]) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// Opens the regular file `name` in `dir` for reading. A fifo does not block it, and is refused.
@@ -63,11 +72,6 @@ pub fn name_file(file: &File, dir: impl AsFd, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::linkat(file, "", dir, OsStr::from_bytes(name), AtFlags::EMPTY_PATH)?)
 }
 
-/// Renames within a directory, replacing what is there but no directory.
-pub fn rename(dir: impl AsFd, from: &[u8], to: &[u8]) -> io::Result<()> {
-    Ok(rustix::fs::renameat(&dir, OsStr::from_bytes(from), &dir, OsStr::from_bytes(to))?)
-}
-
 /// Opens `name` in `dir` as what it is, a link itself: to inspect and change it, and not what comes to have its name.
 pub fn open_node(dir: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -97,8 +101,12 @@ pub fn set_mode_at(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<()> {
 
 /// Sets the mode of what [`open_node`] opened.
 pub fn set_node_mode(node: impl AsFd, mode: u32) -> io::Result<()> {
-    let path = format!("/proc/self/fd/{}", node.as_fd().as_raw_fd());
-    Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o7777))?)
+    Ok(rustix::fs::chmod(path_of(node), Mode::from_raw_mode(mode & 0o7777))?)
+}
+
+/// A path that means what is open itself: of a name, chmod(2) and setxattr(2) would follow a link.
+fn path_of(node: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", node.as_fd().as_raw_fd())
 }
 
 /// Sets the owner of what [`open_node`] opened.
@@ -112,6 +120,26 @@ pub fn set_node_mtime(node: impl AsFd, mtime: Mtime) -> io::Result<()> {
     Ok(rustix::fs::utimensat(node, "", &times(mtime), AtFlags::EMPTY_PATH)?)
 }
 
+/// Makes a socket's name, or a device 0:0, which is no device: overlay filesystems mark with it what was deleted.
+pub fn make_node(dir: impl AsFd, name: &[u8], kind: FileType) -> io::Result<()> {
+    Ok(rustix::fs::mknodat(dir, OsStr::from_bytes(name), kind, Mode::from_raw_mode(0o600), 0)?)
+}
+
+/// Sets one extended attribute of `name` in `dir`, a link itself.
+pub fn set_xattr_at(dir: impl AsFd, name: &[u8], attribute: &[u8], value: &[u8]) -> io::Result<()> {
+    let node = open_node(dir, name)?;
+    Ok(rustix::fs::setxattr(path_of(&node), OsStr::from_bytes(attribute), value, XattrFlags::empty())?)
+}
+
+/// Removes one extended attribute of `name` in `dir`, a link itself. One that is not there is removed.
+pub fn remove_xattr_at(dir: impl AsFd, name: &[u8], attribute: &[u8]) -> io::Result<()> {
+    let node = open_node(dir, name)?;
+    match rustix::fs::removexattr(path_of(&node), OsStr::from_bytes(attribute)) {
+        Err(Errno::NODATA) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 /// Makes a hard link to `from_name`, which is not followed.
 pub fn link(from: impl AsFd, from_name: &[u8], dir: impl AsFd, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::linkat(
@@ -121,6 +149,21 @@ pub fn link(from: impl AsFd, from_name: &[u8], dir: impl AsFd, name: &[u8]) -> i
         OsStr::from_bytes(name),
         AtFlags::empty(),
     )?)
+}
+
+/// Gives a file another name, which may be another one's: that is gone then.
+pub fn rename(from: impl AsFd, from_name: &[u8], dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::renameat(from, OsStr::from_bytes(from_name), dir, OsStr::from_bytes(name))?)
+}
+
+/// Removes a name that is there, and is no directory's.
+pub fn unlink(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::unlinkat(dir, OsStr::from_bytes(name), AtFlags::empty())?)
+}
+
+/// Removes an empty directory.
+pub fn remove_dir(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::unlinkat(dir, OsStr::from_bytes(name), AtFlags::REMOVEDIR)?)
 }
 
 /// Removes a file, or an empty directory. Says whether it was a directory; nothing there is a file removed.
@@ -246,11 +289,21 @@ pub fn set_mtime_at(dir: impl AsFd, name: &[u8], mtime: Mtime) -> io::Result<()>
     Ok(rustix::fs::utimensat(dir, OsStr::from_bytes(name), &times(mtime), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-fn times((seconds, nanos): Mtime) -> Timestamps {
+/// Sets the times of the last access and of the last change of `name` in `dir`, a link itself.
+pub fn set_times_at(dir: impl AsFd, name: &[u8], atime: Mtime, mtime: Mtime) -> io::Result<()> {
+    let times = Timestamps { last_access: time(atime), last_modification: time(mtime) };
+    Ok(rustix::fs::utimensat(dir, OsStr::from_bytes(name), &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+fn times(mtime: Mtime) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ },
-        last_modification: Timespec { tv_sec: seconds, tv_nsec: nanos.min(999_999_999).into() },
+        last_modification: time(mtime),
     }
+}
+
+fn time((seconds, nanos): Mtime) -> Timespec {
+    Timespec { tv_sec: seconds, tv_nsec: nanos.min(999_999_999).into() }
 }
 
 /// Sets one extended attribute.

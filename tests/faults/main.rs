@@ -11,3 +11,4 @@ mod leftovers;
 mod points;
 mod snapshots;
 mod still;
+mod transfer;

@@ -1,11 +1,12 @@
 //! Every fault point fails, dies alone, and dies with its helper: all or nothing, no orphan, the next command works.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
 use crate::common::Machine;
-use crate::{data, leftovers, snapshots};
+use crate::{data, leftovers, snapshots, transfer};
 
 /// A verb as it is made to fail.
 pub(crate) struct Scenario {
@@ -274,6 +275,9 @@ const OWN: &[&Scenario] = &[
     &snapshots::FORK,
     &snapshots::PICK,
     &snapshots::BASE_SAVE,
+    &transfer::SEND,
+    &transfer::RECEIVE,
+    &transfer::INCREMENT,
 ];
 
 fn all() -> impl Iterator<Item = &'static Scenario> {
@@ -300,6 +304,9 @@ impl Scenario {
                 (self.before)(&machine);
                 let cgroups = leftovers::all_cgroups();
                 let mut command = machine.command(self.args);
+                if let Ok(stream) = File::open(machine.work().join("stdin")) {
+                    command.stdin(stream);
+                }
                 let out =
                     command.env("SPARK_FAULT", format!("{point}={mode}")).process_group(0).output().unwrap();
                 let said = String::from_utf8_lossy(&out.stderr);

@@ -33,6 +33,8 @@ mod postgres;
 mod project;
 mod pull;
 mod race;
+mod receive;
+mod send;
 mod shared;
 mod snapshot;
 mod sqlite;

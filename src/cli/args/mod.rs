@@ -40,6 +40,8 @@ States:
   pick        Put a fork in the place of the spark it was forked from
   diff        Show what differs between sparks, snapshots and bases
   tree        Show which spark, snapshot and base came from which
+  send        Write a spark as a stream, for another host or another name
+  receive     Make a spark of a stream, or bring one up to date
 Sources and places:
   base        Root filesystems that sparks start from
   data        Volumes that outlive sparks and can be shared
@@ -108,6 +110,8 @@ pub(crate) enum Verb {
     Undo(c::snapshot::UndoArgs),
     Pick(c::pick::PickArgs),
     Tree(c::tree::TreeArgs),
+    Send(c::send::SendArgs),
+    Receive(c::receive::ReceiveArgs),
     Logs(c::logs::LogsArgs),
     Cp(c::cp::CpArgs),
     Gc(c::gc::GcArgs),

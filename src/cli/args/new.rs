@@ -9,6 +9,7 @@ use crate::domain::limits::{Limits, parse_cpus, parse_memory, parse_pids};
 use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::options::{
     BindMount, Changes, CloneOf, Network, Shared, parse_env, parse_env_file, parse_hostname, parse_inside,
+    parse_label,
 };
 use crate::domain::volume::{Attached, Data};
 use crate::error::{Error, Result};
@@ -204,13 +205,4 @@ impl NewArgs {
 fn absolute(mount: &BindMount) -> Result<BindMount> {
     let src = std::path::absolute(&mount.src).map_err(Error::io("find", &mount.src))?;
     Ok(BindMount { src, ..mount.clone() })
-}
-
-fn parse_label(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() && !text.chars().any(char::is_control) => {
-            Ok((key.to_owned(), value.to_owned()))
-        }
-        _ => Err(format!("`{}` is not a label: write KEY=VALUE", text.escape_default())),
-    }
 }

@@ -63,6 +63,8 @@ fn every_verb_parses() {
         "spark fork a b -n 3 -- make test",
         "spark pick b-2 --as a",
         "spark base save a@b c --replace",
+        "spark send a@b --since c",
+        "spark receive shop/a --no-restore",
         "spark logs a -f",
         "spark logs a --tail 5",
         "spark cp a b shop/web:/tmp",

@@ -26,8 +26,10 @@ pub(crate) mod pick;
 pub(crate) mod pool;
 pub(crate) mod project;
 pub(crate) mod pull;
+pub(crate) mod receive;
 pub(crate) mod rename;
 pub(crate) mod resume;
+pub(crate) mod send;
 pub(crate) mod snapshot;
 pub(crate) mod stop;
 pub(crate) mod tree;
@@ -54,6 +56,8 @@ pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
         Verb::Undo(args) => snapshot::undo(ctx, args),
         Verb::Pick(args) => pick::pick(ctx, args),
         Verb::Tree(args) => tree::tree(ctx, args),
+        Verb::Send(args) => send::send(ctx, args),
+        Verb::Receive(args) => receive::receive(ctx, args),
         Verb::Logs(args) => logs::logs(ctx, args),
         Verb::Cp(args) => cp::cp(ctx, args),
         Verb::Gc(args) => gc::gc(ctx, args),

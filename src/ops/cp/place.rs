@@ -41,7 +41,7 @@ pub(super) fn place<T>(to: At<'_>, make: impl Fn(BorrowedFd<'_>, &[u8]) -> io::R
             }
             let temporary = Temporary::new(to.dir);
             let made = make(to.dir, &temporary.name)?;
-            tree::rename(to.dir, &temporary.name, to.name)?;
+            tree::rename(to.dir, &temporary.name, to.dir, to.name)?;
             Ok(made)
         }
         other => other,
@@ -77,7 +77,7 @@ impl<'a> NewFile<'a> {
     /// `EISDIR` where that is a directory's.
     pub(super) fn place(self, name: &[u8]) -> io::Result<()> {
         match self.temporary {
-            Some(temporary) => tree::rename(self.dir, &temporary.name, name),
+            Some(temporary) => tree::rename(self.dir, &temporary.name, self.dir, name),
             None => place(At { dir: self.dir, name }, |dir, name| tree::name_file(&self.file, dir, name)),
         }
     }

@@ -6,11 +6,10 @@ use super::super::Sparks;
 use super::super::snapshot::{self, SnapshotInfo, all_of, is_leftover, settle_all};
 use super::super::spark::SparkId;
 use super::VolumeId;
-use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{SnapshotPaths, VolumePaths};
 use crate::domain::snapshot::{Kind, SnapshotRecord};
-use crate::domain::spark::{Id, State};
+use crate::domain::spark::State;
 use crate::error::{Error, Result};
 use crate::pool::{btrfs, stage};
 use crate::sys::flock::Mode;
@@ -133,17 +132,7 @@ impl Sparks {
 }
 
 fn record_of(kind: Kind, replaced: Option<String>) -> SnapshotRecord {
-    SnapshotRecord {
-        version: FORMAT,
-        id: Id::generate(),
-        created: chrono::Utc::now(),
-        kind,
-        label: None,
-        replaced,
-        undone: false,
-        volumes: Vec::new(),
-        rest: Default::default(),
-    }
+    SnapshotRecord { replaced, ..SnapshotRecord::new(kind) }
 }
 
 fn no_such_snapshot(volume: &VolumeId, snapshot: &Name) -> Error {

@@ -181,6 +181,11 @@ impl Sparks {
     fn origin_root(&self, source: &SourceRef) -> Result<Root> {
         let (name, id) = match self.record(&self.resolve(&source.spark)?)?.origin {
             Origin::Base { name, id } => (name, id),
+            Origin::Received { snapshot, .. } => {
+                // Received together with it.
+                let snapshot = Some(snapshot);
+                return self.source_root(&Source::Spark(SourceRef { snapshot, ..source.clone() }));
+            }
             Origin::Spark { name, id, snapshot, .. } => {
                 // Whatever it is called by now.
                 let Some(found) = self.pool.find_container(id.as_str())? else {

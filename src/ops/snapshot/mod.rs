@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use super::spark::{Opened, SparkId};
 use super::{Sparks, data, near};
-use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{SnapshotPaths, SparkPaths};
 use crate::domain::snapshot::{Kind, SnapshotRecord, timed_name};
@@ -18,7 +17,7 @@ use crate::pool::{btrfs, changes, names_in, record, stage};
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
-pub(crate) use restore::Source;
+pub(crate) use restore::Files;
 pub use restore::{Options, Restored};
 
 /// A snapshot to make.
@@ -57,39 +56,42 @@ impl Sparks {
     pub fn snapshot_create(&self, spark: &SparkRef, request: &Request) -> Result<Name> {
         let spark = self.resolve(spark)?;
         let opened = self.open_spark(&spark, Mode::Shared)?;
-        let record = SnapshotRecord {
-            version: FORMAT,
-            id: Id::generate(),
-            created: chrono::Utc::now(),
-            kind: if request.name.is_some() { Kind::Named } else { Kind::Timed },
-            label: request.label.clone(),
-            replaced: None,
-            undone: false,
-            volumes: self.fates(&opened, request.data)?,
-            rest: Default::default(),
-        };
+        let kind = if request.name.is_some() { Kind::Named } else { Kind::Timed };
+        let volumes = self.fates(&opened, request.data)?;
+        let record = SnapshotRecord { label: request.label.clone(), volumes, ..SnapshotRecord::new(kind) };
         if let Some(name) = &request.name
             && self.snapshot_dir(&opened.id, name).exists()
         {
             return Err(taken(&spark, name));
         }
-        let stage = self.pool.stage()?;
-        stage.write("snapshot.json", &record)?;
-        fault::point("snapshot.after-record")?;
-        opened.refuse_damaged()?;
-        let volumes: Vec<_> = data::held(&record).map(|kept| kept.attached.clone()).collect();
-        self.copy_at_once(&opened, &volumes, stage.path())?;
-        fault::point("snapshot.after-snapshot")?;
-        let (name, _lock) = self.publish_snapshot(&opened, stage, &record, request.name.as_ref())?;
-        fault::point("snapshot.after-publish")?;
+        let name = self.take_snapshot(&opened, &record, request.name.as_ref())?;
         if let Some(keep) = request.keep {
             self.thin(&opened, &record, keep)?;
         }
         Ok(name)
     }
 
+    /// Makes the snapshot of a record.
+    pub(crate) fn take_snapshot(
+        &self,
+        opened: &Opened,
+        record: &SnapshotRecord,
+        name: Option<&Name>,
+    ) -> Result<Name> {
+        let stage = self.pool.stage()?;
+        stage.write("snapshot.json", record)?;
+        fault::point("snapshot.after-record")?;
+        opened.refuse_damaged()?;
+        let volumes: Vec<_> = data::held(record).map(|kept| kept.attached.clone()).collect();
+        self.copy_at_once(opened, &volumes, stage.path())?;
+        fault::point("snapshot.after-snapshot")?;
+        let (name, _lock) = self.publish_snapshot(opened, stage, record, name)?;
+        fault::point("snapshot.after-publish")?;
+        Ok(name)
+    }
+
     /// Gives what is staged its place and its name, durably.
-    fn publish_snapshot(
+    pub(crate) fn publish_snapshot(
         &self,
         opened: &Opened,
         stage: stage::Stage,
@@ -130,6 +132,7 @@ impl Sparks {
                 let (_, base, root) = self.find_base(Some(&name)).ok()?;
                 (base.id == id).then_some(root)
             }
+            Origin::Received { .. } => None,
             Origin::Spark { id, snapshot, .. } => {
                 let found = self.pool.find_container(id.as_str()).ok()??;
                 let spark = SparkId { project: found.project, name: found.name };
@@ -148,7 +151,7 @@ impl Sparks {
         self.remove_snapshot(&spark, snapshot)
     }
 
-    fn remove_snapshot(&self, spark: &SparkId, snapshot: &Name) -> Result<()> {
+    pub(crate) fn remove_snapshot(&self, spark: &SparkId, snapshot: &Name) -> Result<()> {
         match self.remove(&self.snapshot_dir(spark, snapshot))? {
             true => Ok(()),
             false => Err(self.no_such_snapshot(spark, snapshot)),
@@ -214,7 +217,7 @@ impl Sparks {
         SparkPaths(&self.dir(spark)).snapshot(snapshot)
     }
 
-    fn no_such_snapshot(&self, spark: &SparkId, snapshot: &Name) -> Error {
+    pub(crate) fn no_such_snapshot(&self, spark: &SparkId, snapshot: &Name) -> Error {
         let names = names_in(&SparkPaths(&self.dir(spark)).snapshots()).unwrap_or_default();
         Error::NotFound {
             kind: "snapshot",
@@ -238,16 +241,20 @@ pub(crate) fn publish(
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(Error::io("create", dir)(e)),
     }
-    let prefix = if record.kind == Kind::Undo { "undo-" } else { "" };
+    let prefix = match record.kind {
+        Kind::Undo => "undo-",
+        Kind::Sent => "sent-",
+        Kind::Named | Kind::Timed | Kind::Received => "",
+    };
     let mut number = 0;
     loop {
-        let name = name.cloned().unwrap_or_else(|| timed_name(prefix, record.created, number));
-        match stage.try_publish(&dir.join(&name))? {
+        let free = name.cloned().unwrap_or_else(|| timed_name(prefix, record.created, number));
+        match stage.try_publish(&dir.join(&free))? {
             Ok(lock) => {
                 sys::file::sync_dir(&dir).map_err(Error::io("sync", &dir))?;
-                return Ok(Ok((name, lock)));
+                return Ok(Ok((free, lock)));
             }
-            Err(_) if record.kind == Kind::Named => return Ok(Err(name)),
+            Err(_) if name.is_some() => return Ok(Err(free)),
             Err(back) => stage = back,
         }
         number += 1;
@@ -282,7 +289,7 @@ pub(crate) fn settle_all(of: &Path) -> Result<()> {
     Ok(())
 }
 
-fn taken(spark: &SparkId, name: &Name) -> Error {
+pub(crate) fn taken(spark: &SparkId, name: &Name) -> Error {
     Error::Exists {
         kind: "snapshot",
         name: format!("{spark}@{name}"),

@@ -17,7 +17,7 @@ use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{SnapshotPaths, SparkPaths, VolumePaths};
 use crate::domain::snapshot::{Kept, Kind, SnapshotRecord};
-use crate::domain::spark::{Id, State};
+use crate::domain::spark::State;
 use crate::error::{Error, Result};
 use crate::pool::{btrfs, names_in, record, stage};
 use crate::sys::flock::Mode;
@@ -55,7 +55,7 @@ struct Intent {
 
 /// What a spark's files are to be.
 #[derive(Debug)]
-pub(crate) struct Source {
+pub(crate) struct Files {
     pub(crate) root: PathBuf,
     /// Volumes, and the copies of them.
     pub(crate) volumes: Vec<(Kept, PathBuf)>,
@@ -104,17 +104,17 @@ impl Sparks {
         })
     }
 
-    fn source(&self, spark: &SparkId, snapshot: &Name, data: bool) -> Result<Source> {
+    fn source(&self, spark: &SparkId, snapshot: &Name, data: bool) -> Result<Files> {
         let root = self.snapshot_root(spark, snapshot)?;
         let record = self.snapshot_record(spark, snapshot)?;
         let dir = self.snapshot_dir(spark, snapshot);
         let kept = held(&record).filter(|_| data);
         let with_copy = |kept: &Kept| (kept.clone(), SnapshotPaths(&dir).volume(&kept.attached.volume));
-        Ok(Source { root, volumes: kept.map(with_copy).collect() })
+        Ok(Files { root, volumes: kept.map(with_copy).collect() })
     }
 
     /// Exchanges a spark's files for copies of others. The caller holds its exclusive lock.
-    pub(crate) fn replace_files(&self, opened: &Opened, source: &Source, resume: bool) -> Result<Restored> {
+    pub(crate) fn replace_files(&self, opened: &Opened, source: &Files, resume: bool) -> Result<Restored> {
         self.settle(&opened.id)?;
         opened.refuse_damaged()?;
         let locks = self.lock_to_restore(opened, source)?;
@@ -190,7 +190,7 @@ impl Sparks {
     }
 
     /// Locks the volumes that are to be restored, each of which has to be the spark's, and nobody else's.
-    fn lock_to_restore(&self, opened: &Opened, source: &Source) -> Result<Vec<OwnedFd>> {
+    fn lock_to_restore(&self, opened: &Opened, source: &Files) -> Result<Vec<OwnedFd>> {
         let spark = &opened.id;
         let mut names: Vec<&Name> = source.volumes.iter().map(|(kept, _)| &kept.attached.volume).collect();
         names.sort();
@@ -224,21 +224,15 @@ impl Sparks {
     }
 
     /// The record of the snapshot that what is there now becomes.
-    fn undo_record(&self, opened: &Opened, source: &Source) -> Result<SnapshotRecord> {
+    fn undo_record(&self, opened: &Opened, source: &Files) -> Result<SnapshotRecord> {
         let volumes = source.volumes.iter().map(|(kept, _)| {
             let fs = VolumePaths(&self.home_of(&opened.id, &kept.attached.volume)).fs();
             Ok(Kept { replaced: Some(btrfs::info(&fs)?.uuid), ..kept.clone() })
         });
         Ok(SnapshotRecord {
-            version: FORMAT,
-            id: Id::generate(),
-            created: chrono::Utc::now(),
-            kind: Kind::Undo,
-            label: None,
             replaced: Some(btrfs::info(&SparkPaths(&opened.dir).root())?.uuid),
-            undone: false,
             volumes: volumes.collect::<Result<_>>()?,
-            rest: Default::default(),
+            ..SnapshotRecord::new(Kind::Undo)
         })
     }
 

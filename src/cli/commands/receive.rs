@@ -1,0 +1,58 @@
+//! `spark receive`
+
+use std::io::IsTerminal;
+
+use clap::Args;
+
+use crate::cli::report::Status;
+use crate::cli::{Ctx, output};
+use crate::domain::name::SparkRef;
+use crate::error::{Error, Result};
+use crate::ops::transfer::Request;
+
+/// Make a spark of a stream, or bring one up to date
+///
+/// The stream of `spark send` is read from standard input. A whole one makes a new spark, which is not started. One that
+/// was made with `--since` brings a spark up to date that has received what went before: it is restored to the new
+/// snapshot, as by `spark snapshot restore`, and what it was can be had back with `spark undo`.
+///
+/// A stream that was cut, altered or made to do harm is refused, and nothing is left of it. Mounts of the other host's
+/// directories are left out.
+#[derive(Debug, Args)]
+pub(crate) struct ReceiveArgs {
+    /// Name of the spark, or PROJECT/NAME [default: as it was called]
+    #[arg(value_name = "NAME")]
+    name: Option<SparkRef>,
+    /// Only add the snapshot, and leave the spark's files as they are
+    #[arg(long)]
+    no_restore: bool,
+}
+
+pub(crate) fn receive(ctx: &Ctx, args: ReceiveArgs) -> Result<Status> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Err(Error::Usage {
+            message: "a stream comes from no terminal".into(),
+            hint: Some("give it as standard input: `spark receive < FILE`".into()),
+        });
+    }
+    let request = Request { name: args.name, keep_files: args.no_restore };
+    let progress = ctx.progress(false);
+    let received = ctx.sparks(&progress)?.receive(stdin.lock(), &request, &progress)?;
+    drop(progress);
+    if ctx.json {
+        output::print_json(&received)?;
+        return Ok(0);
+    }
+    let name = &received.spark.name;
+    match &received.restored {
+        Some(_) => ctx.say(format_args!(
+            "restored {name} to `{}` (take it back with `spark undo {name}`)",
+            received.snapshot
+        )),
+        None if args.no_restore => {}
+        None => ctx.say(format_args!("start it with `spark resume {name}`")),
+    }
+    output::print(format!("{name}\n"))?;
+    Ok(0)
+}
