@@ -101,11 +101,11 @@ pub fn set_mode_at(dir: impl AsFd, name: &[u8], mode: u32) -> io::Result<()> {
 
 /// Sets the mode of what [`open_node`] opened.
 pub fn set_node_mode(node: impl AsFd, mode: u32) -> io::Result<()> {
-    Ok(rustix::fs::chmod(path_of(node), Mode::from_raw_mode(mode & 0o7777))?)
+    Ok(rustix::fs::chmod(path_of(&node), Mode::from_raw_mode(mode & 0o7777))?)
 }
 
 /// A path that means what is open itself: of a name, chmod(2) and setxattr(2) would follow a link.
-fn path_of(node: impl AsFd) -> String {
+fn path_of(node: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", node.as_fd().as_raw_fd())
 }
 
