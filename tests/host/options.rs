@@ -304,7 +304,7 @@ fn a_spark_is_made_without_a_start_or_only_shown_if_that_was_asked_for() {
     let before = projects();
     let args = ["-P", "fresh", "create", "web", "--dry-run", "--memory", "1G", "--hostname", "box"];
     let shown = machine.spark(&args).ok();
-    assert!(shown.contains("project: fresh") && shown.contains("base: minimal"), "{shown}");
+    assert!(shown.contains("project: fresh") && shown.contains("from: minimal"), "{shown}");
     let plan = machine.spark(&[&args[..], &["--json"]].concat()).json();
     assert_eq!(plan["config"]["hostname"], "box");
     assert_eq!(plan["config"]["linux"]["resources"]["memory"]["limit"], 1 << 30);
