@@ -96,7 +96,7 @@ state() {
         ip -o link 2>/dev/null | sed -E 's/^[0-9]+: ([^:@]+).*/link \1/'
         ip netns list 2>/dev/null | sed 's/^/network namespace /'
         nft list ruleset 2>/dev/null | sed 's/ packets [0-9]* bytes [0-9]*//; s/^/nft /'
-        for name in spark qemu youki containerd-shim; do pgrep -l "^$name"; done | sed 's/^/process /'
+        for name in spark qemu youki containerd; do pgrep -l "^$name"; done | sed 's/^/process /'
         find /run -maxdepth 1 -name 'spark*' ! -name spark-ids
         find /run/spark-ids -mindepth 1 2>/dev/null
         find /tmp /var/tmp /var/lib /etc -maxdepth 1 -iname '*spark*'
