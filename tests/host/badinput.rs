@@ -280,6 +280,14 @@ fn a_full_pool_says_so_and_is_emptied_by_deleting() {
     if out.status() != 0 {
         out.fails_with("no_space");
     }
+    for args in [&["fork", "big", "copy", "--no-start"][..], &["snapshot", "create", "big", "s"]] {
+        let out = machine.spark(&[&["--json"], args].concat());
+        if out.status() != 0 {
+            out.fails_with("no_space");
+        }
+    }
+    assert!(machine.staged().is_empty(), "{:?}", machine.staged());
+    machine.spark(&["delete", "--now", "copy"]);
     assert_eq!(sh(&machine, "good", "cat /marker"), "kept\n");
     machine.spark(&["list"]).ok();
     machine.spark(&["resume", "idle"]).ok();

@@ -460,3 +460,35 @@ fn a_long_copy_keeps_nobody_from_changing_the_spark() {
     assert_eq!((summary.entries, summary.vanished), (2003, 0));
     assert_eq!(fs::read_dir(out.join("d1")).unwrap().count(), 1000);
 }
+
+#[test]
+fn a_path_in_a_data_volume_is_in_the_volume_and_not_below_it() {
+    let machine = Machine::new().with_base();
+    machine.spark(&["create", "web", "-v", "files:/srv/data", "--no-start"]).ok();
+    let work = machine.work();
+    fs::create_dir_all(work.join("d/sub")).unwrap();
+    fs::write(work.join("d/sub/f."), "one").unwrap();
+    cp(&machine, "d/.", "web:/srv/data").ok();
+    let volume = machine.pool().join("projects/default/data/files/fs");
+    assert_eq!(fs::read_to_string(volume.join("sub/f.")).unwrap(), "one");
+    machine.spark(&["create", "db", "-v", "files:/mnt", "--no-start"]).ok();
+    assert_eq!(machine.spark(&["exec", "db", "--", "cat", "/mnt/sub/f."]).ok(), "one");
+    cp(&machine, "db:/mnt/./sub/../sub/f.", "out").ok();
+    assert_eq!(fs::read_to_string(work.join("out")).unwrap(), "one");
+    fs::create_dir(work.join("into")).unwrap();
+    cp(&machine, "web:/srv/data", "into").ok();
+    assert_eq!(fs::read_to_string(work.join("into/data/sub/f.")).unwrap(), "one");
+    cp(&machine, "web:/srv/data/sub/", "into").ok();
+    assert!(work.join("into/sub/f.").exists());
+    // Of the root alone, that is said.
+    let out = machine.spark(&["cp", "web:/srv", "root-of"]);
+    out.ok();
+    assert!(out.stderr().contains("data volume `files` at /srv/data is not copied"), "{}", out.stderr());
+    // A snapshot has its own, or says that it has none.
+    machine.spark(&["snapshot", "create", "web", "with", "--data", "copy"]).ok();
+    machine.spark(&["snapshot", "create", "web", "without", "--data", "share"]).ok();
+    fs::write(volume.join("sub/f."), "two").unwrap();
+    cp(&machine, "web@with:/srv/data/sub/f.", "old").ok();
+    assert_eq!(fs::read_to_string(work.join("old")).unwrap(), "one");
+    cp(&machine, "web@without:/srv/data/sub/f.", "old").fails_with("usage");
+}

@@ -41,3 +41,16 @@ fn each_of_three_forks_of_a_busy_postgres_has_what_was_committed() {
     assert_eq!(said.matches(" were committed before the fork").count(), 3, "{said}");
     assert_eq!(machine.spark(&["list", "-a", "-q"]).ok(), "");
 }
+
+/// The base has git already, under the name that the example looks for.
+#[test]
+fn an_agent_makes_a_test_pass_and_its_branch_comes_back() {
+    let machine = with_databases();
+    machine.spark(&["create", "tpl", "--base", "databases", "--no-start"]).ok();
+    machine.spark(&["base", "save", "tpl", "bookworm"]).ok();
+    machine.spark(&["delete", "--now", "tpl"]).ok();
+    let said = example(&machine, "agent-loop.sh").ok();
+    let end = said.split("Looked at, it is merged").nth(1).unwrap();
+    assert!(end.contains("Make the test pass"), "{said}");
+    assert_eq!(machine.spark(&["list", "-a", "-q"]).ok(), "");
+}

@@ -3,25 +3,24 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::fd::AsFd;
 
-use rustix::fs::{Mode as Bits, OFlags};
+use rustix::fs::OFlags;
 
 pub(super) use self::node::At;
 pub(super) use self::tree::{AsRoot, Copier};
+use self::whose::{Place, Tree};
 use super::{Observer, Sparks};
 use crate::domain::location::Location;
-use crate::domain::place::SparkPaths;
+use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
 use crate::image::Summary;
-use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
 mod node;
 mod place;
 mod tree;
+mod whose;
 
 /// Whose the copies are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,23 +29,6 @@ pub(super) enum Owner {
     Kept,
     /// One user and group of the host. What a tenant made gets no privileges there.
     Is(u32, u32),
-}
-
-/// Where paths begin.
-enum Tree {
-    Host,
-    /// A spark's root, which nothing leads out of.
-    Inside(OwnedFd),
-}
-
-impl Tree {
-    fn open(&self, path: &[u8], flags: OFlags) -> io::Result<File> {
-        let path = Path::new(std::ffi::OsStr::from_bytes(path));
-        match self {
-            Tree::Host => Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Bits::empty())?.into()),
-            Tree::Inside(root) => sys::beneath::open_with(root, path, flags, Bits::empty()),
-        }
-    }
 }
 
 impl Sparks {
@@ -59,48 +41,38 @@ impl Sparks {
     /// before stays.
     pub fn cp(&self, sources: &[Location], target: &Location, observer: &dyn Observer) -> Result<Summary> {
         check(sources, target)?;
-        let to = self.tree_of(target)?;
+        let to = self.place_of(target)?;
         if sources.len() > 1 {
-            to.open(target.bytes(), OFlags::PATH | OFlags::DIRECTORY)
+            to.tree
+                .open(&to.path, OFlags::PATH | OFlags::DIRECTORY)
                 .map_err(Error::io("copy into", target.written()))?;
         }
         let mut summary = Summary::default();
         for source in sources {
-            let from = parts(source.bytes());
-            let dir = self.tree_of(source)?.open(from.dir, OFlags::PATH | OFlags::DIRECTORY);
+            let place = self.place_of(source)?;
+            for Attached { volume, path, .. } in &place.below {
+                let path = path.display();
+                observer.notice(&format!(
+                    "data volume `{volume}` at {path} is not copied: it is not in the root"
+                ));
+            }
+            let from = parts(&place.path);
+            let dir = place.tree.open(from.dir, OFlags::PATH | OFlags::DIRECTORY);
             let dir = dir.map_err(Error::io("open the directory of", source.written()))?;
-            let (to_dir, to_name) = target_of(&to, target, from.copied_as)?;
-            let mut copier = Copier::new(owner_in(&to), observer, source.written(), target.written());
+            let (to_dir, to_name) = target_of(&to, target, parts(source.bytes()).copied_as)?;
+            let mut copier = Copier::new(owner_in(&to.tree), observer, source.written(), target.written());
             copier.summary = summary;
             copier
                 .copy(At { dir: dir.as_fd(), name: from.name }, At { dir: to_dir.as_fd(), name: to_name })?;
             summary = copier.summary;
         }
         fault::point("cp.before-sync")?;
-        if let Tree::Inside(root) = &to {
+        if let Tree::Inside(root) = &to.tree {
             observer.step("writing to disk", None);
             sys::tree::sync_filesystem(root).map_err(Error::io("sync", target.written()))?;
         }
         summary.notices().for_each(|notice| observer.notice(&notice));
         Ok(summary)
-    }
-
-    /// The files that a location is among. Of a spark, that is its root filesystem: what is mounted upon it while it runs,
-    /// `/spark` and `/proc` among it, is not in it. Once data volumes can be mounted in a spark, this is the place that has
-    /// to know of them.
-    fn tree_of(&self, location: &Location) -> Result<Tree> {
-        let Some(source) = location.spark() else { return Ok(Tree::Host) };
-        let id = self.resolve(&source.spark)?;
-        let dir = self.dir(&id);
-        // Only until the root is open: a long copy keeps nobody from stopping or deleting the spark, or taking a snapshot.
-        let Some(_lock) = self.pool.lock(&dir, Mode::Shared)? else {
-            return Err(self.no_such_spark(&id.project, &id.name));
-        };
-        let root = match &source.snapshot {
-            None => SparkPaths(&dir).root(),
-            Some(snapshot) => self.snapshot_root(&id, snapshot)?,
-        };
-        sys::file::open_dir(&root).map(Tree::Inside).map_err(Error::io("open", root))
     }
 }
 
@@ -108,7 +80,7 @@ impl Sparks {
 pub fn check(sources: &[Location], target: &Location) -> Result<()> {
     let usage = |message: String, hint: &str| Err(Error::Usage { message, hint: Some(hint.into()) });
     for location in sources.iter().chain([target]) {
-        match location.path().as_bytes() {
+        match location.bytes() {
             b"" => return usage(format!("`{location}` has no path"), "write it like `web:/etc/hosts`"),
             b"-" => {
                 let hint = "run tar inside, such as `spark exec -T web -- tar -C / -c etc`";
@@ -154,19 +126,19 @@ fn parts(path: &[u8]) -> Parts<'_> {
 }
 
 /// The directory to copy into, and the name that the copy gets in it.
-fn target_of<'a>(to: &Tree, target: &'a Location, name: Option<&'a [u8]>) -> Result<(File, &'a [u8])> {
-    let parts = parts(target.bytes());
+fn target_of<'a>(to: &'a Place, target: &Location, name: Option<&'a [u8]>) -> Result<(File, &'a [u8])> {
+    let (parts, path, to) = (parts(&to.path), &to.path, &to.tree);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     // An earlier copy may have put a link of a spark's there, which must not choose where the next one goes.
     let follow =
         if matches!(to, Tree::Host) && parts.name != b"." { OFlags::NOFOLLOW } else { OFlags::empty() };
-    match to.open(target.bytes(), flags | follow) {
+    match to.open(path, flags | follow) {
         Ok(dir) => Ok((dir, name.unwrap_or(b"."))),
         Err(e)
             if parts.name != b"."
                 && matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
         {
-            if to.open(target.bytes(), OFlags::PATH | OFlags::DIRECTORY).is_ok() {
+            if to.open(path, OFlags::PATH | OFlags::DIRECTORY).is_ok() {
                 return Err(Error::Usage {
                     message: format!("{target} is a link to a directory"),
                     hint: Some(format!("if it is to be followed, write `{target}/`")),
