@@ -108,6 +108,22 @@ spark undelete smoke && spark exec smoke -- cat /root/when' \
     'The first is refused, since it runs. The second says how to bring it back, and
 until when. The date is there again.'
 
+step 'Back to before' \
+    'spark snapshot create smoke before
+spark exec smoke -- rm -rf /usr /bin
+spark exec smoke -- ls
+spark snapshot restore smoke before && spark exec smoke -- ls
+spark undo smoke; spark undo smoke; spark snapshot list smoke' \
+    'An error, then the files again, all at once. The list has two snapshots, and what
+each of them holds alone.'
+
+step 'A race' \
+    'spark fork -n 4 smoke try -- sh -c "sleep 2; hostname | grep -v 2"
+spark tree
+spark pick try-1 --as smoke; spark list' \
+    'A bar while they are made and run, a table in which try-2 has status 1, a tree. After the
+pick the four are gone from the list, and you are told how to take it back.'
+
 step 'A reboot' \
     'reboot                             (if you may; else skip this)
 spark list; spark resume smoke; spark exec smoke -- cat /root/when' \

@@ -8,6 +8,7 @@ mod common;
 mod badinput;
 mod base;
 mod bundle;
+mod changes;
 mod clone;
 mod confine;
 mod consistency;
