@@ -9,9 +9,9 @@ use super::exec::{Command, Ended};
 use super::snapshot::{Files, Restored};
 use super::spark::{Opened, SparkId};
 use super::{Observer, Sparks, delete};
-use crate::domain::name::SparkRef;
+use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
-use crate::domain::spark::{Id, Origin};
+use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::error::{Error, Result};
 use crate::pool::names_in;
 use crate::sys::flock::Mode;
@@ -40,6 +40,8 @@ pub struct Picked {
     pub restored: Restored,
     /// The winner and the other runners, which are in the trash now.
     pub deleted: Vec<SparkId>,
+    /// Data volumes that were copied for them. They stay, as all volumes do.
+    pub copies: Vec<Name>,
 }
 
 impl Sparks {
@@ -74,8 +76,8 @@ impl Sparks {
         done.into_iter().flatten().collect()
     }
 
-    /// Puts the files of a fork in the place of those of the spark that it was forked from, which can be undone, and
-    /// moves the fork and those that were forked together with it to the trash.
+    /// Puts the files of a fork in the place of those of the spark that it was forked from, with those of data volumes that
+    /// were copied for it, which can be undone, and moves the fork and those that were forked together with it to the trash.
     pub fn pick(&self, winner: &SparkRef, origin: &SparkRef, resume: bool) -> Result<Picked> {
         let (winner, origin) = (self.resolve(winner)?, self.resolve(origin)?);
         let (winner, origin) = self.open_both(&winner, &origin)?;
@@ -84,18 +86,31 @@ impl Sparks {
         // What it wrote is whole, then.
         self.end(&winner.record, Duration::ZERO)?;
         fault::point("pick.ended")?;
-        let source = Files { root: SparkPaths(&winner.dir).root(), volumes: Vec::new() };
+        let volumes = self.copies_of(&winner, &origin)?;
+        let source = Files { root: SparkPaths(&winner.dir).root(), volumes };
         let restored = self.replace_files(&origin, &source, resume)?;
         fault::point("pick.replaced")?;
-        let mut deleted = vec![winner.id.clone()];
         let options = delete::Options { force: true, ..Default::default() };
+        let mut copies = self.copies_in(&winner.id, &winner.record)?;
         self.delete_locked(&winner.id, options)?;
-        drop(winner);
+        let mut deleted = vec![winner.id];
+        drop(winner.lock);
         for other in race.map(|race| self.runners(&deleted[0], &race)).transpose()?.unwrap_or_default() {
+            copies.extend(self.copies_in(&other, &self.record(&other)?)?);
             self.delete(&other.reference(), options)?;
             deleted.push(other);
         }
-        Ok(Picked { restored, deleted })
+        Ok(Picked { restored, deleted, copies })
+    }
+
+    /// The data volumes that were copied for a fork.
+    fn copies_in(&self, fork: &SparkId, record: &SparkRecord) -> Result<Vec<Name>> {
+        let names = record.options.volumes.iter().map(|attached| &attached.volume);
+        let mut copies = Vec::new();
+        for name in names {
+            copies.extend(self.copied_from(fork, name)?.map(|_| name.clone()));
+        }
+        Ok(copies)
     }
 
     /// The sparks of one race, as far as their records can be read.

@@ -82,3 +82,23 @@ fn only_a_fork_of_a_spark_takes_its_place() {
     assert_eq!(machine.spark(&["list", "-q"]).ok(), "app\ntwo\nweb\n");
     assert_eq!(inside(&machine, "web", "cat /f"), "one");
 }
+
+#[test]
+fn what_a_winner_wrote_to_its_copies_of_volumes_is_picked_too() {
+    let machine = Machine::new().with_base();
+    machine.spark(&["create", "other", "--no-start", "-v", "common:/common"]).ok();
+    machine.spark(&["create", "web", "-v", "own:/own", "-v", "common:/common"]).ok();
+    inside(&machine, "web", "echo origin | tee /f /own/f > /common/f");
+    let line = "hostname | tee /f /own/f; hostname >> /common/all";
+    machine.spark(&["fork", "web", "try", "-n", "2", "--", "sh", "-c", line]).ok();
+    let picked = machine.spark(&["--json", "pick", "try-2", "--as", "web"]).json();
+    assert_eq!(
+        (&picked["volumes"], &picked["copies"]),
+        (&["own"][..].into(), &["own-try-2", "own-try-1"][..].into())
+    );
+    let now = |machine: &Machine| inside(machine, "web", "cat /f /own/f /common/f; wc -l < /common/all");
+    assert_eq!(now(&machine), "try-2\ntry-2\norigin\n2");
+    machine.spark(&["undo", "web"]).ok();
+    assert_eq!(now(&machine), "origin\norigin\norigin\n2");
+    machine.spark(&["data", "delete", "own-try-1", "own-try-2"]).ok();
+}

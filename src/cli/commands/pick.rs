@@ -10,7 +10,7 @@ use crate::error::Result;
 
 /// Put a fork in the place of the spark it was forked from
 ///
-/// The origin gets the winner's files, which `spark undo` takes back. The winner, and all that were forked together with
+/// The origin gets the winner's files, those of data volumes copied for it among them, which `spark undo` takes back. The winner, and all that were forked together with
 /// it by `spark fork -n`, go to the trash. What runs in the two is ended at once; an origin that ran is started again.
 #[derive(Debug, Args)]
 pub(crate) struct PickArgs {
@@ -41,5 +41,9 @@ pub(crate) fn pick(ctx: &Ctx, args: PickArgs) -> Result<Status> {
         "{origin} is what {winner} was (take it back with `spark undo {origin}`){how}; in the trash: {}",
         others.join(", ")
     ));
+    if !picked.copies.is_empty() {
+        let copies: Vec<String> = picked.copies.iter().map(ToString::to_string).collect();
+        ctx.say(format_args!("data volumes copied for them stay: `spark data delete {}`", copies.join(" ")));
+    }
     Ok(0)
 }

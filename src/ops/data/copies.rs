@@ -12,9 +12,9 @@ use crate::domain::options::Changes;
 use crate::domain::place::{SnapshotPaths, SparkPaths, VolumePaths};
 use crate::domain::snapshot::{Kept, SnapshotRecord};
 use crate::domain::spark::{Origin, SparkRecord};
-use crate::domain::volume::{Attached, Data};
+use crate::domain::volume::{Attached, Data, VolumeRecord};
 use crate::error::{Error, Result};
-use crate::pool::{btrfs, names_in, stage};
+use crate::pool::{btrfs, names_in, record, stage};
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
@@ -207,6 +207,26 @@ impl Sparks {
             }
         }
         Ok(())
+    }
+
+    /// Of a fork's volumes the copies of those that its origin has at the same place: the origin's, and the copy's files.
+    pub(crate) fn copies_of(&self, fork: &Opened, origin: &Opened) -> Result<Vec<(Kept, PathBuf)>> {
+        let mut found = Vec::new();
+        for attached in &origin.record.options.volumes {
+            for copy in fork.record.options.volumes.iter().filter(|v| v.path == attached.path) {
+                if self.copied_from(&fork.id, &copy.volume)?.as_ref() == Some(&attached.volume) {
+                    let kept = Kept { attached: attached.clone(), data: Data::Copy, replaced: None };
+                    found.push((kept, VolumePaths(&self.home_of(&fork.id, &copy.volume)).fs()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The volume that a spark's volume was copied from.
+    pub(crate) fn copied_from(&self, spark: &SparkId, volume: &Name) -> Result<Option<Name>> {
+        let home = self.home_of(spark, volume);
+        Ok(record::read::<VolumeRecord>(&VolumePaths(&home).record())?.and_then(|record| record.origin))
     }
 
     /// Whether a spark keeps a volume of this name to itself.
