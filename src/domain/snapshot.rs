@@ -42,6 +42,16 @@ pub struct Source {
     pub copy: String,
 }
 
+/// What the copy of a volume in a received snapshot is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct VolumeSource {
+    /// As the volume was called where it came from.
+    pub volume: Name,
+    /// As in [`Source`].
+    pub uuid: String,
+    pub copy: String,
+}
+
 /// `snapshots/S/snapshot.json`. The snapshot's name is its directory's.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SnapshotRecord {
@@ -81,6 +91,9 @@ pub struct Kept {
     /// As in [`SnapshotRecord::replaced`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaced: Option<String>,
+    /// As in [`SnapshotRecord::source`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<VolumeSource>,
 }
 
 impl SnapshotRecord {

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::data::Held;
+use super::data::{Copied, Held, not_copied};
 use super::origin::Found;
 use super::spark::SparkId;
 use super::{Observer, Sparks, clone, delete, identity};
@@ -48,8 +48,8 @@ pub(super) struct Publication<'a> {
     pub start: bool,
     /// The volumes that it has, which must not go meanwhile.
     pub volumes: Option<&'a Held>,
-    /// What it was made of.
-    pub found: Option<&'a Found>,
+    /// Those that it gets copies of.
+    pub copies: &'a [Copied],
 }
 
 /// What would be made.
@@ -110,7 +110,7 @@ impl Sparks {
 
     fn make(&self, spark: &SparkId, new: &New<'_>, found: &Found) -> Result<()> {
         let record = new.record;
-        let volumes = self.hold_volumes(spark, &found.not_copied(record))?;
+        let volumes = self.hold_volumes(spark, &not_copied(record, &found.copies))?;
         let stage = self.pool.stage()?;
         fault::point("create.staged")?;
         stage.write("spark.json", record)?;
@@ -122,14 +122,14 @@ impl Sparks {
         if matches!(record.origin, Origin::Spark { .. }) {
             identity::remove_host_keys(&root)?;
         }
-        self.stage_copies(record, found, &stage)?;
+        self.stage_copies(record, &found.copies, &stage)?;
         fault::point("create.after-snapshot")?;
         if let Some(observer) = new.cloning {
             self.put_clone(record, &root, observer)?;
         }
         fault::point("create.after-clone")?;
         let publication =
-            Publication { record, start: new.start, volumes: Some(&volumes), found: Some(found) };
+            Publication { record, start: new.start, volumes: Some(&volumes), copies: &found.copies };
         self.publish_spark(stage, spark, &publication)
     }
 
@@ -154,7 +154,7 @@ impl Sparks {
             return Ok(());
         };
         // Under the lock that it appeared with: nobody has begun to use it, or has put another one in its place.
-        let copies = what.found.map(|found| self.published(spark, record, found)).unwrap_or_default();
+        let copies = self.published(spark, record, what.copies);
         let options = delete::Options { force: true, now: true, ..Default::default() };
         match self.delete_locked(spark, options).and_then(|_| self.take_back_copies(&copies)) {
             Ok(()) => Err(first),

@@ -5,14 +5,37 @@ use std::fs::File;
 use crate::common::{Machine, Output};
 use crate::points::{Scenario, exists};
 
+/// What root and data volume hold, which is of one state.
 fn content(m: &Machine, spark: &str) -> String {
-    let root = m.pool().join("projects/default/sparks").join(spark).join("root");
-    std::fs::read_to_string(root.join("marker")).unwrap()
+    // Whoever opens it next finishes what was killed.
+    m.spark(&["stop", spark]).ok();
+    let project = m.pool().join("projects/default");
+    let root = project.join("sparks").join(spark).join("root");
+    let text = std::fs::read_to_string(root.join("marker")).unwrap();
+    let volumes = m.spark(&["--json", "info", spark]).json()["options"]["volumes"].clone();
+    let name = volumes[0]["volume"].as_str().unwrap();
+    let own = project.join("sparks").join(spark).join("data").join(name);
+    let home = if own.exists() { own } else { project.join("data").join(name) };
+    assert_eq!(std::fs::read_to_string(home.join("fs/marker")).unwrap(), text, "{spark}");
+    text
 }
 
 fn set(m: &Machine, text: &str) {
-    let root = m.pool().join("projects/default/sparks/web/root");
-    std::fs::write(root.join("marker"), text).unwrap();
+    let project = m.pool().join("projects/default");
+    for top in ["sparks/web/root", "data/v/fs"] {
+        std::fs::write(project.join(top).join("marker"), text).unwrap();
+    }
+}
+
+/// Frees the sparks of a scenario, and whatever volumes there are: no more than theirs.
+fn clear(m: &Machine, sparks: &[&str]) {
+    m.spark(&[&["delete", "--now"], sparks].concat()).ok();
+    let left = m.spark(&["data", "list", "-q"]).ok();
+    let names: Vec<&str> = left.lines().collect();
+    for name in &names {
+        m.spark(&["data", "delete", name]).ok();
+    }
+    assert!(names.len() <= sparks.len(), "{left}");
 }
 
 /// Sends `web` to the standard input of the command that is made to fail. Returns the snapshot.
@@ -31,7 +54,7 @@ fn receive(m: &Machine, spark: &str) {
 }
 
 fn sent(m: &Machine) -> String {
-    m.spark(&["create", "web", "--no-start"]).ok();
+    m.spark(&["create", "web", "--no-start", "-v", "v:/data"]).ok();
     set(m, "old");
     send(m, &[])
 }
@@ -41,10 +64,10 @@ fn snapshots(m: &Machine, spark: &str) -> Vec<String> {
 }
 
 pub(crate) const SEND: Scenario = Scenario {
-    points: &["send."],
+    points: &["send.", "copies."],
     args: &["send", "web"],
     before: |m| {
-        m.spark(&["create", "web", "--no-start"]).ok();
+        m.spark(&["create", "web", "--no-start", "-v", "v:/data"]).ok();
         set(m, "old");
     },
     after: |m| {
@@ -55,7 +78,7 @@ pub(crate) const SEND: Scenario = Scenario {
         send(m, &[]);
         receive(m, "app");
         assert_eq!(content(m, "app"), "old");
-        m.spark(&["delete", "--now", "web", "app"]).ok();
+        clear(m, &["web", "app"]);
     },
 };
 
@@ -64,6 +87,7 @@ pub(crate) const RECEIVE: Scenario = Scenario {
         "receive.staged",
         "receive.verified",
         "receive.complete",
+        "fork-data.",
         "create.after-publish",
         "create.started",
     ],
@@ -75,15 +99,18 @@ pub(crate) const RECEIVE: Scenario = Scenario {
         if exists(m, "app") {
             assert_eq!(content(m, "app"), "old");
             m.spark(&["delete", "--now", "app"]).ok();
+            // A volume outlives its spark; one that was not published yet went with it.
+            let _ = m.spark(&["data", "delete", "v-app"]);
         }
+        assert_eq!(m.spark(&["data", "list", "-q"]).ok(), "v\n");
         receive(m, "app");
         assert_eq!((content(m, "app").as_str(), snapshots(m, "app").len()), ("old", 1));
-        m.spark(&["delete", "--now", "web", "app"]).ok();
+        clear(m, &["web", "app"]);
     },
 };
 
 pub(crate) const INCREMENT: Scenario = Scenario {
-    points: &["receive.staged", "receive.verified", "receive.increment", "receive.published", "restore."],
+    points: &["receive.staged", "receive.verified", "receive.increment", "receive.published", "restore"],
     args: &["receive", "app"],
     before: |m| {
         let first = sent(m);
@@ -99,7 +126,7 @@ pub(crate) const INCREMENT: Scenario = Scenario {
             m.spark(&["snapshot", "restore", "app", &last]).ok();
         }
         assert_eq!(content(m, "app"), "new");
-        m.spark(&["delete", "--now", "web", "app"]).ok();
+        clear(m, &["web", "app"]);
     },
 };
 

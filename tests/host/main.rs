@@ -36,6 +36,7 @@ mod pull;
 mod race;
 mod receive;
 mod send;
+mod sendvolumes;
 mod shared;
 mod snapshot;
 mod sqlite;

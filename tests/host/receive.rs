@@ -9,8 +9,8 @@ use sha2::Digest;
 use crate::common::{Machine, tree};
 use crate::send::{receive, send};
 
-const UUID: [u8; 16] = [7; 16];
-const UUID_TEXT: &str = "07070707-0707-0707-0707-070707070707";
+pub(crate) const UUID: [u8; 16] = [7; 16];
+pub(crate) const UUID_TEXT: &str = "07070707-0707-0707-0707-070707070707";
 const ID: &str = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
 
 const UUID_OF: u16 = 1;
@@ -50,7 +50,7 @@ fn command(number: u16, attributes: &[(u16, &[u8])]) -> Vec<u8> {
     out
 }
 
-fn file(path: &str) -> Vec<u8> {
+pub(crate) fn file(path: &str) -> Vec<u8> {
     command(3, &[(PATH, path.as_bytes())])
 }
 
@@ -86,7 +86,7 @@ fn node(path: &str, mode: u64, device: u64) -> Vec<u8> {
     command(5, &[(PATH, path.as_bytes()), (MODE, &mode.to_le_bytes()), (RDEV, &device.to_le_bytes())])
 }
 
-fn clone(path: &str, from: (&[u8; 16], &str), length: u64) -> Vec<u8> {
+pub(crate) fn clone(path: &str, from: (&[u8; 16], &str), length: u64) -> Vec<u8> {
     command(
         16,
         &[
@@ -102,16 +102,32 @@ fn clone(path: &str, from: (&[u8; 16], &str), length: u64) -> Vec<u8> {
 }
 
 /// A whole send stream with these commands.
-fn subvolume(commands: &[Vec<u8>]) -> Vec<u8> {
-    let first = command(1, &[(PATH, b"root"), (UUID_OF, &UUID), (CTRANSID, &1u64.to_le_bytes())]);
+pub(crate) fn subvolume(commands: &[Vec<u8>]) -> Vec<u8> {
+    subvolume_of(&UUID, None, commands)
+}
+
+/// A send stream of the subvolume of a UUID, whole or relative to a parent.
+pub(crate) fn subvolume_of(uuid: &[u8; 16], parent: Option<&[u8; 16]>, commands: &[Vec<u8>]) -> Vec<u8> {
+    let transaction = 1u64.to_le_bytes();
+    let mut what: Vec<(u16, &[u8])> = vec![(PATH, b"root"), (UUID_OF, uuid), (CTRANSID, &transaction)];
+    if let Some(parent) = parent {
+        what.extend([(CLONE_UUID, &parent[..]), (CLONE_CTRANSID, &transaction)]);
+    }
+    let first = command(1 + u16::from(parent.is_some()), &what);
     [b"btrfs-stream\0", &1u32.to_le_bytes()[..], &first, &commands.concat(), &command(21, &[])].concat()
 }
 
-fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
+/// A subvolume's UUID as a send stream has it.
+pub(crate) fn uuid_of(top: &Path) -> [u8; 16] {
+    let hex = sparks::pool::btrfs::info(top).unwrap().uuid.replace('-', "");
+    std::array::from_fn(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap())
+}
+
+pub(crate) fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
     [&[kind], &(payload.len() as u32).to_le_bytes()[..], payload].concat()
 }
 
-fn header() -> Value {
+pub(crate) fn header() -> Value {
     json!({
         "spark": { "name": "evil", "id": ID, "options": {} },
         "snapshot": { "name": "s", "id": ID, "uuid": UUID_TEXT },
@@ -119,7 +135,7 @@ fn header() -> Value {
 }
 
 /// A stream of these records, with everything around them as it should be.
-fn sealed(records: &[u8]) -> Vec<u8> {
+pub(crate) fn sealed(records: &[u8]) -> Vec<u8> {
     sealed_from([records.to_vec()])
 }
 
@@ -137,8 +153,13 @@ fn sealed_from(pieces: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
     out
 }
 
-fn section(kind: &str, content: &[u8]) -> Vec<u8> {
-    let mut out = record(2, format!("{{\"kind\":\"{kind}\"}}").as_bytes());
+pub(crate) fn section(kind: &str, content: &[u8]) -> Vec<u8> {
+    section_of(&json!({ "kind": kind }), content)
+}
+
+/// A section that says more than its kind.
+pub(crate) fn section_of(what: &Value, content: &[u8]) -> Vec<u8> {
+    let mut out = record(2, what.to_string().as_bytes());
     for chunk in content.chunks(100_000) {
         out.extend(record(3, chunk));
     }
@@ -152,14 +173,14 @@ fn stream(header: &Value, commands: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// A pool, and a file and a directory outside of it that nobody may touch.
-struct Receiver {
-    machine: Machine,
+pub(crate) struct Receiver {
+    pub(crate) machine: Machine,
     victim: PathBuf,
     before: String,
 }
 
 impl Receiver {
-    fn new() -> Receiver {
+    pub(crate) fn new() -> Receiver {
         let machine = Machine::new();
         let victim = machine.work().join("victim");
         std::fs::create_dir(&victim).unwrap();
@@ -170,10 +191,11 @@ impl Receiver {
 
     /// It is refused, and there is nothing of it anywhere.
     #[track_caller]
-    fn refuses(&self, code: &str, stream: &[u8]) -> String {
+    pub(crate) fn refuses(&self, code: &str, stream: &[u8]) -> String {
         let message = receive(&self.machine, &["--json"], stream).fails_with(code);
         assert!(self.machine.staged().is_empty(), "{message}");
         assert_eq!(self.machine.spark(&["--json", "list", "-a"]).json(), json!([]), "{message}");
+        assert_eq!(self.machine.spark(&["--json", "data", "list"]).json(), json!([]), "{message}");
         assert_eq!(tree(&self.victim), self.before, "{message}");
         message
     }
@@ -259,10 +281,7 @@ fn data_comes_from_the_stream_or_its_parent_and_from_nowhere_else() {
     std::fs::write(root.join("secret"), [1; 4096]).unwrap();
     let (name, _) = send(&m, &["web"]);
     for top in [root.clone(), root.join("../snapshots").join(name).join("root")] {
-        let uuid = sparks::pool::btrfs::info(&top).unwrap().uuid.replace('-', "");
-        let uuid: Vec<u8> =
-            (0..16).map(|i| u8::from_str_radix(&uuid[2 * i..2 * i + 2], 16).unwrap()).collect();
-        let commands = [file("f"), clone("f", (&uuid.try_into().unwrap(), "secret"), 4096)];
+        let commands = [file("f"), clone("f", (&uuid_of(&top), "secret"), 4096)];
         receive(&m, &["--json"], &stream(&header(), &commands)).fails_with("corrupt");
     }
     // A parent is what the receiver finds under the name that the header gives, and no other.

@@ -12,7 +12,8 @@ use crate::ops::transfer::Request;
 
 /// Make a spark of a stream, or bring one up to date
 ///
-/// The stream of `spark send` is read from standard input. A whole one makes a new spark, which is not started. One that
+/// The stream of `spark send` is read from standard input. A whole one makes a new spark, which is not started, and its
+/// data volumes, called `VOLUME-NAME` where the project has one of that name. One that
 /// was made with `--since` brings a spark up to date that has received what went before: it is restored to the new
 /// snapshot, as by `spark snapshot restore`, and what it was can be had back with `spark undo`.
 ///

@@ -14,8 +14,9 @@ use crate::ops::transfer::WRITE;
 
 /// Write a spark as a stream, for another host or another name
 ///
-/// The stream goes to standard output, compressed and with a checksum: the root filesystem, and the options of the
-/// spark, its environment among them. Data volumes are not sent. `spark receive` makes a spark of it.
+/// The stream goes to standard output, compressed and with a checksum: the root filesystem, the data volumes that no
+/// other spark has, and the options of the spark, its environment among them. `spark receive` makes a spark of it.
+/// Of a snapshot, those volumes are sent that it holds.
 ///
 /// A snapshot is taken of a spark that is named without one. It is kept, and its name printed on standard error: give it
 /// to `--since` the next time, and only what has changed is sent.
@@ -47,14 +48,13 @@ pub(crate) fn send(ctx: &Ctx, args: SendArgs) -> Result<Status> {
         e => e,
     })?;
     drop(progress);
-    match ctx.json {
-        true => output::eprint(output::value(&sent)?),
-        false => output::eprint(format_args!(
-            "sent {}@{}, {}",
-            sent.spark,
-            sent.snapshot,
-            output::size(sent.bytes)
-        )),
+    if ctx.json {
+        output::eprint(output::value(&sent)?);
+        return Ok(0);
     }
+    for volume in &sent.left_out {
+        ctx.warn(format_args!("left out data volume `{volume}`: the snapshot does not hold it"));
+    }
+    output::eprint(format_args!("sent {}@{}, {}", sent.spark, sent.snapshot, output::size(sent.bytes)));
     Ok(0)
 }

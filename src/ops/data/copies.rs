@@ -36,7 +36,7 @@ impl Sparks {
                 None if self.is_shared(&opened.id, &attached.volume)? => Data::Share,
                 None => Data::Copy,
             };
-            Ok(Kept { attached: attached.clone(), data, replaced: None })
+            Ok(Kept { attached: attached.clone(), data, replaced: None, source: None })
         };
         opened.record.options.volumes.iter().map(fate).collect()
     }
@@ -128,30 +128,43 @@ impl Sparks {
     /// keeps them to itself.
     pub(crate) fn name_copies(&self, spark: &SparkId, record: &mut SparkRecord, found: &Found) -> Result<()> {
         for Copied { attached, .. } in &found.copies {
-            let taken = |name: &Name, record: &SparkRecord| {
-                self.pool.paths.volume(&spark.project, name).exists()
-                    || record.options.volumes.iter().any(|other| other.volume == *name)
+            let taken = |name: &Name| {
+                *name == attached.volume || record.options.volumes.iter().any(|other| other.volume == *name)
             };
-            let mut volume = attached.volume.clone();
-            let mut number = 1;
-            while !record.ephemeral && (volume == attached.volume || taken(&volume, record)) {
-                volume = copy_name(&attached.volume, &spark.name, number)?;
-                number += 1;
-            }
+            let volume = match record.ephemeral {
+                true => attached.volume.clone(),
+                false => self.free_name(spark, &attached.volume, taken)?,
+            };
             record.options.volumes.push(Attached { volume, ..attached.clone() });
         }
         Ok(())
+    }
+
+    /// A name that no volume of the spark's project has: the wanted one, or `VOLUME-SPARK`.
+    pub(crate) fn free_name(
+        &self,
+        spark: &SparkId,
+        wanted: &Name,
+        taken: impl Fn(&Name) -> bool,
+    ) -> Result<Name> {
+        let mut name = wanted.clone();
+        let mut number = 1;
+        while taken(&name) || self.pool.paths.volume(&spark.project, &name).exists() {
+            name = copy_name(wanted, &spark.name, number)?;
+            number += 1;
+        }
+        Ok(name)
     }
 
     /// Makes the copies of a spark's record below a directory that is going to be the spark's.
     pub(crate) fn stage_copies(
         &self,
         record: &SparkRecord,
-        found: &Found,
+        copies: &[Copied],
         stage: &stage::Stage,
     ) -> Result<()> {
         let data = SparkPaths(stage.path()).data();
-        for Copied { attached, source } in &found.copies {
+        for Copied { attached, source } in copies {
             let Some(new) = record.options.volumes.iter().find(|v| v.path == attached.path) else { continue };
             let dir = data.join(&new.volume);
             make_dir(&dir)?;
@@ -191,8 +204,13 @@ impl Sparks {
     }
 
     /// Of the copies in a spark's record those that have become volumes like any other.
-    pub(crate) fn published(&self, spark: &SparkId, record: &SparkRecord, found: &Found) -> Vec<VolumeId> {
-        let there_before = found.not_copied(record);
+    pub(crate) fn published(
+        &self,
+        spark: &SparkId,
+        record: &SparkRecord,
+        copies: &[Copied],
+    ) -> Vec<VolumeId> {
+        let there_before = not_copied(record, copies);
         let volumes = record.options.volumes.iter().filter(|v| !there_before.contains(v));
         let volumes = volumes.map(|v| &v.volume).filter(|name| !self.has_own(spark, name));
         volumes.map(|name| VolumeId { project: spark.project.clone(), name: name.clone() }).collect()
@@ -244,12 +262,6 @@ impl Sparks {
 }
 
 impl Found {
-    /// The volumes of a spark made of this that are there already.
-    pub(crate) fn not_copied(&self, record: &SparkRecord) -> Vec<Attached> {
-        let copied = |v: &Attached| self.copies.iter().any(|copy| copy.attached.path == v.path);
-        record.options.volumes.iter().filter(|v| !copied(v)).cloned().collect()
-    }
-
     /// Says which volumes were made.
     pub(crate) fn tell_copies(&self, record: &SparkRecord, observer: &dyn Observer) {
         for Copied { attached, .. } in &self.copies {
@@ -260,6 +272,12 @@ impl Found {
             }
         }
     }
+}
+
+/// The volumes of a spark made with these copies that are there already.
+pub(crate) fn not_copied(record: &SparkRecord, copies: &[Copied]) -> Vec<Attached> {
+    let copied = |v: &Attached| copies.iter().any(|copy| copy.attached.path == v.path);
+    record.options.volumes.iter().filter(|v| !copied(v)).cloned().collect()
 }
 
 /// Of a record's volumes those that the snapshot holds.

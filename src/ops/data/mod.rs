@@ -27,7 +27,7 @@ use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
 pub use attach::Effect;
-pub(crate) use copies::{Copied, held};
+pub(crate) use copies::{Copied, held, not_copied};
 
 /// A data volume, by project and name.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

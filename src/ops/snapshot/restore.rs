@@ -104,7 +104,8 @@ impl Sparks {
         })
     }
 
-    fn source(&self, spark: &SparkId, snapshot: &Name, data: bool) -> Result<Files> {
+    /// What a snapshot holds: the root, and the data volumes if `data` says so.
+    pub(crate) fn source(&self, spark: &SparkId, snapshot: &Name, data: bool) -> Result<Files> {
         let root = self.snapshot_root(spark, snapshot)?;
         let record = self.snapshot_record(spark, snapshot)?;
         let dir = self.snapshot_dir(spark, snapshot);
@@ -227,7 +228,7 @@ impl Sparks {
     fn undo_record(&self, opened: &Opened, source: &Files) -> Result<SnapshotRecord> {
         let volumes = source.volumes.iter().map(|(kept, _)| {
             let fs = VolumePaths(&self.home_of(&opened.id, &kept.attached.volume)).fs();
-            Ok(Kept { replaced: Some(btrfs::info(&fs)?.uuid), ..kept.clone() })
+            Ok(Kept { replaced: Some(btrfs::info(&fs)?.uuid), source: None, ..kept.clone() })
         });
         Ok(SnapshotRecord {
             replaced: Some(btrfs::info(&SparkPaths(&opened.dir).root())?.uuid),

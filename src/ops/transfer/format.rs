@@ -51,7 +51,7 @@ impl<W: Write> Writer<W> {
     /// Writes a section: what it is, and all of its content.
     pub(super) fn section(
         &mut self,
-        section: &Section,
+        section: &Section<impl serde::Serialize>,
         mut content: impl Read,
         progress: Progress<'_>,
     ) -> Result<()> {
@@ -273,7 +273,11 @@ impl<R: BufRead> Read for Summing<R> {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T> {
-    serde_json::from_slice(json).map_err(|e| corrupt(format!("a record is not understood: {e}")))
+    serde_json::from_slice(json).map_err(misread)
+}
+
+pub(super) fn misread(e: serde_json::Error) -> Error {
+    corrupt(format!("a record is not understood: {e}"))
 }
 
 pub(super) fn corrupt(why: impl ToString) -> Error {

@@ -1,5 +1,6 @@
 //! `send` and `receive`: a spark as one stream, for another pool or under another name.
 
+mod drafts;
 mod format;
 mod receive;
 mod send;
@@ -11,6 +12,7 @@ pub use send::Sent;
 use crate::domain::name::Name;
 use crate::domain::options::SparkOptions;
 use crate::domain::spark::Id;
+use crate::domain::volume::Attached;
 
 /// What a stream begins with: what is in it, and what it can be applied to.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -39,11 +41,29 @@ struct Point {
     uuid: String,
 }
 
-/// What follows is one subvolume. Data volumes will be sections of another kind, with a name.
+/// What follows is one subvolume, and this is known of it besides its kind.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-struct Section {
+struct Section<T = serde_json::Map<String, serde_json::Value>> {
     kind: String,
+    #[serde(flatten)]
+    what: T,
 }
 
-/// The kind of the section that every stream has: the root filesystem.
+/// The kind of the section that every stream has, and begins with: the root filesystem.
 const ROOT: &str = "root";
+/// The kind of sections of data volumes, whose copies the snapshot holds.
+const VOLUME: &str = "volume";
+/// Data volumes that a stream may have.
+const MOST_VOLUMES: usize = 64;
+
+/// A data volume, as it was called and attached where it was sent.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+struct Volume {
+    #[serde(flatten)]
+    attached: Attached,
+    /// Its copy's.
+    uuid: String,
+    /// That of its copy in the parent snapshot. None if the volume is whole, as it may be in an increment too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+}

@@ -2,25 +2,27 @@
 //!
 //! Everything is made in `staging/`, and nothing leaves it before the last byte has been verified.
 
-use std::io::{BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 
 use super::super::create::{Publication, taken};
+use super::super::data::{Copied, held};
 use super::super::snapshot::{self, Restored};
-use super::super::spark::SparkId;
+use super::super::spark::{Opened, SparkId};
 use super::super::{Observer, Sparks};
+use super::drafts::{Drafts, Parent, Stream, unaltered};
 use super::format::{self, Incoming};
-use super::{Header, Point, ROOT};
+use super::{Header, Point};
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::options::SparkOptions;
 use crate::domain::place::{SnapshotPaths, SparkPaths};
-use crate::domain::snapshot::{Kind, SnapshotRecord, Source};
+use crate::domain::snapshot::{Kept, SnapshotRecord};
 use crate::domain::spark::{Id, Origin, SparkRecord};
+use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::pool::apply::{Summary, Target, apply};
-use crate::pool::{btrfs, names_in, record, stage};
+use crate::pool::{btrfs, names_in, record};
 use crate::sys::flock::Mode;
 
 /// What to do with a stream.
@@ -69,37 +71,25 @@ impl Sparks {
         if self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
-        let header = stream.header.clone();
-        let options = usable(header.spark.options, stream.observer)?;
-        let id = Id::generate();
-        let snapshot = header.snapshot.name;
-        let record = SparkRecord {
-            version: FORMAT,
-            oci_id: id.to_string(),
-            id,
-            created: chrono::Utc::now(),
-            origin: Origin::Received {
-                name: header.spark.name,
-                id: header.spark.id,
-                snapshot: snapshot.clone(),
-            },
-            options,
-            ephemeral: false,
-            rest: Default::default(),
-        };
+        let (header, observer) = (stream.header.clone(), stream.observer);
+        let (had, snapshot) = (header.spark.options.volumes.clone(), header.snapshot.name.clone());
+        let mut record = record_of(header, observer)?;
         let stage = self.pool.stage()?;
-        let draft = stage.path().join("draft");
-        btrfs::create(&draft)?;
+        let drafts = stream.make(stage.path(), None)?;
         let dir = SparkPaths(stage.path()).snapshot(&snapshot);
         std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        stream.keep_at(&draft, None, &dir)?;
+        let kept = drafts.keep(&self.local_names(&spark, &drafts, &[])?, &dir)?;
+        record.options.volumes = held(&kept).map(|kept| kept.attached.clone()).collect();
         stage.write("spark.json", &record)?;
+        let copies = copies_of(&drafts, &kept, &dir);
+        self.stage_copies(&record, &copies, &stage)?;
         // The last, since it makes durable what was written before.
         btrfs::snapshot(&SnapshotPaths(&dir).root(), &SparkPaths(stage.path()).root())?;
         fault::point("receive.complete")?;
         spark.project = self.ensure_project_of(name)?;
-        let publication = Publication { record: &record, start: false, volumes: None, found: None };
+        let publication = Publication { record: &record, start: false, volumes: None, copies: &copies };
         self.publish_spark(stage, &spark, &publication)?;
+        tell_volumes(&had, &kept, observer);
         Ok(Received { spark, snapshot, restored: None })
     }
 
@@ -117,11 +107,11 @@ impl Sparks {
         {
             return Err(snapshot::taken(&spark, &snapshot));
         }
-        let (parent, _held) = self.parent_of(&spark, &stream.header)?;
+        let (observer, known) = (stream.observer, self.received(&spark)?);
+        let parent = self.parent_of(&spark, &stream.header)?;
         let stage = self.pool.stage()?;
-        let draft = stage.path().join("draft");
-        btrfs::snapshot(&parent, &draft)?;
-        let record = stream.keep_at(&draft, Some(&parent), stage.path())?;
+        let drafts = stream.make(stage.path(), Some(&parent))?;
+        let record = drafts.keep(&self.local_names(&spark, &drafts, &known)?, stage.path())?;
         fault::point("receive.increment")?;
         let mode = if keep_files { Mode::Shared } else { Mode::Exclusive };
         let opened = self.open_spark(&spark, mode)?;
@@ -132,15 +122,15 @@ impl Sparks {
             });
         }
         let (_, lock) = self.publish_snapshot(&opened, stage, &record, Some(&snapshot))?;
-        let root = SnapshotPaths(&self.snapshot_dir(&spark, &snapshot)).root();
         let restore = || match keep_files {
             true => Ok(None),
-            false => {
-                self.replace_files(&opened, &snapshot::Files { root, volumes: Vec::new() }, true).map(Some)
-            }
+            false => self.restore_received(&opened, &snapshot).map(Some),
         };
         match fault::point("receive.published").and_then(|()| restore()) {
-            Ok(restored) => Ok(Received { spark, snapshot, restored }),
+            Ok(restored) => {
+                tell_new(&opened, &snapshot, &record, observer);
+                Ok(Received { spark, snapshot, restored })
+            }
             Err(first) => {
                 drop(lock);
                 Err(match self.remove_snapshot(&spark, &snapshot) {
@@ -151,8 +141,21 @@ impl Sparks {
         }
     }
 
-    /// The root of the snapshot that an increment starts from, and its lock.
-    fn parent_of(&self, spark: &SparkId, header: &Header) -> Result<(PathBuf, std::os::fd::OwnedFd)> {
+    /// Restores root and volumes to a snapshot that has been received, but for volumes that the spark does not have.
+    fn restore_received(&self, opened: &Opened, snapshot: &Name) -> Result<Restored> {
+        let mut files = self.source(&opened.id, snapshot, true)?;
+        files.volumes.retain(|(kept, _)| has(opened, kept));
+        self.replace_files(opened, &files, true).map_err(|e| match e {
+            Error::WrongState { action, kind: kind @ "data volume", name, state, .. } => {
+                let hint = "add the snapshot alone with `--no-restore`".into();
+                Error::WrongState { action, kind, name, state, hint }
+            }
+            e => e,
+        })
+    }
+
+    /// The snapshot that an increment starts from.
+    fn parent_of(&self, spark: &SparkId, header: &Header) -> Result<Parent> {
         let missing = |point: &Point| Error::NotFound {
             kind: "parent snapshot",
             name: format!("{spark}@{}", point.name),
@@ -163,95 +166,118 @@ impl Sparks {
         let (name, copy) = self.copy_of(spark, point)?.ok_or_else(|| missing(point))?;
         let dir = self.snapshot_dir(spark, &name);
         let lock = self.pool.lock(&dir, Mode::Shared)?.ok_or_else(|| missing(point))?;
-        let root = self.snapshot_root(spark, &name)?;
-        let now = btrfs::info(&root)?;
-        if !now.read_only || now.uuid != copy {
-            return Err(Error::Corrupt {
-                path: root,
-                why: "it is not what was received".into(),
-                hint: Some("send the spark whole, as another name".into()),
-            });
-        }
-        Ok((root, lock))
+        let record = self.snapshot_record(spark, &name)?;
+        unaltered(&SnapshotPaths(&dir).root(), &copy)?;
+        Ok(Parent { dir, record, _lock: lock })
     }
 
     /// The snapshot that was received of another one, and its subvolume's UUID.
     fn copy_of(&self, spark: &SparkId, point: &Point) -> Result<Option<(Name, String)>> {
+        let all = self.received(spark)?.into_iter();
+        let mut all = all.filter_map(|(name, record)| Some((name, record.source?)));
+        let found = all.find(|(_, source)| source.id == point.id && source.uuid == point.uuid);
+        Ok(found.map(|(name, source)| (name, source.copy)))
+    }
+
+    /// The snapshots that a spark has received, the newest first.
+    fn received(&self, spark: &SparkId) -> Result<Vec<(Name, SnapshotRecord)>> {
+        let mut all: Vec<(Name, SnapshotRecord)> = Vec::new();
         for name in names_in(&SparkPaths(&self.dir(spark)).snapshots())? {
             let path = SnapshotPaths(&self.snapshot_dir(spark, &name)).record();
             // A damaged one is nobody's parent, and no reason to refuse another.
-            if let Ok(Some(SnapshotRecord { source: Some(source), .. })) = record::read(&path)
-                && source.id == point.id
-                && source.uuid == point.uuid
+            if let Ok(Some(record)) = record::read::<SnapshotRecord>(&path)
+                && record.source.is_some()
             {
-                return Ok(Some((name, source.copy)));
+                all.push((name, record));
             }
         }
-        Ok(None)
+        all.sort_by_key(|(_, record)| std::cmp::Reverse(record.created));
+        Ok(all)
+    }
+
+    /// What a stream's volumes are called here: as before if they have come before, else as nobody's is.
+    fn local_names(
+        &self,
+        spark: &SparkId,
+        drafts: &Drafts,
+        known: &[(Name, SnapshotRecord)],
+    ) -> Result<Vec<Name>> {
+        let known = || known.iter().flat_map(|(_, record)| held(record));
+        let mut names: Vec<Name> = Vec::with_capacity(drafts.volumes.len());
+        for (super::Volume { attached, .. }, _) in &drafts.volumes {
+            let same = |kept: &&Kept| kept.source.as_ref().is_some_and(|s| s.volume == attached.volume);
+            let taken =
+                |name: &Name| names.contains(name) || known().any(|kept| kept.attached.volume == *name);
+            let name = match known().find(same) {
+                Some(kept) if !names.contains(&kept.attached.volume) => kept.attached.volume.clone(),
+                _ => self.free_name(spark, &attached.volume, taken)?,
+            };
+            names.push(name);
+        }
+        Ok(names)
     }
 }
 
-/// A stream whose header has been read.
-struct Stream<'a, R: Read> {
-    header: Header,
-    incoming: Incoming<R>,
-    entries: u64,
-    observer: &'a dyn Observer,
+fn has(opened: &Opened, kept: &Kept) -> bool {
+    opened.record.options.volumes.iter().any(|had| had.volume == kept.attached.volume)
 }
 
-impl<R: Read> Stream<'_, R> {
-    /// Applies the stream to the subvolume `draft`, verifies it to its last byte, and keeps the result as the snapshot of
-    /// `dir`, read-only and with its record.
-    fn keep_at(mut self, draft: &Path, parent: Option<&Path>, dir: &Path) -> Result<SnapshotRecord> {
-        fault::point("receive.staged")?;
-        let summary = self.apply(draft, parent)?;
-        self.incoming.finish()?;
-        fault::point("receive.verified")?;
-        let root = SnapshotPaths(dir).root();
-        // A snapshot of it, and not itself made read-only: the one is durable when it is made, the other is not.
-        btrfs::snapshot_read_only(draft, &root)?;
-        stage::destroy(draft)?;
-        let Point { id, uuid, .. } = self.header.snapshot;
-        let source = Some(Source { id, uuid, copy: btrfs::info(&root)?.uuid });
-        let record = SnapshotRecord { source, ..SnapshotRecord::new(Kind::Received) };
-        let path = SnapshotPaths(dir).record();
-        crate::sys::file::create_synced(&path, &record::bytes(&record)?).map_err(Error::io("write", path))?;
-        report(&summary, self.observer);
-        Ok(record)
-    }
-
-    fn apply(&mut self, top: &Path, parent: Option<&Path>) -> Result<Summary> {
-        match self.incoming.section()? {
-            Some(section) if section.kind == ROOT => {}
-            Some(other) => return Err(unknown(&other.kind)),
-            None => return Err(format::corrupt("it has no root filesystem")),
-        }
-        let uuid = self.header.parent.as_ref().map(|p| p.uuid.as_str());
-        let target =
-            Target { top, uuid: &self.header.snapshot.uuid, parent: uuid.zip(parent), entries: self.entries };
-        let observer = self.observer;
-        let progress = |bytes| observer.advance(bytes);
-        let mut content = BufReader::with_capacity(128 << 10, self.incoming.content(&progress));
-        let summary = apply(&mut content, &target).map_err(format::blame)?;
-        match content.read(&mut [0]) {
-            Ok(0) => {}
-            Ok(_) => return Err(format::corrupt("something follows the root filesystem")),
-            Err(e) => return Err(format::blame(Error::sys("read the stream")(e))),
-        }
-        match self.incoming.section()? {
-            None => Ok(summary),
-            Some(section) => Err(unknown(&section.kind)),
-        }
+/// Says which volumes of a snapshot its spark does not have, and how it gets them.
+fn tell_new(opened: &Opened, snapshot: &Name, record: &SnapshotRecord, observer: &dyn Observer) {
+    let spark = &opened.id;
+    for Kept { attached, .. } in held(record).filter(|kept| !has(opened, kept)) {
+        let volume = &attached.volume;
+        observer.notice(&format!(
+            "`{spark}` has no data volume `{volume}`, which is in the snapshot only: attach one of that name, and restore `{snapshot}`"
+        ));
     }
 }
 
-fn unknown(kind: &str) -> Error {
-    format::later(format!("the stream has a section `{}`", kind.escape_default()))
+/// The record of a spark that comes with a stream, its volumes left out.
+fn record_of(header: Header, observer: &dyn Observer) -> Result<SparkRecord> {
+    let id = Id::generate();
+    let super::Spark { name, id: origin, options } = header.spark;
+    Ok(SparkRecord {
+        version: FORMAT,
+        oci_id: id.to_string(),
+        id,
+        created: chrono::Utc::now(),
+        origin: Origin::Received { name, id: origin, snapshot: header.snapshot.name },
+        options: usable(options, observer)?,
+        ephemeral: false,
+        rest: Default::default(),
+    })
 }
 
-/// The options that have a meaning here, of those that a stranger wrote.
+/// The volumes that a new spark gets: copies of those in the received snapshot.
+fn copies_of(drafts: &Drafts, kept: &SnapshotRecord, dir: &Path) -> Vec<Copied> {
+    let copy = |((volume, _), kept): (&(super::Volume, _), &Kept)| Copied {
+        attached: volume.attached.clone(),
+        source: SnapshotPaths(dir).volume(&kept.attached.volume),
+    };
+    drafts.volumes.iter().zip(held(kept)).map(copy).collect()
+}
+
+/// Says what the volumes are called here, and which have not come.
+fn tell_volumes(had: &[Attached], kept: &SnapshotRecord, observer: &dyn Observer) {
+    let sent = |kept: &Kept| kept.source.as_ref().map(|source| source.volume.clone());
+    for kept in held(kept) {
+        if let Some(sent) = sent(kept).filter(|sent| *sent != kept.attached.volume) {
+            observer.notice(&format!("data volume `{sent}` is `{}` here", kept.attached.volume));
+        }
+    }
+    for Attached { volume, .. } in had {
+        if held(kept).all(|kept| sent(kept).as_ref() != Some(volume)) {
+            observer.notice(&format!("left out data volume `{volume}`: the stream does not hold it"));
+        }
+    }
+}
+
+/// The options that have a meaning here, of those that a stranger wrote. Volumes come with the stream, or not at all: one
+/// that happens to have the same name here is somebody else's.
 fn usable(mut options: SparkOptions, observer: &dyn Observer) -> Result<SparkOptions> {
     options.check().map_err(|why| format::corrupt(format!("its options are refused: {why}")))?;
+    options.volumes.clear();
     for mount in std::mem::take(&mut options.mounts) {
         observer.notice(&format!(
             "left out the mount on {}: it is of the host it came from",
@@ -263,18 +289,4 @@ fn usable(mut options: SparkOptions, observer: &dyn Observer) -> Result<SparkOpt
         observer.notice(&format!("left out the bundle template `{bundle}`: it is of the host it came from"));
     }
     Ok(options)
-}
-
-/// Says what is not as it was sent.
-fn report(summary: &Summary, observer: &dyn Observer) {
-    let say = |count: u64, what: &str| {
-        if count > 0 {
-            observer.notice(&format!("{count} {what}"));
-        }
-    };
-    say(summary.ids_mapped, "files of users or groups beyond 65535 belong to 65534 now");
-    say(
-        summary.xattrs_dropped,
-        "extended attributes were dropped: labels and others of the host it came from",
-    );
 }
