@@ -62,7 +62,7 @@ fn link(path: &str, target: &Path) -> Vec<u8> {
     command(8, &[(PATH, path.as_bytes()), (PATH_LINK, target.as_os_str().as_encoded_bytes())])
 }
 
-fn write(path: &str, offset: u64, data: &[u8]) -> Vec<u8> {
+pub(crate) fn write(path: &str, offset: u64, data: &[u8]) -> Vec<u8> {
     command(15, &[(PATH, path.as_bytes()), (OFFSET, &offset.to_le_bytes()), (DATA, data)])
 }
 

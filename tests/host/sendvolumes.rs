@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::common::{Machine, tree};
 use crate::receive::{
     Receiver, UUID, UUID_TEXT, clone, file, header, record, sealed, section, section_of, subvolume,
-    subvolume_of, uuid_of,
+    subvolume_of, uuid_of, write,
 };
 use crate::send::{receive, send};
 
@@ -78,6 +78,9 @@ fn own_volumes_go_with_a_spark_and_follow_it_through_increments() {
     assert_eq!(tree(&copy(&a, &first, "own")), tree(&copy(&b, &first, "own")));
     assert_eq!(b.spark(&["--json", "data", "list"]).json().as_array().unwrap().len(), 1);
 
+    let seen = |machine: &Machine| machine.spark(&["exec", "web", "--", "cat", "/mark", "/own/mark"]).ok();
+    assert_eq!((seen(&a), seen(&b)), ("oneone".into(), "oneone".into()));
+
     mark(&a, "web", "own", "two");
     let (second, increment) = send(&a, &["web", "--since", &first]);
     assert!(increment.len() < 4096, "{} of {}", increment.len(), stream.len());
@@ -89,8 +92,10 @@ fn own_volumes_go_with_a_spark_and_follow_it_through_increments() {
     let out = receive(&b, &["--json"], &increment).json();
     assert_eq!(out["restored"]["volumes"], json!(["own"]));
     has(&b, "web", "own", "two");
+    assert_eq!((&out["restored"]["state"], seen(&b)), (&json!("running"), "twotwo".into()));
     b.spark(&["undo", "web"]).ok();
     has(&b, "web", "own", "mine");
+    assert_eq!(seen(&b), "minemine");
 
     // Snapshots that were received are restored as any other, and are parents all the same.
     mark(&a, "web", "own", "three");
@@ -306,4 +311,21 @@ fn a_volume_takes_data_from_its_own_parent_and_from_nowhere_else() {
     }
     assert!(all(&b) == before);
     receive(&b, &["--json", "web"], &stream("w", &snapshot.join("data/w"))).ok();
+}
+
+#[test]
+fn the_content_of_all_volumes_is_bounded_together() {
+    let machine = Machine::with_pool(256 << 20);
+    // One piece again and again, so that it is never the disk itself that is full.
+    let piece = write("f", 0, &[0; 48 << 10]);
+    let pieces: Vec<Vec<u8>> = (0..1500).map(|_| piece.clone()).collect();
+    let large = content(&[&[file("f")], &pieces[..]].concat());
+    let of = |count: usize| {
+        let section = |n| section_of(&told(&format!("v{n}"), &format!("/v{n}")), &large);
+        with(&(0..count).map(section).collect::<Vec<_>>())
+    };
+    receive(&machine, &["--json"], &of(4)).fails_with("no_space");
+    assert!(machine.staged().is_empty());
+    assert_eq!(machine.spark(&["--json", "data", "list"]).json(), json!([]));
+    receive(&machine, &[], &of(1)).ok();
 }

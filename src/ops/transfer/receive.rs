@@ -79,6 +79,7 @@ impl Sparks {
         let dir = SparkPaths(stage.path()).snapshot(&snapshot);
         std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         let kept = drafts.keep(&self.local_names(&spark, &drafts, &[])?, &dir)?;
+        // Those of the stream, or none: one that happens to have the same name here is somebody else's.
         record.options.volumes = held(&kept).map(|kept| kept.attached.clone()).collect();
         stage.write("spark.json", &record)?;
         let copies = copies_of(&drafts, &kept, &dir);
@@ -233,7 +234,7 @@ fn tell_new(opened: &Opened, snapshot: &Name, record: &SnapshotRecord, observer:
     }
 }
 
-/// The record of a spark that comes with a stream, its volumes left out.
+/// The record of a spark that comes with a stream.
 fn record_of(header: Header, observer: &dyn Observer) -> Result<SparkRecord> {
     let id = Id::generate();
     let super::Spark { name, id: origin, options } = header.spark;
@@ -273,11 +274,9 @@ fn tell_volumes(had: &[Attached], kept: &SnapshotRecord, observer: &dyn Observer
     }
 }
 
-/// The options that have a meaning here, of those that a stranger wrote. Volumes come with the stream, or not at all: one
-/// that happens to have the same name here is somebody else's.
+/// The options that have a meaning here, of those that a stranger wrote.
 fn usable(mut options: SparkOptions, observer: &dyn Observer) -> Result<SparkOptions> {
     options.check().map_err(|why| format::corrupt(format!("its options are refused: {why}")))?;
-    options.volumes.clear();
     for mount in std::mem::take(&mut options.mounts) {
         observer.notice(&format!(
             "left out the mount on {}: it is of the host it came from",
