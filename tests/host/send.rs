@@ -238,13 +238,16 @@ fn sending_that_fails_keeps_no_snapshot() {
 fn what_is_of_the_senders_host_stays_there() {
     let a = Machine::new().with_base();
     let mount = format!("src={},dst=/mnt", a.work().display());
-    a.spark(&["create", "web", "--no-start", "--mount", &mount]).ok();
+    let git = std::process::Command::new("git").args(["init", "-q", "shop"]).current_dir(a.work()).status();
+    assert!(git.unwrap().success());
+    a.spark(&["create", "web", "--no-start", "--mount", &mount, "--clone", "shop"]).ok();
     let (_, stream) = send(&a, &["web"]);
     let received = receive(&a, &["copy"], &stream);
     received.ok();
     assert!(received.stderr().contains("left out the mount on /mnt"), "{}", received.stderr());
     let info = a.spark(&["--json", "info", "copy"]).json();
-    assert_eq!(info["options"].get("mounts"), None);
+    assert_eq!((info["options"].get("mounts"), info["options"].get("clone")), (None, None));
+    assert_eq!(info["options"]["workdir"], "/work/shop");
 }
 
 #[test]

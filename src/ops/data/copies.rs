@@ -233,7 +233,8 @@ impl Sparks {
         for attached in &origin.record.options.volumes {
             for copy in fork.record.options.volumes.iter().filter(|v| v.path == attached.path) {
                 if self.copied_from(&fork.id, &copy.volume)?.as_ref() == Some(&attached.volume) {
-                    let kept = Kept { attached: attached.clone(), data: Data::Copy, replaced: None };
+                    let kept =
+                        Kept { attached: attached.clone(), data: Data::Copy, replaced: None, source: None };
                     found.push((kept, VolumePaths(&self.home_of(&fork.id, &copy.volume)).fs()));
                 }
             }

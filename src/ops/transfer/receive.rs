@@ -287,5 +287,12 @@ fn usable(mut options: SparkOptions, observer: &dyn Observer) -> Result<SparkOpt
     if let Some(bundle) = options.bundle.take_if(|b| !["default", "hardened"].contains(&b.as_str())) {
         observer.notice(&format!("left out the bundle template `{bundle}`: it is of the host it came from"));
     }
+    // It names the repository that `pull` writes into, which is another host's.
+    if let Some(clone) = options.clone.take() {
+        let inside = clone.path.display();
+        observer.notice(&format!(
+            "left out where the clone in {inside} came from: `spark pull` cannot fetch it back"
+        ));
+    }
     Ok(options)
 }
