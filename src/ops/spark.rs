@@ -59,7 +59,10 @@ pub(crate) fn refuse_damaged(spark: &SparkId, root: &Path) -> Result<()> {
         Some(why) => Err(Error::Corrupt {
             path: root.to_owned(),
             why: why.into(),
-            hint: Some(format!("remove what is left with `spark delete {}`", spark.name)),
+            hint: Some(format!(
+                "go back to one of `spark snapshot list {0}`, or remove what is left with `spark delete {0}`",
+                spark.name
+            )),
         }),
     }
 }

@@ -231,6 +231,21 @@ fn a_snapshot_that_is_damaged_by_hand_is_listed_refused_and_deleted() {
 }
 
 #[test]
+fn a_spark_that_has_lost_its_root_gets_it_back_from_a_snapshot() {
+    let machine = machine();
+    set(&machine, "kept");
+    machine.spark(&["snapshot", "create", "web", "s"]).ok();
+    machine.spark(&["stop", "web"]).ok();
+    sparks::pool::btrfs::delete(&machine.pool().join("projects/default/sparks/web/root")).unwrap();
+    assert_eq!(state(&machine), "broken");
+    machine.spark(&["--json", "undo", "web"]).fails_with("corrupt");
+    let said = machine.spark(&["resume", "web"]).stderr();
+    assert!(said.contains("spark snapshot list web"), "{said}");
+    machine.spark(&["snapshot", "restore", "web", "s"]).ok();
+    assert_eq!(get(&machine, "web"), "kept");
+}
+
+#[test]
 fn snapshots_go_to_the_trash_and_come_back_with_their_spark() {
     let machine = machine();
     set(&machine, "old");

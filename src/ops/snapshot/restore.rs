@@ -63,11 +63,16 @@ pub(crate) struct Files {
 
 impl Sparks {
     /// Puts a spark's files back to what a snapshot holds. What they were becomes a snapshot too. A spark that runs is
-    /// ended at once, and started again if `resume` says so.
+    /// ended at once, and started again if `resume` says so. One that has lost its root gets one again.
     pub fn restore(&self, spark: &SparkRef, snapshot: &Name, options: Options) -> Result<Restored> {
         let spark = self.resolve(spark)?;
         let opened = self.open_spark(&spark, Mode::Exclusive)?;
         let source = self.source(&spark, snapshot, options.data)?;
+        let root = SparkPaths(&opened.dir).root();
+        if root.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+            // Lost, as nothing of ours loses it. There has to be something to exchange.
+            btrfs::create(&root)?;
+        }
         self.replace_files(&opened, &source, options.resume)
     }
 
