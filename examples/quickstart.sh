@@ -19,7 +19,7 @@ root=${SPARK_ROOT:-/var/lib/spark}
 run=${SPARK_RUN:-/run/spark}
 # Progress is drawn on a terminal; elsewhere it is a line per step.
 terminal=
-verbose=' -v'
+verbose=' --verbose'
 if [ -t 0 ] && [ -t 1 ] && [ -t 2 ]; then
     terminal=yes
     verbose=

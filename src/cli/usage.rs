@@ -52,6 +52,10 @@ fn translate(error: &clap::Error) -> Error {
             (format!("there is no command `{verb}`"), near(ContextKind::SuggestedSubcommand))
         }
         (ErrorKind::UnknownArgument, _) => match context(ContextKind::InvalidArg) {
+            Some(arg) if arg.starts_with("-v") && !arg.starts_with("--") => (
+                format!("there is no option `{arg}` here"),
+                Some("write it before the command, `spark -v …`, or write `--verbose`".into()),
+            ),
             Some(arg) if arg.starts_with('-') => {
                 (format!("there is no option `{arg}`"), near(ContextKind::SuggestedArg))
             }
@@ -118,6 +122,11 @@ mod tests {
         let e = wrong("spark create web --memroy 2G");
         assert_eq!(e.to_string(), "there is no option `--memroy`");
         assert_eq!(e.hint().unwrap(), "did you mean `--memory`?");
+    }
+
+    #[test]
+    fn a_v_that_stands_too_late_is_told_where_to_stand() {
+        assert!(wrong("spark list -v").hint().unwrap().contains("before the command"));
     }
 
     #[test]
