@@ -7,6 +7,7 @@ use sparks::ops::Silent;
 use sparks::ops::fork::Request;
 
 use crate::common::Machine;
+use crate::consistency::with_databases;
 
 fn machine() -> Machine {
     let machine = Machine::new().with_base();
@@ -63,26 +64,44 @@ fn a_fork_is_a_machine_of_its_own_with_the_options_of_its_source() {
     assert_eq!(inside(&machine, "app", "stat -c %u:%g /f"), "0:0");
 }
 
-/// A stand-in for the two programs would prove nothing of ssh: this proves that the keys go, and what is run then.
 #[test]
 fn a_fork_makes_ssh_host_keys_of_its_own() {
-    let machine = machine();
-    let keygen = r#"mkdir -p /etc/ssh /usr/sbin /usr/bin
-        printf '#!/bin/sh\necho "$@ $(hostname)" > /etc/ssh/ssh_host_rsa_key; touch /etc/ssh/ssh_host_rsa_key.pub\n' > /usr/bin/ssh-keygen
-        printf '#!/bin/sh\n' > /usr/sbin/sshd; chmod +x /usr/bin/ssh-keygen /usr/sbin/sshd
-        echo secret > /etc/ssh/ssh_host_ed25519_key; echo p > /etc/ssh/ssh_host_ed25519_key.pub; echo c > /etc/ssh/sshd_config"#;
-    inside(&machine, "web", keygen);
+    let machine = with_databases();
+    machine.spark(&["create", "web", "--base", "databases"]).ok();
+    let keys = |spark: &str| -> BTreeSet<String> {
+        let all = inside(&machine, spark, "cat /etc/ssh/ssh_host_*_key.pub | cut -d ' ' -f 1,2");
+        all.lines().map(str::to_owned).collect()
+    };
+    let had = keys("web");
+    assert!(had.len() >= 3, "{had:?}");
     machine.spark(&["fork", "web", "app"]).ok();
-    let keys = inside(&machine, "app", "cd /etc/ssh; ls; cat ssh_host_rsa_key");
-    assert_eq!(keys, "ssh_host_rsa_key\nssh_host_rsa_key.pub\nsshd_config\n-q -A app");
-    assert_eq!(inside(&machine, "web", "cat /etc/ssh/ssh_host_ed25519_key"), "secret");
-    // Not started, it gets them when it is.
+    // Not started, it has none, and gets them when it is.
     machine.spark(&["fork", "web", "late", "--no-start"]).ok();
+    let ssh = machine.pool().join("projects/default/sparks/late/root/etc/ssh");
+    let names = std::fs::read_dir(ssh).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(!names.into_iter().any(|name| name.starts_with("ssh_host_")));
     machine.spark(&["resume", "late"]).ok();
-    assert_eq!(inside(&machine, "late", "cat /etc/ssh/ssh_host_rsa_key"), "-q -A late");
-    // A link planted there leads nowhere, and stops no fork.
-    inside(&machine, "web", "rm -r /etc/ssh; ln -s /../../../etc /etc/ssh");
-    machine.spark(&["fork", "web", "linked"]).ok();
+    machine.spark(&["base", "save", "web", "tpl"]).ok();
+    machine.spark(&["create", "made", "--base", "tpl"]).ok();
+    let mut all = had.clone();
+    for spark in ["app", "late", "made"] {
+        let new = keys(spark);
+        assert_eq!(new.len(), had.len(), "{spark}: {new:?}");
+        inside(&machine, spark, "mkdir -p /run/sshd && /usr/sbin/sshd -t");
+        assert!(new.into_iter().all(|key| all.insert(key)), "{spark} has a key of another one");
+    }
+    assert_eq!(keys("web"), had);
+}
+
+#[test]
+fn a_link_in_the_place_of_ssh_keys_leads_nowhere_and_stops_no_fork() {
+    let machine = machine();
+    let keys = machine.work().join("keys");
+    std::fs::create_dir(&keys).unwrap();
+    std::fs::write(keys.join("ssh_host_rsa_key"), "the host's").unwrap();
+    inside(&machine, "web", &format!("ln -s /../../../..{} /etc/ssh", keys.display()));
+    machine.spark(&["fork", "web", "app"]).ok();
+    assert_eq!(std::fs::read_to_string(keys.join("ssh_host_rsa_key")).unwrap(), "the host's");
 }
 
 #[test]
