@@ -8,6 +8,7 @@ use oci_spec::runtime::{
 };
 
 use super::{etc, seccomp, template};
+use crate::domain::ids::IDS;
 use crate::domain::limits::{DEFAULT_PIDS, Limits};
 use crate::domain::name::Name;
 use crate::domain::options::{BindMount, Network, Shared, SparkOptions};
@@ -16,9 +17,6 @@ use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
 use crate::sys::idmap::{Extent, IdMap};
 use crate::sys::mount::Planned;
-
-/// Ids that a spark has of its own.
-pub const IDS: u32 = 65_536;
 
 /// What a bundle is made of.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Plain types and their rules. Nothing here reads, writes or asks the system anything.
 
 pub mod base;
+pub mod ids;
 pub mod limits;
 pub mod location;
 pub mod name;

@@ -11,10 +11,6 @@ use crate::sys::tree::{self, Mtime};
 /// Longest path and longest name, as `PATH_MAX` and `NAME_MAX` have it.
 const LONGEST_PATH: usize = 4096;
 const LONGEST_NAME: usize = 255;
-/// Ids that a spark has: a larger one could not exist inside.
-const IDS: u64 = 1 << 16;
-/// Whom files of larger ids are given to.
-const NOBODY: u32 = 65534;
 
 /// What an import may take.
 #[derive(Debug, Clone, Copy)]
@@ -138,11 +134,6 @@ pub(super) fn relative(name: &[u8]) -> Made<Vec<u8>> {
         path.extend_from_slice(part);
     }
     if path.len() >= LONGEST_PATH { refused("has a path that is too long") } else { Ok(path) }
-}
-
-/// An id as a spark can have it.
-pub fn owner(id: u64) -> u32 {
-    if id < IDS { id as u32 } else { NOBODY }
 }
 
 /// Whether an extended attribute is kept. Others are of the host (ACLs name its users, labels its policy), or
@@ -400,11 +391,6 @@ mod tests {
         for bad in [&b".."[..], b"a/../b", b"/..", b"a\0b", &[b'a'; 256], &b"a/".repeat(2050)] {
             assert!(relative(bad).is_err(), "{}", shown(bad));
         }
-    }
-
-    #[test]
-    fn ids_beyond_a_spark_become_nobody() {
-        assert_eq!((owner(0), owner(65535), owner(65536), owner(u64::MAX)), (0, 65535, NOBODY, NOBODY));
     }
 
     #[test]

@@ -10,4 +10,4 @@ mod files;
 pub mod minimal;
 pub mod unpack;
 
-pub use files::{Limits, Summary, keeps_xattr, owner};
+pub use files::{Limits, Summary, keeps_xattr};

@@ -14,6 +14,7 @@ use std::path::Path;
 use super::archive::{Archive, Entry, Kind};
 use super::compression;
 use super::files::{self, Limits, Made, Meta, Problem, Root, Summary, io};
+use crate::domain::ids;
 use crate::error::{Error, Result};
 use crate::sys::tree::{self, Mtime};
 
@@ -109,7 +110,7 @@ impl Unpacker {
     }
 
     fn meta(&mut self, entry: &Entry) -> Meta {
-        let (uid, gid) = (files::owner(entry.uid), files::owner(entry.gid));
+        let (uid, gid) = (ids::inside(entry.uid), ids::inside(entry.gid));
         if u64::from(uid) != entry.uid || u64::from(gid) != entry.gid {
             self.summary.ids_mapped += 1;
         }

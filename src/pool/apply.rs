@@ -13,14 +13,10 @@ use std::rc::Rc;
 use rustix::fs::FileType;
 
 use super::stream::{Command, Reader, Uuid};
+use crate::domain::ids;
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::sys::tree;
-
-/// Ids that a spark has: a larger one could not exist inside.
-const IDS: u32 = 1 << 16;
-/// Whom files of larger ids are given to.
-const NOBODY: u32 = 65534;
 
 /// Where a stream is to be applied, and which one is expected.
 #[derive(Debug)]
@@ -176,10 +172,10 @@ impl Applier<'_> {
                 .and_then(|(dir, name)| tree::set_mode_at(&*dir, name, mode))
                 .map_err(failed("set the mode of", &path)),
             C::Chown { path, uid, gid } => {
-                self.summary.ids_mapped += u64::from(uid >= IDS || gid >= IDS);
-                let owner = |id: u32| if id < IDS { id } else { NOBODY };
+                let (user, group) = (ids::inside(uid.into()), ids::inside(gid.into()));
+                self.summary.ids_mapped += u64::from((user, group) != (uid, gid));
                 self.split(&path)
-                    .and_then(|(dir, name)| tree::set_owner(&*dir, name, owner(uid), owner(gid)))
+                    .and_then(|(dir, name)| tree::set_owner(&*dir, name, user, group))
                     .map_err(failed("set the owner of", &path))
             }
             C::Utimes { path, atime, mtime, .. } => self

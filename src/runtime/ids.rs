@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::domain::ids::IDS;
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -17,9 +18,6 @@ const DIR: &str = "/run/spark-ids";
 /// 600100000.
 const FIRST: u32 = 0x7000_0000;
 const COUNT: u32 = 4096;
-const SIZE: u32 = COUNT_INSIDE;
-/// Ids that a spark has inside: 0 to 65535.
-pub const COUNT_INSIDE: u32 = 65_536;
 
 /// Claims a range for the spark whose bundle this is. Returns its first id.
 pub fn claim(bundle: &Path) -> Result<u32> {
@@ -32,8 +30,8 @@ pub fn claim(bundle: &Path) -> Result<u32> {
     let _lock = lock()?;
     for n in 0..COUNT {
         let index = (start + n) % COUNT;
-        let first = FIRST + index * SIZE;
-        if taken.iter().any(|(from, to)| u64::from(first) < *to && *from < u64::from(first + SIZE)) {
+        let first = FIRST + index * IDS;
+        if taken.iter().any(|(from, to)| u64::from(first) < *to && *from < u64::from(first + IDS)) {
             continue;
         }
         if try_claim(&dir.join(index.to_string()), bundle)? {
@@ -72,7 +70,7 @@ fn holder(path: &Path) -> Option<PathBuf> {
 
 /// Gives a range back.
 pub fn release(first: u32, bundle: &Path) {
-    let path = Path::new(DIR).join((first.wrapping_sub(FIRST) / SIZE).to_string());
+    let path = Path::new(DIR).join((first.wrapping_sub(FIRST) / IDS).to_string());
     let Ok(_lock) = lock() else { return };
     if holder(&path).as_deref() == Some(bundle) {
         let _ = std::fs::remove_file(path);
@@ -88,7 +86,7 @@ pub fn claimed_by(bundle: &Path) -> Option<u32> {
 pub fn claims() -> impl Iterator<Item = (u32, PathBuf)> {
     std::fs::read_dir(DIR).into_iter().flatten().flatten().filter_map(|entry| {
         let index: u32 = entry.file_name().to_str()?.parse().ok()?;
-        Some((FIRST.checked_add(index.checked_mul(SIZE)?)?, holder(&entry.path())?))
+        Some((FIRST.checked_add(index.checked_mul(IDS)?)?, holder(&entry.path())?))
     })
 }
 

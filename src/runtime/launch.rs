@@ -153,7 +153,7 @@ impl Launch {
     /// whatever its last run left at these places, nothing is opened and nothing leads out.
     fn mount(&self) -> Result<()> {
         let mut maps = Maps::default();
-        let ids = IdMap::range(self.first_id, super::ids::COUNT_INSIDE);
+        let ids = IdMap::range(self.first_id, crate::domain::ids::IDS);
         let tree = sys::mount::clone_tree(&self.root).map_err(Error::io("mount", &self.root))?;
         sys::mount::set_attributes(&tree, Some(maps.namespace(ids)?), Default::default())
             .map_err(|e| no_idmap(&self.root, e))?;

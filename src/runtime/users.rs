@@ -109,7 +109,7 @@ fn id(text: &str) -> Result<u32> {
 }
 
 fn checked(id: u32) -> Result<u32> {
-    if id < crate::runtime::ids::COUNT_INSIDE {
+    if id < crate::domain::ids::IDS {
         Ok(id)
     } else {
         Err(Error::usage(format!("a spark has the ids 0 to 65535, and {id} is not one of them")))

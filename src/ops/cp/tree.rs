@@ -15,6 +15,7 @@ use rustix::fs::{Dir, Stat};
 use super::Owner;
 use super::node::{self, At, Node};
 use super::place::{self, NewFile};
+use crate::domain::ids;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::{self, Limits, Summary};
@@ -290,7 +291,7 @@ impl<'a> Copier<'a> {
         let mut meta = Meta { owner: (0, 0), mode: stat.st_mode & 0o7777, mtime, xattrs: Vec::new() };
         match self.owner {
             Owner::Kept => {
-                meta.owner = (image::owner(stat.st_uid.into()), image::owner(stat.st_gid.into()));
+                meta.owner = (ids::inside(stat.st_uid.into()), ids::inside(stat.st_gid.into()));
                 self.summary.ids_mapped += u64::from(meta.owner != (stat.st_uid, stat.st_gid));
             }
             Owner::Is(uid, gid) => {
