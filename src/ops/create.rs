@@ -16,7 +16,6 @@ use crate::error::{Error, Result};
 use crate::pool::btrfs;
 use crate::pool::index::{Ephemeral, Identity};
 use crate::pool::stage::Stage;
-use crate::sys::flock::Mode;
 use crate::sys::process::ProcessId;
 use crate::{fault, sys};
 
@@ -47,7 +46,7 @@ pub(super) struct Publication<'a> {
     pub record: &'a SparkRecord,
     pub start: bool,
     /// The volumes that it has, which must not go meanwhile.
-    pub volumes: Option<&'a Held>,
+    pub volumes: &'a Held,
     /// Those that it gets copies of.
     pub copies: &'a [Copied],
 }
@@ -128,28 +127,19 @@ impl Sparks {
             self.put_clone(record, &root, observer)?;
         }
         fault::point("create.after-clone")?;
-        let publication =
-            Publication { record, start: new.start, volumes: Some(&volumes), copies: &found.copies };
+        let publication = Publication { record, start: new.start, volumes: &volumes, copies: &found.copies };
         self.publish_spark(stage, spark, &publication)
     }
 
     /// Gives what is staged its place, durably, and starts it if that is wanted. The project exists.
     pub(super) fn publish_spark(&self, stage: Stage, spark: &SparkId, what: &Publication<'_>) -> Result<()> {
         let record = what.record;
-        // Shared, so that the project cannot be deleted from under it.
-        let project = self.pool.paths.project(&spark.project);
-        let Some(held) = self.pool.lock(&project, Mode::Shared)? else {
-            return Err(Error::Busy {
-                what: format!("project `{}`", spark.project),
-                why: "it is being deleted".into(),
-            });
-        };
+        let held = self.hold_project(&spark.project)?;
         let lock = stage.publish(&self.dir(spark)).map_err(|e| match &e {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(spark),
             _ => e,
         })?;
-        let volumes = what.volumes.into_iter().flat_map(|volumes| volumes.locks());
-        let locks: Vec<_> = [lock.as_fd(), held.as_fd()].into_iter().chain(volumes).collect();
+        let locks: Vec<_> = [lock.as_fd(), held.as_fd()].into_iter().chain(what.volumes.locks()).collect();
         let Err(first) = self.begin(spark, record, what.start, &locks) else {
             return Ok(());
         };

@@ -86,7 +86,8 @@ impl Sparks {
     fn discard(&self, spark: &SparkId, options: Options) -> Result<Deleted> {
         let dir = self.dir(spark);
         if options.now {
-            self.pool.destroy(&dir, &spark.project)?;
+            fault::point("delete-now.before-rename")?;
+            self.pool.remove(&dir, || fault::point("delete-now.after-rename"))?;
             return Ok(Deleted { until: None });
         }
         let entry = self.pool.discard(&dir, &spark.project, &spark.name, options.keep)?;

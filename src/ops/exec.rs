@@ -50,6 +50,11 @@ pub struct Running {
 }
 
 impl Running {
+    fn of(entered: Entered) -> Result<Running> {
+        let pidfd = sys::process::pidfd_open(entered.pid).map_err(Error::sys("watch the command"))?;
+        Ok(Running { pid: entered.pid, pidfd, master: entered.master })
+    }
+
     /// Signals the command and what it has started in its process group.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         sys::process::signal_group(self.pid, signal)
@@ -84,15 +89,18 @@ impl Sparks {
     /// # Errors
     /// [`Error::Exec`] if the program could not be executed.
     pub fn exec(&self, spark: &SparkId, command: &Command) -> Result<Running> {
-        let entered = self.enter(spark, command, false)?;
-        let pidfd = sys::process::pidfd_open(entered.pid).map_err(Error::sys("watch the command"))?;
-        Ok(Running { pid: entered.pid, pidfd, master: entered.master })
+        Running::of(self.enter(spark, command, false)?)
+    }
+
+    /// The same with the spark's log as standard output and error, and nothing to read.
+    pub(super) fn exec_logged(&self, spark: &SparkId, command: &Command) -> Result<Running> {
+        let command = Command { terminal: false, ..command.clone() };
+        Running::of(self.enter(spark, &command, true)?)
     }
 
     /// Runs a command that outlives this process, and writes to the spark's log. Returns its pid on the host.
     pub fn exec_detached(&self, spark: &SparkId, command: &Command) -> Result<i32> {
-        let command = Command { terminal: false, ..command.clone() };
-        self.enter(spark, &command, true).map(|e| e.pid)
+        self.exec_logged(spark, command).map(|running| running.pid)
     }
 
     fn enter(&self, spark: &SparkId, command: &Command, detached: bool) -> Result<Entered> {

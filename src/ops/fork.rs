@@ -88,10 +88,8 @@ impl Sparks {
 
     fn take_back(&self, forks: &[Forked], first: Error) -> Error {
         for fork in forks.iter().filter(|f| f.made.is_ok()) {
-            let name = SparkRef { project: Some(fork.spark.project.clone()), name: fork.spark.name.clone() };
-            if let Err(undo) =
-                self.delete(&name, delete::Options { force: true, now: true, ..Default::default() })
-            {
+            let options = delete::Options { force: true, now: true, ..Default::default() };
+            if let Err(undo) = self.delete(&fork.spark.reference(), options) {
                 return Error::Undo { first: first.into(), undo: undo.into() };
             }
         }

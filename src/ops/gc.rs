@@ -49,7 +49,7 @@ impl Sparks {
         let mut dirs = vec![place.index(), place.ephemeral(), paths.top.clone()];
         for project in names_in(&paths.projects())? {
             dirs.push(paths.project(&project));
-            dirs.extend(names_in(&paths.sparks(&project))?.iter().map(|name| paths.spark(&project, name)));
+            dirs.extend(self.sparks_of(&project)?.iter().map(|spark| self.dir(spark)));
         }
         for base in names_in(&paths.bases())? {
             dirs.push(paths.base(&base));
@@ -136,8 +136,7 @@ impl Sparks {
     /// Roots that were to take a spark's place, and did not.
     fn gc_restores(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
         for project in names_in(&self.pool.paths.projects())? {
-            for name in names_in(&self.pool.paths.sparks(&project))? {
-                let spark = SparkId { project: project.clone(), name };
+            for spark in self.sparks_of(&project)? {
                 let leftovers = self.unfinished(&spark)?;
                 if leftovers.is_empty() {
                     continue;

@@ -11,7 +11,6 @@ use super::exec::Command;
 use super::spark::SparkId;
 use crate::domain::place::SparkPaths;
 use crate::error::{Error, Result};
-use crate::sys::process::reap;
 use crate::sys::{beneath, file, tree};
 
 const SSH: &str = "etc/ssh";
@@ -66,8 +65,8 @@ impl Sparks {
             return;
         }
         let argv = ["ssh-keygen", "-q", "-A"].map(Into::into).to_vec();
-        let made = self.exec_detached(spark, &Command { argv, ..Command::default() });
-        let made = made.and_then(|pid| reap(pid, true).map_err(Error::sys("wait for ssh-keygen")));
+        let made = self.exec_logged(spark, &Command { argv, ..Command::default() });
+        let made = made.and_then(|running| running.wait().map_err(Error::sys("wait for ssh-keygen")));
         if let Err(e) = made {
             tracing::warn!(%spark, "cannot make ssh host keys: {e}");
         }

@@ -43,8 +43,8 @@ impl Sparks {
             if all_projects { names_in(&self.pool.paths.projects())? } else { vec![self.project()?] };
         let mut rows = Vec::new();
         for project in projects {
-            for name in names_in(&self.pool.paths.sparks(&project))? {
-                match self.row(SparkId { project: project.clone(), name }) {
+            for spark in self.sparks_of(&project)? {
+                match self.row(spark) {
                     // Deleted while we looked.
                     Err(Error::NotFound { .. }) => {}
                     row => rows.push(row?),

@@ -1,11 +1,10 @@
 //! A race: one command in each of several forks at once, and the best of them in the place of their origin.
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::exec::{Command, Ended};
+use super::exec::{Command, Ended, Running};
 use super::snapshot::{Files, Restored};
 use super::spark::{Opened, SparkId};
 use super::{Observer, Sparks, delete};
@@ -13,9 +12,8 @@ use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::error::{Error, Result};
-use crate::pool::names_in;
+use crate::fault;
 use crate::sys::flock::Mode;
-use crate::{fault, sys};
 
 /// What became of the command in one spark.
 #[derive(Debug)]
@@ -28,8 +26,7 @@ pub struct Runner {
 /// A command that runs.
 struct Started {
     place: usize,
-    pid: i32,
-    pidfd: OwnedFd,
+    running: Running,
     at: Instant,
 }
 
@@ -53,12 +50,8 @@ impl Sparks {
         let mut going = Vec::new();
         for (place, spark) in sparks.iter().enumerate() {
             let at = Instant::now();
-            let started = self.exec_detached(spark, command).and_then(|pid| {
-                let pidfd = sys::process::pidfd_open(pid).map_err(Error::sys("watch the command"))?;
-                Ok(Started { place, pid, pidfd, at })
-            });
-            match started {
-                Ok(started) => going.push(started),
+            match self.exec_logged(spark, command) {
+                Ok(running) => going.push(Started { place, running, at }),
                 Err(e) => {
                     done[place] = Some(Runner { spark: spark.clone(), ended: Err(e), took: Duration::ZERO });
                 }
@@ -67,8 +60,7 @@ impl Sparks {
         while !going.is_empty() {
             for ended in next_ended(&mut going) {
                 let took = ended.at.elapsed();
-                let how = sys::process::reap(ended.pid, true).map_err(Error::sys("wait for the command"));
-                let how = how.and_then(|e| e.ok_or_else(|| Error::sys("wait for the command")(libc_child())));
+                let how = ended.running.wait().map_err(Error::sys("wait for the command"));
                 done[ended.place] = Some(Runner { spark: sparks[ended.place].clone(), ended: how, took });
             }
             observer.advance((sparks.len() - going.len()) as u64);
@@ -115,13 +107,12 @@ impl Sparks {
 
     /// The sparks of one race, as far as their records can be read.
     fn runners(&self, winner: &SparkId, race: &Id) -> Result<Vec<SparkId>> {
-        let names = names_in(&self.pool.paths.sparks(&winner.project))?;
-        let all = names.into_iter().map(|name| SparkId { project: winner.project.clone(), name });
+        let all = self.sparks_of(&winner.project)?;
         let of_race = |spark: &SparkId| {
             let origin = self.record(spark).map(|r| r.origin);
             matches!(origin, Ok(Origin::Spark { race: Some(found), .. }) if found == *race)
         };
-        Ok(all.filter(of_race).collect())
+        Ok(all.into_iter().filter(of_race).collect())
     }
 
     /// Locks two sparks, in the same order whoever does it.
@@ -155,14 +146,11 @@ fn race_of(winner: &Opened, origin: &Opened) -> Result<Option<Id>> {
 
 /// Waits for at least one, and takes out those that have ended.
 fn next_ended(going: &mut Vec<Started>) -> Vec<Started> {
-    let mut fds: Vec<PollFd<'_>> = going.iter().map(|s| PollFd::new(&s.pidfd, PollFlags::IN)).collect();
+    let mut fds: Vec<PollFd<'_>> =
+        going.iter().map(|s| PollFd::new(&s.running.pidfd, PollFlags::IN)).collect();
     // Interrupted, or without memory: looked at once more by the caller.
     let _ = rustix::event::poll(&mut fds, None);
     let ended: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
     let mut ended = ended.into_iter();
     going.extract_if(.., |_| ended.next().unwrap_or(false)).collect()
-}
-
-fn libc_child() -> std::io::Error {
-    std::io::Error::from_raw_os_error(libc::ECHILD)
 }

@@ -10,7 +10,7 @@ use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, SparkRecord, State};
 use crate::error::{Error, Result};
-use crate::pool::{btrfs, record};
+use crate::pool::{btrfs, names_in, record};
 use crate::runtime::live::{self, Live, Stillness};
 use crate::runtime::youki::Handle;
 use crate::sys::flock::Mode;
@@ -86,6 +86,12 @@ impl Sparks {
     pub fn resolve(&self, spark: &SparkRef) -> Result<SparkId> {
         let id = SparkId { project: self.project_of(spark)?, name: spark.name.clone() };
         if self.dir(&id).is_dir() { Ok(id) } else { Err(self.no_such_spark(&id.project, &id.name)) }
+    }
+
+    /// All sparks of a project, by name.
+    pub(crate) fn sparks_of(&self, project: &Name) -> Result<Vec<SparkId>> {
+        let names = names_in(&self.pool.paths.sparks(project))?;
+        Ok(names.into_iter().map(|name| SparkId { project: project.clone(), name }).collect())
     }
 
     pub(crate) fn dir(&self, spark: &SparkId) -> PathBuf {

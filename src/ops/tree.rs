@@ -57,8 +57,7 @@ impl Sparks {
         }
         let mut origins = Vec::new();
         for project in &projects {
-            for name in names_in(&self.pool.paths.sparks(project))? {
-                let spark = SparkId { project: project.clone(), name };
+            for spark in self.sparks_of(project)? {
                 // What is broken tells nothing; `list` shows it.
                 let Ok(record) = self.record(&spark) else { continue };
                 let shown = self.shown(&spark, all_projects);

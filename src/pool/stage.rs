@@ -33,6 +33,24 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Frees a directory of ours at once: gone by one rename, durable once this returned. The caller holds its exclusive
+    /// lock, which goes along and keeps `gc` from doing the rest a second time. Writes nothing, since this is how to make
+    /// room in a pool that is full. `renamed` is called in between, for those who want to fail there.
+    pub fn remove(&self, dir: &Path, renamed: impl FnOnce() -> Result<()>) -> Result<()> {
+        let gone = self.paths.staging().join(Id::generate().as_str());
+        match sys::file::rename_new(dir, &gone) {
+            // There is no room even for a name. What removes has a reserve of its own, so it is done in place.
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return destroy(dir),
+            other => other.map_err(Error::io("delete", dir))?,
+        }
+        renamed()?;
+        let all = dir.parent().unwrap_or(dir);
+        sys::file::sync_dir(all).map_err(Error::io("sync", all))?;
+        destroy(&gone)
+    }
+}
+
 impl Stage {
     /// The directory.
     pub fn path(&self) -> &Path {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Pool, record, stage};
+use super::{Pool, record};
 use crate::domain::FORMAT;
 use crate::domain::name::Name;
 use crate::domain::place::SparkPaths;
@@ -77,31 +77,9 @@ impl Pool {
         }
     }
 
-    /// Frees a spark's directory at once: gone by one rename, durable once this returned. The caller holds its
-    /// exclusive lock, which goes along and keeps `gc` from doing the rest a second time. Writes nothing, since this
-    /// is how to make room in a pool that is full.
-    pub fn destroy(&self, dir: &Path, project: &Name) -> Result<()> {
-        fault::point("delete-now.before-rename")?;
-        let gone = self.paths.staging().join(Id::generate().as_str());
-        match sys::file::rename_new(dir, &gone) {
-            // There is no room even for a name. What removes has a reserve of its own, so it is done in place.
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return stage::destroy(dir),
-            other => other.map_err(Error::io("delete", dir))?,
-        }
-        fault::point("delete-now.after-rename")?;
-        let sparks = self.paths.sparks(project);
-        sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks))?;
-        stage::destroy(&gone)
-    }
-
-    /// Frees one entry at once. The caller holds its exclusive lock. Half-freed it is nothing that could be brought back,
-    /// so it leaves the trash first.
+    /// Frees one entry at once. The caller holds its exclusive lock.
     pub fn free(&self, entry: &Entry) -> Result<()> {
-        let gone = self.paths.staging().join(Id::generate().as_str());
-        match sys::file::rename_new(&entry.path, &gone) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => stage::destroy(&entry.path),
-            other => other.map_err(Error::io("free", &entry.path)).and_then(|()| stage::destroy(&gone)),
-        }
+        self.remove(&entry.path, || Ok(()))
     }
 
     /// Everything in the trash, oldest first. What does not say where it came from is passed over: `gc` names it.

@@ -5,7 +5,6 @@ use clap::Args;
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
 use crate::domain::name::SparkRef;
-use crate::domain::spark::State;
 use crate::error::Result;
 
 /// Put a fork in the place of the spark it was forked from
@@ -33,10 +32,7 @@ pub(crate) fn pick(ctx: &Ctx, args: PickArgs) -> Result<Status> {
         return Ok(0);
     }
     let others: Vec<String> = picked.deleted.iter().map(ToString::to_string).collect();
-    let how = match picked.restored.state {
-        State::Stopped => format!("; start it with `spark resume {origin}`"),
-        _ => String::new(),
-    };
+    let how = super::snapshot::how_to_start(&picked.restored, &origin);
     ctx.say(format_args!(
         "{origin} is what {winner} was (take it back with `spark undo {origin}`){how}; in the trash: {}",
         others.join(", ")

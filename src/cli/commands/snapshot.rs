@@ -143,15 +143,20 @@ pub(crate) fn undo(ctx: &Ctx, args: UndoArgs) -> Result<Status> {
     tell(ctx, spark, &format!("undid the last restore of {spark}"), &restored)
 }
 
+/// What to type after a restore that left a spark stopped.
+pub(super) fn how_to_start(restored: &Restored, spark: &SparkRef) -> String {
+    match restored.state {
+        State::Stopped => format!("; start it with `spark resume {spark}`"),
+        _ => String::new(),
+    }
+}
+
 /// Says what a restore did, and how to take it back.
 pub(super) fn tell(ctx: &Ctx, spark: &SparkRef, what: &str, restored: &Restored) -> Result<Status> {
     if ctx.json {
         output::print_json(restored)?;
     } else {
-        let how = match restored.state {
-            State::Stopped => format!("; start it with `spark resume {spark}`"),
-            _ => String::new(),
-        };
+        let how = how_to_start(restored, spark);
         let volumes: String = restored.volumes.iter().map(|volume| format!(", `{volume}`")).collect();
         let what =
             if volumes.is_empty() { what.to_owned() } else { format!("{what}, with{}", &volumes[1..]) };

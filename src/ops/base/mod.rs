@@ -13,9 +13,9 @@ use crate::domain::base::BaseRecord;
 use crate::domain::name::Name;
 use crate::domain::spark::{Id, Time};
 use crate::error::{Error, Result};
-use crate::pool::{btrfs, names_in, record, stage};
+use crate::fault;
+use crate::pool::{btrfs, names_in, record};
 use crate::sys::flock::Mode;
-use crate::{fault, sys};
 
 pub use import::ImportSource;
 
@@ -75,14 +75,8 @@ impl Sparks {
         let Some(_lock) = self.pool.lock(&dir, Mode::Exclusive)? else {
             return Err(self.no_such_base(name));
         };
-        // Gone by one rename; the lock, which goes along, keeps `gc` from doing the rest a second time.
-        let gone = self.pool.paths.staging().join(Id::generate().as_str());
         fault::point("base-delete.before-rename")?;
-        sys::file::rename_new(&dir, &gone).map_err(Error::io("delete", &dir))?;
-        fault::point("base-delete.after-rename")?;
-        let bases = self.pool.paths.bases();
-        sys::file::sync_dir(&bases).map_err(Error::io("sync", &bases))?;
-        stage::destroy(&gone)
+        self.pool.remove(&dir, || fault::point("base-delete.after-rename"))
     }
 
     /// The base that `create` takes where none is named: the one of the context, else the one that was set. With

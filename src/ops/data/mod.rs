@@ -22,7 +22,7 @@ use crate::domain::place::VolumePaths;
 use crate::domain::spark::{Id, Time};
 use crate::domain::volume::{Attached, VolumeRecord};
 use crate::error::{Error, Result};
-use crate::pool::{btrfs, names_in, record, stage};
+use crate::pool::{btrfs, names_in, record};
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
@@ -113,12 +113,7 @@ impl Sparks {
         fault::point("data-create.after-record")?;
         btrfs::create(&VolumePaths(stage.path()).fs())?;
         fault::point("data-create.after-subvolume")?;
-        // Shared, so that the project cannot be deleted from under it.
-        let project = self.pool.paths.project(&volume.project);
-        let _project = self.pool.lock(&project, Mode::Shared)?.ok_or_else(|| Error::Busy {
-            what: format!("project `{}`", volume.project),
-            why: "it is being deleted".into(),
-        })?;
+        let _project = self.hold_project(&volume.project)?;
         if stage.try_publish(&dir)?.is_err() {
             return Err(taken());
         }
@@ -216,16 +211,7 @@ impl Sparks {
     fn destroy_volume(&self, volume: &VolumeId) -> Result<()> {
         let dir = self.volume_dir(volume);
         fault::point("data-delete.before-rename")?;
-        let gone = self.pool.paths.staging().join(Id::generate().as_str());
-        match sys::file::rename_new(&dir, &gone) {
-            // In a pool that is full there is no room even for a name; what removes has a reserve of its own.
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return stage::destroy(&dir),
-            other => other.map_err(Error::io("delete", &dir))?,
-        }
-        fault::point("data-delete.after-rename")?;
-        let all = self.pool.paths.volumes(&volume.project);
-        sys::file::sync_dir(&all).map_err(Error::io("sync", &all))?;
-        stage::destroy(&gone)
+        self.pool.remove(&dir, || fault::point("data-delete.after-rename"))
     }
 
     /// The volume that a reference means.
@@ -258,8 +244,7 @@ impl Sparks {
 
     fn users(&self, project: &Name) -> Result<BTreeMap<Name, Vec<User>>> {
         let mut users: BTreeMap<Name, Vec<User>> = BTreeMap::new();
-        for name in names_in(&self.pool.paths.sparks(project))? {
-            let spark = SparkId { project: project.clone(), name };
+        for spark in self.sparks_of(project)? {
             let Ok(record) = self.record(&spark) else { continue };
             for Attached { volume, path, ro } in record.options.volumes {
                 if self.has_own(&spark, &volume) {
@@ -316,10 +301,17 @@ impl Sparks {
         if volumes.is_empty() {
             return Ok(Vec::new());
         }
-        let mut users = self.users(project)?;
-        let users = volumes.iter().flat_map(|volume| users.remove(*volume).unwrap_or_default());
-        let sparks = users.map(|user| SparkId { project: project.clone(), name: user.spark });
-        Ok(sparks.filter(|spark| self.is_unsettled(spark)).collect())
+        let mut unsettled = self.sparks_of(project)?;
+        // There is hardly ever one, and to ask costs less than to read what it has.
+        unsettled.retain(|spark| self.is_unsettled(spark));
+        if unsettled.is_empty() {
+            return Ok(unsettled);
+        }
+        let users = self.users(project)?;
+        let used = volumes.iter().filter_map(|volume| users.get(*volume)).flatten();
+        let used: Vec<&Name> = used.map(|user| &user.spark).collect();
+        unsettled.retain(|spark| used.contains(&&spark.name));
+        Ok(unsettled)
     }
 
     fn lock_volumes(&self, spark: &SparkId, volumes: &[Attached]) -> Result<Held> {

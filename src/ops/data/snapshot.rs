@@ -25,7 +25,7 @@ impl Sparks {
         let volume = self.resolve_volume(volume)?;
         let _lock = self.lock_settled(&volume, Mode::Shared)?;
         let dir = self.volume_dir(&volume);
-        let record = record_of(if name.is_some() { Kind::Named } else { Kind::Timed }, None);
+        let record = SnapshotRecord::new(if name.is_some() { Kind::Named } else { Kind::Timed });
         let stage = self.pool.stage()?;
         stage.write("snapshot.json", &record)?;
         btrfs::snapshot_read_only(&VolumePaths(&dir).fs(), &SnapshotPaths(stage.path()).root())?;
@@ -73,7 +73,8 @@ impl Sparks {
             return Err(no_such_snapshot(&volume, snapshot));
         }
         let fs = VolumePaths(&dir).fs();
-        let record = record_of(Kind::Undo, Some(btrfs::info(&fs)?.uuid));
+        let replaced = Some(btrfs::info(&fs)?.uuid);
+        let record = SnapshotRecord { replaced, ..SnapshotRecord::new(Kind::Undo) };
         let stage = self.pool.stage()?;
         stage.write("snapshot.json", &record)?;
         btrfs::snapshot(&SnapshotPaths(&source).root(), &SnapshotPaths(stage.path()).root())?;
@@ -90,10 +91,7 @@ impl Sparks {
             });
         }
         fault::point("data-restore.exchanged")?;
-        for dir in [&dir, &undo] {
-            sys::file::sync_dir(dir).map_err(Error::io("sync", dir))?;
-        }
-        btrfs::set_read_only(&old)?;
+        snapshot::keep_exchanged(&[(fs, old)])?;
         Ok(name)
     }
 
@@ -129,10 +127,6 @@ impl Sparks {
             }
         }
     }
-}
-
-fn record_of(kind: Kind, replaced: Option<String>) -> SnapshotRecord {
-    SnapshotRecord { replaced, ..SnapshotRecord::new(kind) }
 }
 
 fn no_such_snapshot(volume: &VolumeId, snapshot: &Name) -> Error {

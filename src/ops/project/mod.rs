@@ -1,5 +1,6 @@
 //! Projects: which one a command belongs to, making one, listing and deleting them.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -89,6 +90,18 @@ impl Sparks {
             }
         }
         Ok(project)
+    }
+
+    /// Locks a project shared, so that it cannot be deleted from under what is being made in it.
+    ///
+    /// # Errors
+    /// `busy` if that has happened.
+    pub(crate) fn hold_project(&self, project: &Name) -> Result<OwnedFd> {
+        let held = self.pool.lock(&self.pool.paths.project(project), Mode::Shared)?;
+        held.ok_or_else(|| Error::Busy {
+            what: format!("project `{project}`"),
+            why: "it is being deleted".into(),
+        })
     }
 
     /// Makes a project, if it is not there. Of two that do so at once, one makes it.

@@ -17,7 +17,7 @@ use crate::pool::{btrfs, changes, names_in, record, stage};
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
-pub(crate) use restore::Files;
+pub(crate) use restore::{Files, keep_exchanged};
 pub use restore::{Options, Restored};
 
 /// A snapshot to make.
@@ -162,16 +162,7 @@ impl Sparks {
     pub(crate) fn remove(&self, dir: &Path) -> Result<bool> {
         let Some(_lock) = self.pool.lock(dir, Mode::Exclusive)? else { return Ok(false) };
         fault::point("snapshot-delete.before-rename")?;
-        let gone = self.pool.paths.staging().join(Id::generate().as_str());
-        match sys::file::rename_new(dir, &gone) {
-            // In a pool that is full there is no room even for a name; what removes has a reserve of its own.
-            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return stage::destroy(dir).map(|()| true),
-            other => other.map_err(Error::io("delete", dir))?,
-        }
-        fault::point("snapshot-delete.after-rename")?;
-        let all = dir.parent().unwrap_or(dir);
-        sys::file::sync_dir(all).map_err(Error::io("sync", all))?;
-        stage::destroy(&gone).map(|()| true)
+        self.pool.remove(dir, || fault::point("snapshot-delete.after-rename")).map(|()| true)
     }
 
     /// Deletes the oldest of a spark's snapshots that are like this one, and keeps `keep`.

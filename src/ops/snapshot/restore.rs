@@ -302,8 +302,7 @@ impl Sparks {
         pairs
     }
 
-    /// What follows the exchange of the root: that of the volumes that were not yet, and then, since they cannot be moved
-    /// to another directory from there on, what was there before becomes read-only.
+    /// What follows the exchange of the root: that of the volumes that were not yet.
     fn finish(&self, spark: &SparkId, undo: &Name, record: &SnapshotRecord) -> Result<()> {
         let pairs = self.pairs(spark, undo, record);
         let replaced = std::iter::once(&record.replaced).chain(held(record).map(|kept| &kept.replaced));
@@ -313,13 +312,7 @@ impl Sparks {
                 sys::file::exchange(live, kept).map_err(Error::io("restore", live))?;
             }
         }
-        for path in pairs.iter().flat_map(|(live, kept)| [live, kept]) {
-            let dir = path.parent().unwrap_or(path);
-            sys::file::sync_dir(dir).map_err(Error::io("sync", dir))?;
-        }
-        for (_, kept) in &pairs {
-            btrfs::set_read_only(kept)?;
-        }
+        keep_exchanged(&pairs)?;
         if pairs.len() > 1 {
             fault::point("restore-data.finished")?;
         }
@@ -361,4 +354,14 @@ impl Sparks {
         settle_all(&dir)?;
         self.forget_intent(&dir)
     }
+}
+
+/// Makes exchanges of names durable, and then what was exchanged for the live one read-only, since it cannot be moved to
+/// another directory from there on.
+pub(crate) fn keep_exchanged(pairs: &[(PathBuf, PathBuf)]) -> Result<()> {
+    for path in pairs.iter().flat_map(|(live, kept)| [live, kept]) {
+        let dir = path.parent().unwrap_or(path);
+        sys::file::sync_dir(dir).map_err(Error::io("sync", dir))?;
+    }
+    pairs.iter().try_for_each(|(_, kept)| btrfs::set_read_only(kept))
 }

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::super::create::{Publication, taken};
-use super::super::data::{Copied, held};
+use super::super::data::{Copied, Held, held};
 use super::super::snapshot::{self, Restored};
 use super::super::spark::{Opened, SparkId};
 use super::super::{Observer, Sparks};
@@ -88,7 +88,9 @@ impl Sparks {
         btrfs::snapshot(&SnapshotPaths(&dir).root(), &SparkPaths(stage.path()).root())?;
         fault::point("receive.complete")?;
         spark.project = self.ensure_project_of(name)?;
-        let publication = Publication { record: &record, start: false, volumes: None, copies: &copies };
+        // Its volumes come with it: there is none yet that anybody could take away.
+        let volumes = Held::default();
+        let publication = Publication { record: &record, start: false, volumes: &volumes, copies: &copies };
         self.publish_spark(stage, &spark, &publication)?;
         tell_volumes(&had, &kept, observer);
         Ok(Received { spark, snapshot, restored: None })
