@@ -1,4 +1,5 @@
-"""Times commands in turn, round after round, so that a noisy machine is as noisy for each of them.
+"""Times commands in turn, round after round, so that a noisy machine is as noisy for each of them. The turn of each round
+is another one: the kernel still frees what the command before left.
 
 usage: interleave.py ROUNDS < lines of NAME<TAB>COMMAND[<TAB>UNTIMED COMMAND AFTERWARDS]
 
@@ -6,6 +7,7 @@ The first line is the one that the others are compared with. Prints a Markdown t
 percentile in milliseconds, and the median of the ratios to the first line, round by round. No shell is started.
 """
 import os
+import random
 import shlex
 import statistics
 import subprocess
@@ -33,7 +35,7 @@ def main():
         name, command, *after = line.rstrip("\n").split("\t")
         rows.append((name, shlex.split(command), shlex.split(after[0]) if after else None, []))
     for number in range(rounds + 2):
-        for _, command, after, times in rows:
+        for _, command, after, times in random.sample(rows, len(rows)):
             took = run(command)
             if number >= 2:
                 times.append(took)

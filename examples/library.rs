@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cwd: std::env::current_dir()?,
         base: None,
         templates: "/etc/spark/bundles".into(),
+        secrets: Default::default(),
     };
     let sparks = Sparks::open_or_init(context, &Silent)?;
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::domain::limits::size;
 use crate::domain::name::InvalidName;
 
 /// The result of every fallible function of this crate.
@@ -52,9 +53,20 @@ pub enum Error {
     #[error("{} is damaged: {why}", path.display())]
     Corrupt { path: PathBuf, why: String, hint: Option<String> },
 
+    /// A network, port or address cannot be had.
+    #[error("{what}")]
+    Network { what: String, hint: Option<String> },
+
     /// An image or archive is refused.
     #[error("cannot import {what}: {why}")]
     Image { what: String, why: String },
+
+    /// An image could not be had from a registry, or given to it.
+    #[error("cannot {action} {what}: {why}")]
+    Registry { action: &'static str, what: String, why: String, code: Code, hint: Option<String> },
+    /// A secret cannot be had, or not be delivered.
+    #[error("{what}")]
+    Secret { what: String, hint: String, source: Option<io::Error> },
 
     /// A system call on a path failed.
     #[error("cannot {action} {}", path.display())]
@@ -76,6 +88,10 @@ pub enum Error {
     #[error("cannot run `{command}` in spark `{spark}`: {source}")]
     Exec { command: String, spark: String, source: io::Error },
 
+    /// The kernel killed a process inside because no memory was left.
+    #[error("{}", out_of_memory(spark, limit))]
+    OutOfMemory { spark: String, limit: Option<u64>, ephemeral: bool },
+
     /// Undoing a failed operation failed too. Both are kept.
     #[error("{first}; and undoing it failed: {undo}")]
     Undo { first: Box<Error>, undo: Box<Error> },
@@ -87,6 +103,18 @@ pub enum Error {
 
 fn place(project: &Option<String>) -> String {
     project.as_ref().map(|p| format!(" in project `{p}`")).unwrap_or_default()
+}
+
+fn out_of_memory(spark: &str, limit: &Option<u64>) -> String {
+    match limit {
+        Some(limit) => {
+            format!(
+                "spark `{spark}` ran out of its {} of memory, and a process in it was killed",
+                size(*limit)
+            )
+        }
+        None => format!("the host ran out of memory, and a process in spark `{spark}` was killed"),
+    }
 }
 
 fn detail_of(detail: &str) -> String {
@@ -108,6 +136,9 @@ pub enum Code {
     Denied,
     Corrupt,
     Image,
+    Network,
+    OutOfMemory,
+    Secret,
     Internal,
 }
 
@@ -127,6 +158,9 @@ impl Code {
             Code::Denied => "denied",
             Code::Corrupt => "corrupt",
             Code::Image => "image",
+            Code::Network => "network",
+            Code::OutOfMemory => "out_of_memory",
+            Code::Secret => "secret",
             Code::Internal => "internal",
         }
     }
@@ -154,6 +188,11 @@ impl Error {
         Error::Usage { message: message.into(), hint: None }
     }
 
+    /// A secret that cannot be had.
+    pub fn secret(what: impl Into<String>, hint: impl Into<String>) -> Error {
+        Error::Secret { what: what.into(), hint: hint.into(), source: None }
+    }
+
     /// The stable word for this error.
     pub fn code(&self) -> Code {
         match self {
@@ -171,9 +210,13 @@ impl Error {
             Error::Denied { .. } => Code::Denied,
             Error::Corrupt { .. } => Code::Corrupt,
             Error::Image { .. } => Code::Image,
+            Error::Registry { code, .. } => *code,
+            Error::Secret { .. } => Code::Secret,
+            Error::Network { .. } => Code::Network,
             Error::Io { source, .. } | Error::Sys { source, .. } => code_of(source),
             Error::Runtime { .. } | Error::Program { .. } | Error::Fault { .. } => Code::Internal,
             Error::Exec { source, .. } => code_of(source),
+            Error::OutOfMemory { .. } => Code::OutOfMemory,
             Error::Undo { first, .. } => first.code(),
         }
     }
@@ -181,9 +224,11 @@ impl Error {
     /// What the user can do about it, if there is something.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::Usage { hint, .. } | Error::NotSupported { hint, .. } | Error::Corrupt { hint, .. } => {
-                hint.clone()
-            }
+            Error::Usage { hint, .. }
+            | Error::NotSupported { hint, .. }
+            | Error::Network { hint, .. }
+            | Error::Corrupt { hint, .. }
+            | Error::Registry { hint, .. } => hint.clone(),
             Error::NotFound { near, kind, name, .. } => Some(match near.first() {
                 Some(name) => format!("did you mean `{name}`?"),
                 None => list_hint(kind, name),
@@ -192,14 +237,22 @@ impl Error {
                 Some(format!("choose another name, or remove it with `spark delete {name}`"))
             }
             Error::Exists { .. } => Some("choose another name, or delete it first".into()),
-            Error::WrongState { hint, .. } | Error::Host { hint, .. } | Error::Denied { hint, .. } => {
-                Some(hint.clone())
-            }
+            Error::WrongState { hint, .. }
+            | Error::Host { hint, .. }
+            | Error::Secret { hint, .. }
+            | Error::Denied { hint, .. } => Some(hint.clone()),
             Error::InvalidName(e) => Some(e.hint()),
             Error::Io { source, .. } | Error::Sys { source, .. } => io_hint(source),
             Error::Runtime { .. } => Some("see what this host lacks with `spark doctor`".into()),
             Error::Undo { first, .. } => {
                 first.hint().or_else(|| Some("collect what is left with `spark gc`".into()))
+            }
+            Error::OutOfMemory { limit: None, .. } => {
+                Some("see what uses it with `spark top -a`, and limit that with `spark set`".into())
+            }
+            Error::OutOfMemory { ephemeral: true, .. } => Some("give it more with `--memory SIZE`".into()),
+            Error::OutOfMemory { spark, .. } => {
+                Some(format!("give it more with `spark set {spark} --memory SIZE`"))
             }
             Error::Busy { .. } => Some("try again when the other command has ended".into()),
             Error::Image { .. } | Error::Program { .. } | Error::Exec { .. } | Error::Fault { .. } => None,
@@ -222,11 +275,14 @@ fn list_hint(kind: &str, name: &str) -> String {
         "parent snapshot" => {
             "receive the stream it was sent with first, or send the spark whole, without `--since`".into()
         }
+        "image" => format!("pull it first: `spark base pull {name}`"),
         "base" => "list the bases with `spark base list`".into(),
         "project" => "list the projects with `spark project list`".into(),
+        "container" => "list them with `spark-oci list`, of the same `--root`".into(),
         "pool" => "make one with `spark pool init`".into(),
         "file" => "list what differs with `spark diff`, without a path".into(),
         "user" => "name one of the spark's own /etc/passwd, or give a number".into(),
+        "secret" => "list the secrets with `spark secrets list`".into(),
         "deleted spark" => "list what can be brought back with `spark list --deleted`".into(),
         _ => "list this project's sparks with `spark list`".into(),
     }
@@ -250,7 +306,11 @@ fn code_of(e: &io::Error) -> Code {
 
 fn io_hint(e: &io::Error) -> Option<String> {
     match e.raw_os_error()? {
-        libc::ENOSPC | libc::EDQUOT => Some(
+        libc::EDQUOT => Some(
+            "a spark's share of the disk is used up: remove files in it, or raise it with `spark set NAME --disk SIZE`"
+                .into(),
+        ),
+        libc::ENOSPC => Some(
             "free space with `spark gc` or `spark delete --now`, or grow it with `spark pool grow`".into(),
         ),
         libc::EROFS => {

@@ -1,8 +1,9 @@
 //! Named places where a test makes an operation fail or die.
 //!
-//! `SPARK_FAULT=NAME=fail` makes the place return an error, `NAME=die` kills the process there as a crash
+//! `SPARK_FAULT=NAME=fail` makes the place return an error, `NAME=panic` panics there, `NAME=die` kills the process as a crash
 //! would, and `NAME=die-all` its whole process group, so that a helper does not outlive its command or the other way
-//! round. Without the feature `faults` a point is nothing at all.
+//! round. `NAME=stop` stops the process there until somebody has it go on, for a look at it. Without the feature `faults`
+//! a point is nothing at all.
 
 use crate::error::Result;
 
@@ -31,6 +32,11 @@ pub fn point(name: &'static str) -> Result<()> {
             let _ = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
             Ok(())
         }
+        "stop" => {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+            Ok(())
+        }
+        "panic" => panic!("fault point {name}"),
         _ => Err(crate::error::Error::Fault { name }),
     }
 }

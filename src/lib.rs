@@ -11,21 +11,28 @@
 //! | words | [`domain`] | nothing of ours |
 //! | errors | [`error`], [`fault`] | `domain` |
 //! | system calls | [`sys`] | nothing of ours |
-//! | parts | [`pool`], [`bundle`], [`runtime`], [`image`] | the above, and not each other |
+//! | parts | [`pool`], [`bundle`], [`runtime`], [`image`], [`net`], [`secrets`], [`config`] | the above, and not each other |
 //! | operations | [`ops`] | all of the above |
-//! | faces | [`cli`] | `ops`, `domain`, `error` |
+//! | standing by | [`foreground`] | `ops`, `domain`, `error` |
+//! | faces | [`cli`], [`oci`], [`shim`] | `foreground`, `ops`, `domain`, `error` |
 //!
 //! Programs use [`ops::Sparks`]; see `examples/library.rs`.
 
 pub mod bundle;
 pub mod cli;
+pub mod config;
 pub mod domain;
 pub mod error;
 pub mod fault;
+pub mod foreground;
 pub mod image;
+pub mod net;
+pub mod oci;
 pub mod ops;
 pub mod pool;
 pub mod runtime;
+pub mod secrets;
+pub mod shim;
 pub mod sys;
 
 pub use error::{Error, Result};

@@ -33,12 +33,19 @@ ELSEWHERE = {
     "sudo examples/quickstart.sh": "tests/run.sh quickstart",
     "sudo tests/run.sh": "what runs this",
     "cargo build --release --locked": "tests/run.sh quickstart",
+    "ctr run --rm --runtime io.containerd.spark.v1 IMAGE NAME COMMAND": "tests/run.sh containerd",
+    "ctr run -d --snapshotter btrfs --runtime io.containerd.spark.v1 IMAGE web COMMAND": "tests/run.sh containerd",
+    "spark base import containerd://default/web web": "tests/run.sh containerd",
+    "spark --project default create --base web fork": "tests/run.sh containerd",
 }
 
 # What would change the machine, and what is tried in its place.
 REHEARSED = {
-    "sudo install -m 755 target/*/release/spark /usr/local/bin/":
-        'install -m 755 "$(command -v spark)" ./installed && ./installed version',
+    "(cd target/*/release && sudo install -m 755 spark spark-oci containerd-shim-spark-v1 /usr/local/bin/)":
+        'mkdir there && (cd ../bin && install -m 755 spark spark-oci containerd-shim-spark-v1 ../work/there/) && '
+        "there/spark version && there/spark-oci --version && there/containerd-shim-spark-v1 -v",
+    "spark pool init --quota --size 50G":
+        "SPARK_ROOT=$PWD/counting spark pool init --quota --size 1G && umount counting/pool",
 }
 
 # What differs from run to run, and what it is compared as.
@@ -62,7 +69,9 @@ class Machine:
         os.chmod(self.run, 0o711)
         for name in ("bin", "root", "work"):
             os.mkdir(f"{self.dir}/{name}", 0o700)
-        os.symlink(spark, f"{self.dir}/bin/spark")
+        for program in ("spark", "spark-oci", "containerd-shim-spark-v1"):
+            beside = os.path.join(os.path.dirname(os.path.abspath(spark)), program)
+            os.symlink(beside, f"{self.dir}/bin/{program}")
         self.env = {
             "PATH": f"{self.dir}/bin:{os.environ['PATH']}",
             "HOME": f"{self.dir}/work",
@@ -184,7 +193,7 @@ def check(path, machine, update):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--spark", required=True)
+    parser.add_argument("--spark", required=True, help="the other programs are beside it")
     parser.add_argument("--update", action="store_true")
     parser.add_argument("files", nargs="*")
     args = parser.parse_args()

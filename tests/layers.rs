@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A layer and what it may import of ours, besides itself.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("domain", &[]),
     ("error", &["domain"]),
     ("fault", &["error"]),
@@ -15,18 +15,33 @@ const LAYERS: [(&str, &[&str]); 10] = [
     ("bundle", &["domain", "error", "fault", "sys"]),
     ("runtime", &["domain", "error", "fault", "sys"]),
     ("image", &["domain", "error", "fault", "sys"]),
-    ("ops", &["domain", "error", "fault", "sys", "pool", "bundle", "runtime", "image"]),
-    ("cli", &["ops", "domain", "error"]),
+    ("net", &["domain", "error", "fault", "sys"]),
+    ("secrets", &["domain", "error", "fault", "sys"]),
+    ("config", &["domain", "error", "sys"]),
+    (
+        "ops",
+        &[
+            "domain", "error", "fault", "sys", "pool", "bundle", "runtime", "image", "net", "secrets",
+            "config",
+        ],
+    ),
+    ("foreground", &["ops", "domain", "error"]),
+    ("cli", &["foreground", "ops", "domain", "error"]),
+    ("oci", &["foreground", "ops", "domain", "error"]),
+    ("shim", &["ops", "domain", "error"]),
 ];
 
 /// A word and the only places where it may stand.
-const PLACES: [(&str, &[&str]); 7] = [
+const PLACES: [(&str, &[&str]); 10] = [
     ("libcontainer::", &["runtime/"]),
+    ("libcgroups::", &["runtime/"]),
     ("btrfsutil::", &["pool/btrfs.rs"]),
     ("libseccomp::", &["bundle/seccomp.rs"]),
     ("unsafe {", &["sys/", "runtime/init/"]),
-    ("println!", &["cli/"]),
-    ("tokio::", &["cli/", "image/"]),
+    ("println!", &["cli/", "oci/"]),
+    ("tokio::", &["cli/", "foreground/", "image/", "net/", "shim/"]),
+    ("oci_client::", &["image/oci/registry.rs"]),
+    ("h2::", &["image/containerd.rs"]),
     ("gix_discover::", &["ops/project/"]),
 ];
 

@@ -20,7 +20,7 @@ PATH=$PATH:/usr/sbin:/sbin
 # shellcheck disable=SC2034  # for those who source this
 build_packages=(gcc libc6-dev pkg-config clang libbtrfsutil-dev libseccomp-dev)
 # shellcheck disable=SC2034
-run_packages=(btrfs-progs mount git mmdebstrap debian-archive-keyring gpg ca-certificates busybox-static)
+run_packages=(btrfs-progs mount nftables git mmdebstrap debian-archive-keyring gpg ca-certificates busybox-static)
 
 fail() {
     echo "${0##*/}: $*" >&2

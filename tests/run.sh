@@ -19,9 +19,13 @@ set -uo pipefail
 # shellcheck source=prepare.sh
 . "$(dirname "${BASH_SOURCE[0]}")/prepare.sh"
 
-test_packages=(shellcheck python3 bsdutils git jq runc iproute2 nftables procps xz-utils zstd)
-# Longer than any part takes on two slow cores.
-part_seconds=1500
+test_packages=(
+    shellcheck python3 bsdutils git jq runc iproute2 iputils-ping nftables socat netcat-openbsd procps systemd
+    xz-utils zstd attr libcap2-bin openssl docker-registry skopeo umoci podman containerd pass gnupg gdb
+    containernetworking-plugins protobuf-compiler python3-grpcio python3-protobuf python3-yaml
+)
+# A part that prints nothing for so many seconds hangs. How long one takes is the machine's affair.
+patience=1200
 
 build_tests=(cargo test --locked --features faults)
 
@@ -68,8 +72,21 @@ part_quickstart() {
 apart() { SPARK_ROOT=$work/root SPARK_RUN=$run "$@"; }
 
 part_vm() {
-    mkdir -p "$work/bin"
-    build_release && cp "$release/spark" "$work/bin/" && tests/vm/run.sh "$work/bin"
+    local networks oci status=0
+    mkdir -p "$work/bin" "$work/oci"
+    build_release && cp "$release/spark" "$work/bin/" || return
+    cp "$release"/{spark,spark-oci,containerd-shim-spark-v1} /usr/bin/{containerd,ctr} "$work/oci/" || return
+    # Side by side: each is emulated by one thread, and waits for most of the time.
+    tests/vm/run.sh "$work/bin" --guest network.sh >"$work/networks.log" 2>&1 &
+    networks=$!
+    tests/vm/run.sh "$work/oci" --guest oci.sh >"$work/oci.log" 2>&1 &
+    oci=$!
+    tests/vm/run.sh "$work/bin" || status=1
+    wait "$networks" || status=1
+    cat "$work/networks.log"
+    wait "$oci" || status=1
+    cat "$work/oci.log"
+    return "$status"
 }
 
 # Compares what this machine has now with what it had before.
@@ -92,23 +109,29 @@ state() {
     {
         findmnt -rn -o TARGET,SOURCE,FSTYPE | sed 's/^/mount /'
         losetup -a | sed 's/^/loop device /'
-        find /sys/fs/cgroup -type d -path '*/spark*' | sed 's/^/cgroup /'
+        cgroups | sed 's/^/cgroup /'
         ip -o link 2>/dev/null | sed -E 's/^[0-9]+: ([^:@]+).*/link \1/'
         ip netns list 2>/dev/null | sed 's/^/network namespace /'
         nft list ruleset 2>/dev/null | sed 's/ packets [0-9]* bytes [0-9]*//; s/^/nft /'
         for name in spark qemu youki containerd; do pgrep -l "^$name"; done | sed 's/^/process /'
-        find /run -maxdepth 1 -name 'spark*' ! -name spark-ids
-        find /run/spark-ids -mindepth 1 2>/dev/null
+        find /run -maxdepth 1 -name 'spark*' ! -name spark-ids ! -name spark-nets
+        find /run/spark-ids /run/spark-nets -mindepth 1 ! -name ports 2>/dev/null
         find /tmp /var/tmp /var/lib /etc -maxdepth 1 -iname '*spark*'
         [ "$caller" = root ] || find "$checkout" "$caller_home/.cargo" "$caller_home/.cache" \
             -user root 2>/dev/null | sed "s/^/file of root's /"
     } | sort -u
 }
 
-# libcontainer leaves the directory that it made above those of the sparks. One
+# Those that sparks are in, and what is asked of podman and containerd.
+cgroups() {
+    find /sys/fs/cgroup -regextype posix-extended -depth -type d \( -path '*/spark*' \
+        -o -regex '/sys/fs/cgroup(/[a-z_,]+)?/(libpod_parent|default|t[0-9a-z]{26})(/.*)?' \)
+}
+
+# Engines leave the directories that they made above those of containers. One
 # that was there before may be in use.
 remove_empty_cgroups() {
-    find /sys/fs/cgroup -depth -type d -path '*/spark' | while read -r dir; do
+    cgroups | grep -E '/(spark|libpod_parent(/conmon)?|default)$' | while read -r dir; do
         grep -qxF "cgroup $dir" "$work/before" || rmdir "$dir" 2>/dev/null
     done
 }
@@ -150,6 +173,7 @@ passed=0
 failed=0
 summary=()
 job=
+timer=
 
 # Adds up what a log counts: Rust's `test result:` lines, and `N passed, N failed`.
 counts_in() { # LOG
@@ -163,13 +187,13 @@ counts_in() { # LOG
         END { print good + 0, bad + 0 }' "$1"
 }
 
-end_job() {
-    [ -z "$job" ] || kill -TERM -- "-$job" 2>/dev/null
+end_group() { # LEADER
+    [ -z "$1" ] || kill -TERM -- "-$1" 2>/dev/null
 }
 
 # Runs a part and shows what it writes. A part that counts nothing counts as one.
 run_part() { # NAME COMMAND...
-    local name=$1 start=$SECONDS status=0 good bad timer
+    local name=$1 start=$SECONDS status=0 good bad
     shift
     printf '\n===== %s\n' "$name"
     : >"$work/log"
@@ -177,15 +201,21 @@ run_part() { # NAME COMMAND...
     set -m
     "$@" >>"$work/log" 2>&1 </dev/null &
     job=$!
-    { sleep "$part_seconds" && echo "===== $name takes too long" && end_job; } &
+    {
+        tests/until-silent.sh "$patience" "$work/log" &&
+            echo "===== $name has printed nothing for $patience s" && end_group "$job"
+    } &
     timer=$!
     set +m
-    # Not through a pipe: what a part leaves behind must not keep this waiting.
-    tail -n +1 -f -s 0.2 --pid="$job" "$work/log"
+    # Not through a pipe: what a part leaves behind must not keep this waiting. Nor in the
+    # foreground: a signal is handled at once.
+    tail -n +1 -f -s 0.2 --pid="$job" "$work/log" &
+    wait "$!"
     wait "$job" || status=$?
     job=
-    kill -TERM -- "-$timer" 2>/dev/null
+    end_group "$timer"
     wait "$timer" 2>/dev/null
+    timer=
     read -r good bad < <(counts_in "$work/log")
     if [ "$status" = 0 ] && [ "$((good + bad))" = 0 ]; then
         good=1
@@ -215,7 +245,8 @@ all_parts() {
 }
 
 cleanup() {
-    end_job
+    end_group "$timer"
+    end_group "$job"
     [ -z "$job" ] || wait "$job" 2>/dev/null
     if [ -n "${work:-}" ]; then
         # A part that failed may have left its pool mounted.
@@ -239,7 +270,7 @@ while [ $# -gt 0 ]; do
         ;;
     --full)
         export SPARKS_TEST_ROUNDS=40 # of 25 snapshots
-        part_seconds=86400
+        patience=86400
         ;;
     --)
         shift

@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+use sparks::sys::wipe::Wiping;
+
+#[global_allocator]
+static ALLOCATOR: Wiping = Wiping;
+
 fn main() -> ExitCode {
     sparks::cli::main()
 }

@@ -9,13 +9,20 @@ pub const FILES: [&str; 4] = ["hosts", "hostname", "resolv.conf", "machine-id"];
 /// What one of [`FILES`] holds.
 pub fn content(file: &str, hostname: &str, id: &Id, network: Network, host_resolv: &str) -> String {
     match file {
-        "hosts" => format!(
-            "127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n\
-             ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-        ),
+        "hosts" => {
+            // In a project's network its own name leads to the address that others reach it by, further down.
+            let own = match network {
+                Network::Project => String::new(),
+                Network::Host | Network::None => format!("127.0.1.1\t{hostname}\n"),
+            };
+            format!(
+                "127.0.0.1\tlocalhost\n{own}::1\tlocalhost ip6-localhost ip6-loopback\n\
+                 ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+            )
+        }
         "hostname" => format!("{hostname}\n"),
         "resolv.conf" => match network {
-            Network::Host => host_resolv.to_owned(),
+            Network::Host | Network::Project => host_resolv.to_owned(),
             Network::None => "# this spark has no network\n".to_owned(),
         },
         // The id itself, so that it is the spark's own for life, and a fork's is another.

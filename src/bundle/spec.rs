@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespaceType, LinuxPidsBuilder, Mount,
-    MountBuilder, Spec,
+    LinuxBlockIoBuilder, LinuxCpuBuilder, LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespaceType,
+    LinuxPidsBuilder, LinuxResources, LinuxThrottleDeviceBuilder, Mount, MountBuilder, Spec,
 };
 
 use super::{etc, seccomp, template};
@@ -15,6 +15,7 @@ use crate::domain::options::{BindMount, Network, Shared, SparkOptions};
 use crate::domain::spark::Id;
 use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
+use crate::sys::block::Device;
 use crate::sys::idmap::{Extent, IdMap};
 use crate::sys::mount::Planned;
 
@@ -35,8 +36,12 @@ pub struct Input<'a> {
     pub root: &'a Path,
     /// `/spark/bin`, `/spark/all` and `/spark/proj`, in this order.
     pub shared: [PathBuf; 3],
+    /// The disks that the pool is on.
+    pub disks: &'a [Device],
     /// Data volumes: where each is, and where it is to be inside.
     pub volumes: &'a [(PathBuf, Attached)],
+    /// What its `/etc/resolv.conf` says, where it has a network.
+    pub resolv: &'a str,
 }
 
 /// A bundle, ready to be written.
@@ -196,6 +201,10 @@ fn host_mount(wanted: &BindMount, range: IdMap) -> Result<Planned> {
 fn fill_process(spec: &mut Spec, options: &SparkOptions) -> Result<()> {
     let process = spec.process_mut().as_mut().ok_or_else(|| bad("it has no `process`"))?;
     let mut env = process.env().clone().unwrap_or_default();
+    let path = env.iter().find_map(|e| e.strip_prefix("PATH=")).map(str::to_owned);
+    if let (Some(order), Some(path)) = (options.path, path) {
+        set_env(&mut env, "PATH", &order.apply(&path));
+    }
     for (key, value) in &options.env {
         set_env(&mut env, key, value);
     }
@@ -210,6 +219,7 @@ pub fn set_env(env: &mut Vec<String>, key: &str, value: &str) {
 }
 
 fn fill_linux(spec: &mut Spec, input: &Input<'_>) -> Result<()> {
+    let options = input.options;
     let linux = spec.linux_mut().as_mut().ok_or_else(|| bad("it has no `linux`"))?;
     let mapping = LinuxIdMappingBuilder::default()
         .container_id(0u32)
@@ -224,34 +234,94 @@ fn fill_linux(spec: &mut Spec, input: &Input<'_>) -> Result<()> {
     if !namespaces.iter().any(|n| n.typ() == LinuxNamespaceType::User) {
         return Err(bad("it has no user namespace, and no spark goes without"));
     }
-    if input.options.network == Network::Host {
+    if options.network == Network::Host {
         namespaces.retain(|n| n.typ() != LinuxNamespaceType::Network);
     }
     linux.set_namespaces(Some(namespaces));
     if linux.seccomp().is_none() {
         linux.set_seccomp(Some(seccomp::profile()?));
     }
-    let mut resources = linux.resources().clone().unwrap_or_default();
-    let Limits { memory, cpus_milli, pids } = &input.options.limits;
-    if let Some(bytes) = memory {
-        let bytes = *bytes as i64;
+    let resources = linux.resources().clone().unwrap_or_default();
+    linux.set_resources(Some(limited(resources, &options.limits, input.disks)?));
+    Ok(())
+}
+
+/// Processor time is given out anew this often, in microseconds.
+const PERIOD: u64 = 100_000;
+
+fn limited(mut resources: LinuxResources, limits: &Limits, disks: &[Device]) -> Result<LinuxResources> {
+    if let Some(bytes) = limits.memory {
+        let bytes = bytes as i64;
         resources
             .set_memory(Some(LinuxMemoryBuilder::default().limit(bytes).swap(bytes).build().map_err(bad)?));
     }
-    if let Some(milli) = cpus_milli {
-        const PERIOD: u64 = 100_000;
+    if let Some(milli) = limits.cpus_milli {
         let quota = (milli * PERIOD / 1000) as i64;
         resources.set_cpu(Some(LinuxCpuBuilder::default().quota(quota).period(PERIOD).build().map_err(bad)?));
     }
-    if pids.is_some() || resources.pids().is_none() {
-        let limit = pids.unwrap_or(DEFAULT_PIDS);
+    if limits.pids.is_some() || resources.pids().is_none() {
+        let limit = limits.pids.unwrap_or(DEFAULT_PIDS);
         resources.set_pids(Some(LinuxPidsBuilder::default().limit(limit).build().map_err(bad)?));
     }
-    linux.set_resources(Some(resources));
-    Ok(())
+    if let Some(rate) = limits.io {
+        let throttle = |disk: &Device| {
+            let device = LinuxThrottleDeviceBuilder::default().major(disk.major).minor(disk.minor).rate(rate);
+            device.build().map_err(bad)
+        };
+        let rates = disks.iter().map(throttle).collect::<Result<Vec<_>>>()?;
+        let io = LinuxBlockIoBuilder::default()
+            .throttle_read_bps_device(rates.clone())
+            .throttle_write_bps_device(rates);
+        resources.set_block_io(Some(io.build().map_err(bad)?));
+    }
+    Ok(resources)
+}
+
+/// The limits that a spark starts with: its own, and its template's where it has none.
+pub fn limits(options: &SparkOptions, templates: &Path) -> Result<Limits> {
+    let spec = template::load(options.bundle.as_deref().unwrap_or("default"), templates)?;
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let memory = resources.memory().as_ref().and_then(|m| m.limit()).filter(|bytes| *bytes > 0);
+    let cpu = resources.cpu().as_ref().and_then(|cpu| {
+        let quota = u64::try_from(cpu.quota()?).ok()?;
+        (quota * 1000).checked_div(cpu.period().unwrap_or(PERIOD))
+    });
+    let of_template = Limits {
+        memory: memory.map(|bytes| bytes as u64),
+        cpus_milli: cpu,
+        pids: resources.pids().as_ref().map(|pids| pids.limit()),
+        ..Limits::default()
+    };
+    Ok(options.limits.clone().over(of_template))
 }
 
 /// A spark's cgroup, from the top of each hierarchy.
 pub fn cgroup(id: &Id) -> PathBuf {
     Path::new("/spark").join(id.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spark_starts_with_its_own_limits_and_else_with_those_of_its_template() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut small = serde_json::to_value(template::load("default", dir.path()).unwrap()).unwrap();
+        small["linux"]["resources"] = serde_json::json!({
+            "memory": { "limit": 1000 }, "pids": { "limit": 7 }, "cpu": { "quota": 25000, "period": 50000 }
+        });
+        std::fs::create_dir(dir.path().join("small")).unwrap();
+        std::fs::write(dir.path().join("small/config.json"), small.to_string()).unwrap();
+        let own = Limits { pids: Some(9), io: Some(3), ..Limits::default() };
+        let of = |bundle: &str, limits: &Limits| {
+            let options =
+                SparkOptions { bundle: Some(bundle.into()), limits: limits.clone(), ..Default::default() };
+            super::limits(&options, dir.path()).unwrap()
+        };
+        let both = Limits { memory: Some(1000), cpus_milli: Some(500), ..own.clone() };
+        assert_eq!(of("small", &own), both);
+        assert_eq!(of("small", &Limits::default()).pids, Some(7));
+        assert_eq!(of("default", &own), own);
+    }
 }

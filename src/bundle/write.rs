@@ -27,11 +27,14 @@ pub fn write(bundle: &Bundle, inner: &mut Spec, input: &Input<'_>) -> Result<Vec
         make(&dir.join(sub), 0o755)?;
     }
     make(&dir.join(INNER), 0o700)?;
-    let resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let host = hostname(input.options, input.name);
     for file in etc::FILES {
         let path = dir.join("etc").join(file);
-        put(&path, etc::content(file, &host, input.id, input.options.network, &resolv).as_bytes(), 0o644)?;
+        put(
+            &path,
+            etc::content(file, &host, input.id, input.options.network, input.resolv).as_bytes(),
+            0o644,
+        )?;
         chown(&path, Some(input.first_id), Some(input.first_id))
             .map_err(Error::io("change the owner of", &path))?;
     }

@@ -2,23 +2,27 @@
 //!
 //! Data goes to standard output, all else to standard error. Nothing here decides anything about sparks.
 
+use std::borrow::Borrow;
 use std::ffi::OsString;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 
 use clap::Parser;
 
+use crate::domain::limits::parse_duration;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{Place, ROOT, RUN};
 use crate::error::{Code, Error, Result};
-use crate::ops::{Context, Sparks};
+use crate::ops::secrets::Settings;
+use crate::ops::{Context, Sparks, config};
 
 mod args;
-mod attach;
 mod commands;
+mod forward;
 mod output;
 mod progress;
-mod relay;
 mod report;
 mod usage;
 
@@ -28,6 +32,8 @@ use report::Status;
 
 /// Where the host's own bundle templates are.
 const TEMPLATES: &str = "/etc/spark/bundles";
+/// How many things are waited for at once.
+const AT_ONCE: usize = 64;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -57,7 +63,12 @@ fn run(mut cli: Cli) -> Result<Status> {
         _ => {}
     }
     log_to_stderr(cli.global.verbose)?;
-    commands::dispatch(&Ctx::new(cli.global)?, cli.verb)
+    let mut ctx = Ctx::new(cli.global)?;
+    // What mends things goes on whatever is configured.
+    if !matches!(cli.verb, Verb::Doctor(_) | Verb::Gc(_) | Verb::Pool(_)) {
+        ctx.configure()?;
+    }
+    commands::dispatch(&ctx, cli.verb)
 }
 
 /// Starts logging if it was asked for. libcontainer tells a lot that only its authors want to know.
@@ -87,6 +98,19 @@ fn env(name: &str) -> Result<Option<String>> {
     }
 }
 
+/// What the sources of secrets are told. The commands of `cmd://NAME` come from the user's configuration, and so from
+/// nowhere yet.
+fn secret_settings() -> Result<Settings> {
+    let mut settings = Settings::default();
+    settings.asking.at_terminal = true;
+    if let Some(time) = env("SPARK_SECRET_TIMEOUT")? {
+        let timeout =
+            parse_duration(&time).map_err(|e| Error::usage(format!("SPARK_SECRET_TIMEOUT: {e}")))?;
+        settings.timeout = timeout;
+    }
+    Ok(settings)
+}
+
 fn env_name(name: &str) -> Result<Option<Name>> {
     env(name)?
         .map(|text| text.parse::<Name>())
@@ -105,12 +129,17 @@ fn env_dir(name: &str, default: &str) -> Result<PathBuf> {
 #[derive(Debug)]
 pub(crate) struct Ctx {
     context: Context,
+    /// `--project` was given.
+    project_is_given: bool,
+    /// `SPARK_CONFIG`.
+    config: Option<PathBuf>,
     json: bool,
     verbose: bool,
 }
 
 impl Ctx {
     fn new(global: Global) -> Result<Ctx> {
+        let project_is_given = global.project.is_some();
         let project = match global.project {
             Some(project) => Some(project),
             None => env_name("SPARK_PROJECT")?,
@@ -121,14 +150,80 @@ impl Ctx {
             Err(_) if project.is_some() => "/".into(),
             Err(e) => return Err(Error::sys("find the working directory")(e)),
         };
+        let config = match std::env::var_os("SPARK_CONFIG").filter(|v| !v.is_empty()) {
+            None => None,
+            Some(path) => Some(std::path::absolute(&path).map_err(Error::io("find", &path))?),
+        };
         let context = Context {
             place: Place { root: env_dir("SPARK_ROOT", ROOT)?, run: env_dir("SPARK_RUN", RUN)? },
             project,
             cwd,
             base: env_name("SPARK_BASE")?,
             templates: TEMPLATES.into(),
+            secrets: secret_settings()?,
         };
-        Ok(Ctx { context, json: global.json, verbose: global.verbose > 0 })
+        let (json, verbose) = (global.json, global.verbose > 0);
+        Ok(Ctx { context, project_is_given, config, json, verbose })
+    }
+
+    /// Takes what no repository has a say in: what `cmd://` runs, and the project that is configured, where neither a
+    /// name nor a repository says what it is.
+    fn configure(&mut self) -> Result<()> {
+        let own = self.own_settings()?;
+        self.context.secrets.commands = own.secret_commands;
+        if self.context.project.is_none() && !self.is_in_repository() {
+            self.context.project = own.project;
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> config::Sources<'_> {
+        let system = std::path::Path::new(config::SYSTEM);
+        config::Sources { cwd: &self.context.cwd, user: self.config.clone(), system }
+    }
+
+    /// All configuration files.
+    fn config(&self) -> Result<config::Loaded> {
+        config::load(&self.sources()).map_err(unreadable)
+    }
+
+    /// What all configuration files say.
+    fn settings(&self) -> Result<config::Settings> {
+        self.config()?.settings()
+    }
+
+    /// What those say that no repository has a say in.
+    fn own_settings(&self) -> Result<config::Settings> {
+        config::load_own(&self.sources()).map_err(unreadable)?.settings()
+    }
+
+    fn is_in_repository(&self) -> bool {
+        config::is_in_repository(&self.context.cwd)
+    }
+
+    /// Whether `SPARK_BASE` says what to start from.
+    fn has_base(&self) -> bool {
+        self.context.base.is_some()
+    }
+
+    /// What flags and the environment say, and where everything is.
+    fn given(&self) -> Result<Vec<config::Row>> {
+        let row = |key: &str, value: &str, from: &str| config::Row::new(key, Some(value.to_owned()), from);
+        let mut rows = Vec::new();
+        if self.project_is_given || env("SPARK_PROJECT")?.is_some() {
+            let from = if self.project_is_given { "--project" } else { "SPARK_PROJECT" };
+            rows.extend(self.context.project.iter().map(|project| row("project", project.as_str(), from)));
+        }
+        rows.extend(self.context.base.iter().map(|base| row("base", base.as_str(), "SPARK_BASE")));
+        let place = &self.context.place;
+        for (key, variable, dir) in [("root", "SPARK_ROOT", &place.root), ("run", "SPARK_RUN", &place.run)] {
+            let is_set = std::env::var_os(variable).is_some_and(|v| !v.is_empty());
+            rows.push(row(key, &dir.display().to_string(), if is_set { variable } else { "default" }));
+        }
+        let log = env("SPARK_LOG")?;
+        let from = if log.is_some() { "SPARK_LOG" } else { "default" };
+        rows.push(config::Row::new("log", log, from));
+        Ok(rows)
     }
 
     /// Shows progress; if `quiet`, nothing.
@@ -139,6 +234,11 @@ impl Ctx {
     /// Opens the pool, if there is one, for the verb that tells what a crash left: nothing is collected before.
     fn open_as_it_is(&self) -> Result<Option<Sparks>> {
         Sparks::open(self.context.clone()).map_err(needs_root)
+    }
+
+    /// Opens the pool where it is mounted: what nobody waits for mounts nothing again that was unmounted meanwhile.
+    fn open_mounted(&self) -> Result<Option<Sparks>> {
+        Sparks::open_mounted(self.context.clone()).map_err(needs_root)
     }
 
     /// Opens the pool, if there is one.
@@ -187,16 +287,40 @@ impl Ctx {
     }
 
     /// Does something to each of several, going on after a failure. The status says whether all succeeded.
-    fn each<T>(&self, items: &[T], mut work: impl FnMut(&T) -> Result<()>) -> Status {
-        let mut worst = 0;
-        for item in items {
-            if let Err(e) = work(item) {
-                report::error(&e, self.json);
-                worst = report::FAILED;
-            }
-        }
-        worst
+    fn each<T>(&self, items: &[T], work: impl FnMut(&T) -> Result<()>) -> Status {
+        self.tell(items.iter().map(work).filter_map(Result::err))
     }
+
+    /// The same with many at once, for work that waits for others most of the time. Failures are told in the items' order.
+    fn each_at_once<T: Sync>(&self, items: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Status {
+        self.tell(items.chunks(AT_ONCE).flat_map(|some| at_once(some, &work)).filter_map(Result::err))
+    }
+
+    /// Tells of each failure as it comes. The status says whether there was one.
+    fn tell<E: Borrow<Error>>(&self, failures: impl Iterator<Item = E>) -> Status {
+        failures.fold(0, |_, e| {
+            report::error(e.borrow(), self.json);
+            report::FAILED
+        })
+    }
+}
+
+/// Does something to each of a few, the first in this thread.
+fn at_once<T: Sync>(items: &[T], work: &(impl Fn(&T) -> Result<()> + Sync)) -> Vec<Result<()>> {
+    let Some((first, others)) = items.split_first() else { return Vec::new() };
+    thread::scope(|scope| {
+        let threads: Vec<_> = others
+            .iter()
+            .map(|item| (item, thread::Builder::new().spawn_scoped(scope, || work(item))))
+            .collect();
+        let mut done = vec![work(first)];
+        done.extend(threads.into_iter().map(|(item, thread)| match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            // There may be no more threads just where something is to be stopped.
+            Err(_) => work(item),
+        }));
+        done
+    })
 }
 
 /// To somebody who is not root, a pool that stays closed says only that.
@@ -210,11 +334,22 @@ pub(crate) fn needs_root(error: Error) -> Error {
     }
 }
 
+/// The same of a configuration file that cannot be opened. What is wrong in one is wrong for root too.
+fn unreadable(error: Error) -> Error {
+    match error {
+        Error::Io { .. } => needs_root(error),
+        _ => error,
+    }
+}
+
 /// Removes ephemeral sparks whose command was killed, and has expired trash freed while this command does its work.
 /// What that fails on is no reason to fail this command, and `spark gc` says it again.
 fn tidy(sparks: &Sparks) {
     if let Err(e) = sparks.collect_abandoned() {
         tracing::warn!("cannot collect abandoned sparks: {e}");
+    }
+    if let Err(e) = sparks.collect_networks() {
+        tracing::warn!("cannot collect networks: {e}");
     }
     if sparks.has_expired_trash() {
         commands::gc::in_background();

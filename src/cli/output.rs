@@ -8,6 +8,7 @@ use std::io::{self, Write as _};
 
 use serde_json::Value;
 
+pub(crate) use crate::domain::limits::size;
 use crate::domain::spark::Time;
 use crate::error::{Error, Result};
 
@@ -220,20 +221,10 @@ fn cell(field: &str, value: &Value) -> String {
 }
 
 fn is_size(field: &str) -> bool {
-    matches!(field, "size" | "allocated" | "free" | "used" | "total" | "available" | "memory" | "bytes")
-        || field.ends_with("_bytes")
-}
-
-/// Bytes in powers of 1024.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+    matches!(
+        field,
+        "size" | "allocated" | "free" | "used" | "total" | "available" | "memory" | "io" | "disk" | "bytes"
+    ) || field.ends_with("_bytes")
 }
 
 /// A time as the user's clock shows it.

@@ -56,6 +56,11 @@ fn translate(error: &clap::Error) -> Error {
                 format!("there is no option `{arg}` here"),
                 Some("write it before the command, `spark -v …`, or write `--verbose`".into()),
             ),
+            Some(_) if usage(error).is_some_and(|usage| usage.contains("spark secrets set ")) => (
+                // Not repeated: it may be a value.
+                "there is an argument that is none of this command's".into(),
+                Some("a value is read from standard input: `spark secrets set KEY < FILE`".into()),
+            ),
             Some(arg) if arg.starts_with('-') => {
                 (format!("there is no option `{arg}`"), near(ContextKind::SuggestedArg))
             }

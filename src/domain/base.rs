@@ -1,5 +1,6 @@
 //! A base: a read-only root filesystem that sparks start from.
 
+use super::image::FromImage;
 use super::spark::{Id, Origin, Time};
 
 /// `bases/B/base.json`.
@@ -14,6 +15,9 @@ pub struct BaseRecord {
     /// The spark that it was saved from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Origin>,
+    /// The image that its files began as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<FromImage>,
     /// Fields of a later version of this program, kept as they are.
     #[serde(flatten)]
     pub rest: serde_json::Map<String, serde_json::Value>,

@@ -15,17 +15,94 @@ pub struct Limits {
     /// Processes and threads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<i64>,
+    /// Bytes a second that are read from the pool's disks, and as many that are written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io: Option<u64>,
+    /// Bytes that it may write into the pool and keep there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
 }
 
 impl Limits {
+    /// Fails for what no command line would have taken: they come from elsewhere.
+    pub fn check(&self) -> Result<(), String> {
+        let text = |n: u64| n.to_string();
+        self.memory.map(|n| parse_memory(&text(n))).transpose()?;
+        self.cpus_milli.map(|n| parse_cpus(&format!("{}", n as f64 / 1000.0))).transpose()?;
+        self.pids.map(|n| parse_pids(&n.to_string())).transpose()?;
+        self.io.map(|n| parse_rate(&text(n))).transpose()?;
+        self.disk.map(|n| parse_disk(&text(n))).transpose()?;
+        Ok(())
+    }
+
     /// These, and `old` where there is none.
     pub fn over(self, old: Limits) -> Limits {
         Limits {
             memory: self.memory.or(old.memory),
             cpus_milli: self.cpus_milli.or(old.cpus_milli),
             pids: self.pids.or(old.pids),
+            io: self.io.or(old.io),
+            disk: self.disk.or(old.disk),
         }
     }
+}
+
+/// What a limit is set to: a value, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting<T> {
+    To(T),
+    Lifted,
+}
+
+/// Limits to set, for a spark that is there. What is `None` stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LimitChanges {
+    pub memory: Option<Setting<u64>>,
+    pub cpus_milli: Option<Setting<u64>>,
+    pub pids: Option<Setting<i64>>,
+    pub io: Option<Setting<u64>>,
+    pub disk: Option<Setting<u64>>,
+}
+
+impl LimitChanges {
+    /// What becomes of a spark's limits.
+    pub fn over(&self, old: &Limits) -> Limits {
+        Limits {
+            memory: set(self.memory, old.memory),
+            cpus_milli: set(self.cpus_milli, old.cpus_milli),
+            pids: set(self.pids, old.pids),
+            io: set(self.io, old.io),
+            disk: set(self.disk, old.disk),
+        }
+    }
+}
+
+fn set<T>(change: Option<Setting<T>>, old: Option<T>) -> Option<T> {
+    match change {
+        None => old,
+        Some(Setting::To(value)) => Some(value),
+        Some(Setting::Lifted) => None,
+    }
+}
+
+/// Parses `none`, or a value.
+pub fn parse_setting<T>(
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<Setting<T>, String> {
+    if text == "none" { Ok(Setting::Lifted) } else { parse(text).map(Setting::To) }
+}
+
+/// Bytes in powers of 1024, as people read them.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 /// Parses `512M`, `2G`, `1.5GiB`, `1048576` into bytes. Suffixes are powers of 1024.
@@ -58,6 +135,24 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
         bytes if bytes < LEAST => {
             Err(format!("`{text}` is too little memory to start anything: at least 4M"))
         }
+        bytes => Ok(bytes),
+    }
+}
+
+/// Parses `--io`, such as `20M`, into bytes a second. A `/s` behind it is taken for what it says.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 64 << 10;
+    match parse_size(text.strip_suffix("/s").unwrap_or(text))? {
+        bytes if bytes < LEAST => Err(format!("`{text}` is too slow to work with: at least 64K a second")),
+        bytes => Ok(bytes),
+    }
+}
+
+/// Parses `--disk`, refusing what nothing could be written with.
+pub fn parse_disk(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 1 << 20;
+    match parse_size(text)? {
+        bytes if bytes < LEAST => Err(format!("`{text}` is too little to write anything: at least 1M")),
         bytes => Ok(bytes),
     }
 }
@@ -99,6 +194,19 @@ pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
     Ok(std::time::Duration::from_secs_f64(seconds))
 }
 
+/// Parses `--idle-stop` into seconds, of which PID 1 counts whole ones: at least one, or `never`, which is 0.
+pub fn parse_idle_stop(text: &str) -> Result<u32, String> {
+    if ["never", "none", "off"].contains(&text) {
+        return Ok(0);
+    }
+    let bad = || format!("`{text}` is not a time to be idle for: write it like 30s, 10m or 2h, or `never`");
+    let time = parse_duration(text).map_err(|_| bad())?;
+    match u32::try_from(time.as_secs()) {
+        Ok(seconds) if seconds > 0 || time.is_zero() => Ok(seconds),
+        _ => Err(bad()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,10 +222,45 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_is_set_lifted_or_left_as_it_is() {
+        let old = Limits { memory: Some(1), pids: Some(2), io: Some(3), ..Limits::default() };
+        let changes = LimitChanges {
+            memory: Some(Setting::Lifted),
+            pids: Some(Setting::To(4)),
+            ..LimitChanges::default()
+        };
+        let new = Limits { pids: Some(4), io: Some(3), ..Limits::default() };
+        assert_eq!(changes.over(&old), new);
+        assert_eq!(parse_setting("none", parse_memory), Ok(Setting::Lifted));
+        assert_eq!(parse_setting("4M", parse_memory), Ok(Setting::To(4 << 20)));
+        assert!(parse_setting("None", parse_memory).is_err());
+        assert_eq!((parse_rate("1M/s"), parse_rate("1M")), (Ok(1 << 20), Ok(1 << 20)));
+        assert!(parse_rate("1K").is_err() && parse_disk("4K").is_err());
+    }
+
+    #[test]
+    fn limits_from_elsewhere_have_the_same_bounds() {
+        let none = Limits::default;
+        assert!(Limits { memory: Some(64 << 20), pids: Some(64), ..none() }.check().is_ok());
+        for bad in [
+            Limits { memory: Some(u64::MAX), ..none() },
+            Limits { cpus_milli: Some(0), ..none() },
+            Limits { pids: Some(-1), ..none() },
+            Limits { io: Some(1), ..none() },
+            Limits { disk: Some(0), ..none() },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn durations_and_processors_have_units_and_bounds() {
         assert_eq!(parse_duration("500ms").unwrap().as_millis(), 500);
         assert_eq!(parse_duration("2h").unwrap().as_secs(), 7200);
         assert!(parse_duration("5 fortnights").is_err());
+        assert_eq!((parse_idle_stop("10m"), parse_idle_stop("never")), (Ok(600), Ok(0)));
+        assert_eq!((parse_idle_stop("none"), parse_idle_stop("off")), (Ok(0), Ok(0)));
+        assert!(parse_idle_stop("500ms").is_err() && parse_idle_stop("1000000d").is_err());
         assert_eq!(parse_cpus("1.5"), Ok(1500));
         assert!(parse_cpus("0").is_err() && parse_cpus("nan").is_err());
         assert!(parse_pids("1").is_err() && parse_pids("x").is_err());

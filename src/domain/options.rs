@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::egress::Egress;
+use super::image::FromImage;
 use super::limits::Limits;
+use super::port::Published;
+use super::secret::{Key, Secret, Secrets};
 use super::spark::Labels;
 use super::volume::{Attached, Data};
 
@@ -22,6 +26,15 @@ pub struct SparkOptions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Attached>,
     pub network: Network,
+    /// Ports of the host that lead to it. Not inherited.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Published>,
+    /// What it may reach beyond its project; what the project says if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
+    /// Whether it reaches the host's own services and link-local addresses.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub allow_host: bool,
     pub limits: Limits,
     /// `name`, `uid`, `name:group` or `uid:gid`; root if none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,6 +54,21 @@ pub struct SparkOptions {
     /// A repository that it is made with a clone of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clone: Option<CloneOf>,
+    /// Seconds without a process after which it ends by itself; never if 0 or none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_stop: Option<u32>,
+    /// Where `/spark/bin` is in `PATH`; last if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathOrder>,
+    /// The image that its files began as.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<FromImage>,
+    /// Whether each start runs what the image runs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub run: bool,
+    /// References to secrets of its own; never their values.
+    #[serde(skip_serializing_if = "Secrets::is_empty")]
+    pub secrets: Secrets,
 }
 
 /// A clone inside of a repository of the host.
@@ -68,17 +96,22 @@ impl SparkOptions {
         for (key, value) in &self.labels {
             same_key(key, parse_label(&format!("{key}={value}"))?)?;
         }
+        self.limits.check()?;
         self.hostname.as_deref().map(parse_hostname).transpose()?;
         if let Some(dir) = &self.workdir {
             parse_inside(&dir.to_string_lossy())?;
         }
-        match &self.user {
-            Some(user) if user.is_empty() || user.len() > 256 || user.chars().any(char::is_control) => {
-                Err(format!("`{}` is not a user", user.escape_default()))
-            }
-            _ => Ok(()),
-        }
+        self.user.as_deref().map(parse_user).transpose()?;
+        Ok(())
     }
+}
+
+/// Checks a user of a spark, as far as that can be done without its files.
+pub fn parse_user(user: &str) -> Result<String, String> {
+    if user.is_empty() || user.len() > 256 || user.chars().any(char::is_control) {
+        return Err(format!("`{}` is not a user", user.escape_default()));
+    }
+    Ok(user.to_owned())
 }
 
 /// Fails for a key that holds the sign which ends keys.
@@ -95,6 +128,9 @@ pub struct Changes {
     /// What becomes of the volumes of the spark that it is made from.
     pub data: Option<Data>,
     pub network: Option<Network>,
+    pub ports: Vec<Published>,
+    pub egress: Option<Egress>,
+    pub allow_host: bool,
     pub limits: Limits,
     pub user: Option<String>,
     pub workdir: Option<PathBuf>,
@@ -104,11 +140,55 @@ pub struct Changes {
     pub shared: Option<Shared>,
     /// A repository to put a clone of into the new spark.
     pub clone: Option<CloneOf>,
+    /// Seconds; 0 is never.
+    pub idle_stop: Option<u32>,
+    pub path: Option<PathOrder>,
+    /// Whether each start runs what the image runs.
+    pub run: bool,
+    /// Whether each port that the image exposes gets one of the host's.
+    pub publish_exposed: bool,
+    pub secrets: Vec<(Key, Secret)>,
 }
 
 impl Changes {
-    /// The options of a spark that is made with these from one that had `old`. A host name is not inherited: two
-    /// sparks of one name would be hard to tell apart.
+    /// These, over what is chosen where a command line says nothing: single things replace, environment, secrets, labels,
+    /// ports, mounts and volumes add up, by key and by place.
+    pub fn under(self, mut defaults: Changes) -> Changes {
+        defaults.secrets.extend(self.secrets);
+        defaults.env.extend(self.env);
+        defaults.mounts.retain(|had| self.mounts.iter().all(|new| new.dst != had.dst));
+        defaults.mounts.extend(self.mounts);
+        defaults.volumes.retain(|had| self.volumes.iter().all(|new| !new.replaces(had)));
+        defaults.volumes.extend(self.volumes);
+        defaults.labels.extend(self.labels);
+        defaults.ports.extend(self.ports);
+        Changes {
+            data: self.data.or(defaults.data),
+            network: self.network.or(defaults.network),
+            egress: self.egress.or(defaults.egress),
+            allow_host: self.allow_host || defaults.allow_host,
+            limits: self.limits.over(defaults.limits),
+            user: self.user.or(defaults.user),
+            workdir: self.workdir.or(defaults.workdir),
+            hostname: self.hostname.or(defaults.hostname),
+            bundle: self.bundle.or(defaults.bundle),
+            shared: self.shared.or(defaults.shared),
+            clone: self.clone.or(defaults.clone),
+            idle_stop: self.idle_stop.or(defaults.idle_stop),
+            path: self.path.or(defaults.path),
+            run: self.run || defaults.run,
+            publish_exposed: self.publish_exposed || defaults.publish_exposed,
+            env: defaults.env,
+            mounts: defaults.mounts,
+            volumes: defaults.volumes,
+            labels: defaults.labels,
+            ports: defaults.ports,
+            secrets: defaults.secrets,
+        }
+    }
+
+    /// The options of a spark that is made with these from one that had `old`. A host name is not inherited, since two
+    /// sparks of one name would be hard to tell apart, and neither are ports, which only one of them can have.
     pub fn over(self, mut old: SparkOptions) -> SparkOptions {
         old.env.extend(self.env);
         old.mounts.retain(|had| self.mounts.iter().all(|new| new.dst != had.dst));
@@ -116,8 +196,12 @@ impl Changes {
         old.volumes.retain(|had| self.volumes.iter().all(|new| !new.replaces(had)));
         old.volumes.extend(self.volumes);
         old.labels.extend(self.labels);
+        old.secrets.extend(self.secrets);
         SparkOptions {
             network: self.network.unwrap_or(old.network),
+            ports: self.ports,
+            egress: self.egress.or(old.egress),
+            allow_host: self.allow_host || old.allow_host,
             limits: self.limits.over(old.limits),
             user: self.user.or(old.user),
             workdir: self.workdir.or(old.workdir),
@@ -125,6 +209,9 @@ impl Changes {
             bundle: self.bundle.or(old.bundle),
             shared: self.shared.unwrap_or(old.shared),
             clone: self.clone.or(old.clone),
+            idle_stop: self.idle_stop.or(old.idle_stop),
+            path: self.path.or(old.path),
+            run: self.run || old.run,
             ..old
         }
     }
@@ -134,8 +221,10 @@ impl Changes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// The host's own.
+    /// Its project's: the other sparks of it, and what is beyond the host.
     #[default]
+    Project,
+    /// The host's own.
     Host,
     /// Only a loopback device.
     None,
@@ -147,8 +236,8 @@ impl FromStr for Network {
         match s {
             "host" => Ok(Network::Host),
             "none" => Ok(Network::None),
-            "project" => Err("project networks do not exist yet: use `host` or `none`".into()),
-            _ => Err(format!("`{s}` is not a network: use `host` or `none`")),
+            "project" => Ok(Network::Project),
+            _ => Err(format!("`{s}` is not a network: use `project`, `host` or `none`")),
         }
     }
 }
@@ -171,6 +260,43 @@ impl FromStr for Shared {
             "ro" => Ok(Shared::Ro),
             "none" => Ok(Shared::None),
             _ => Err(format!("`{s}` is not one of rw, ro, none")),
+        }
+    }
+}
+
+/// Where `/spark/bin` is in `PATH`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathOrder {
+    /// Before all else: what is there shadows the spark's own programs.
+    First,
+    Last,
+    /// Not at all.
+    None,
+}
+
+impl PathOrder {
+    /// `PATH` with `/spark/bin` where this says.
+    pub fn apply(self, path: &str) -> String {
+        const BIN: &str = "/spark/bin";
+        let mut dirs: Vec<&str> = path.split(':').filter(|dir| *dir != BIN).collect();
+        match self {
+            PathOrder::First => dirs.insert(0, BIN),
+            PathOrder::Last => dirs.push(BIN),
+            PathOrder::None => {}
+        }
+        dirs.join(":")
+    }
+}
+
+impl FromStr for PathOrder {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "first" => Ok(PathOrder::First),
+            "last" => Ok(PathOrder::Last),
+            "none" => Ok(PathOrder::None),
+            _ => Err(format!("`{}` is not one of first, last, none", s.escape_default())),
         }
     }
 }
@@ -209,7 +335,7 @@ impl FromStr for BindMount {
 }
 
 /// Checks that something can be mounted at a path inside. `what` is how the user calls the path.
-pub(super) fn check_place(what: &str, path: &Path) -> Result<(), String> {
+pub fn check_place(what: &str, path: &Path) -> Result<(), String> {
     let shown = path.display().to_string();
     let shown = shown.escape_default();
     if !path.is_absolute() || path.components().any(|c| matches!(c, std::path::Component::ParentDir)) {

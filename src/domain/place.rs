@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::image::Digest;
 use super::name::Name;
 use super::spark::Id;
 
@@ -36,19 +37,29 @@ impl Place {
         self.root.join("pool")
     }
 
+    /// The built-in store of secrets.
+    pub fn secrets(&self) -> PathBuf {
+        self.root.join("secrets")
+    }
+
+    /// What makes commands fast and could be found again.
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
     /// The index from container ids to sparks.
     pub fn index(&self) -> PathBuf {
-        self.root.join("state/oci")
+        self.state().join("oci")
     }
 
     /// The index of sparks that end with the command that made them.
     pub fn ephemeral(&self) -> PathBuf {
-        self.root.join("state/ephemeral")
+        self.state().join("ephemeral")
     }
 
     /// When the first of the trash expires.
     pub fn next_expiry(&self) -> PathBuf {
-        self.root.join("state/trash")
+        self.state().join("trash")
     }
 
     /// libcontainer's own root: `youki --root` of this lists the sparks.
@@ -79,6 +90,10 @@ impl PoolPaths {
     pub fn project(&self, project: &Name) -> PathBuf {
         self.projects().join(project)
     }
+    /// What its network is like.
+    pub fn network(&self, project: &Name) -> PathBuf {
+        self.project(project).join("network.json")
+    }
     pub fn sparks(&self, project: &Name) -> PathBuf {
         self.project(project).join("sparks")
     }
@@ -99,6 +114,23 @@ impl PoolPaths {
     }
     pub fn base(&self, base: &Name) -> PathBuf {
         self.bases().join(base)
+    }
+    pub fn images(&self) -> PathBuf {
+        self.top.join("images")
+    }
+    /// Layers of images, each upon those below it, by chain id.
+    pub fn layers(&self) -> PathBuf {
+        self.images().join("layers")
+    }
+    pub fn layer(&self, chain: &Digest) -> PathBuf {
+        self.layers().join(chain.hex())
+    }
+    /// What images are made of, by the digest of their manifests.
+    pub fn manifests(&self) -> PathBuf {
+        self.images().join("manifests")
+    }
+    pub fn manifest(&self, digest: &Digest) -> PathBuf {
+        self.manifests().join(digest.hex())
     }
     pub fn system(&self) -> PathBuf {
         self.top.join("system")

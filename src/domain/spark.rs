@@ -25,6 +25,12 @@ impl Id {
         &self.0
     }
 
+    /// 48 of its random bits: as good as unique among the sparks of one pool.
+    pub fn number(&self) -> u64 {
+        let value: u128 = self.0.parse::<ulid::Ulid>().map(u128::from).unwrap_or_default();
+        (value & 0xffff_ffff_ffff) as u64
+    }
+
     /// The same 128 bits as 32 hexadecimal digits, as `/etc/machine-id` wants them.
     pub fn machine_id(&self) -> String {
         // An `Id` is only ever made of a valid ULID.
@@ -136,6 +142,9 @@ pub struct SparkRecord {
     /// Set for a spark that ends with the command that made it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ephemeral: bool,
+    /// Its number in its project's network, for life. None until it has needed one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<u16>,
     /// Fields of a later version of this program, kept as they are.
     #[serde(flatten)]
     pub rest: serde_json::Map<String, serde_json::Value>,

@@ -61,6 +61,8 @@ pub(super) struct Archive<R> {
     global: Pax,
     global_bytes: u64,
     begun: bool,
+    /// Whether it may end without saying so. Some that write layers do that, and a digest finds cuts as well.
+    pub(super) open_end: bool,
 }
 
 fn bad(why: &str) -> io::Error {
@@ -77,7 +79,7 @@ struct Before {
 
 impl<R: Read> Archive<R> {
     pub(super) fn new(input: R) -> Archive<R> {
-        Archive { input, left: 0, pad: 0, global: Pax::new(), global_bytes: 0, begun: false }
+        Archive { input, left: 0, pad: 0, global: Pax::new(), global_bytes: 0, begun: false, open_end: false }
     }
 
     /// The next entry; what was not read of the one before is passed over. At the end the stream is read to
@@ -125,13 +127,22 @@ impl<R: Read> Archive<R> {
         Ok(n)
     }
 
+    /// Has `pass` go over the entry's data in its own way.
+    pub(super) fn pass_over(&mut self, pass: impl FnOnce(&mut R)) {
+        pass(&mut self.input);
+        self.left = 0;
+    }
+
     fn header(&mut self) -> io::Result<Option<tar::Header>> {
         let mut header = tar::Header::new_old();
-        self.input.read_exact(header.as_mut_bytes()).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof if self.begun => bad("it ends too early"),
-            io::ErrorKind::UnexpectedEof => bad("it is not a tar archive"),
-            _ => e,
-        })?;
+        let mut read = Vec::with_capacity(BLOCK as usize);
+        self.input.by_ref().take(BLOCK).read_to_end(&mut read)?;
+        match read.len() as u64 {
+            BLOCK => header.as_mut_bytes().copy_from_slice(&read),
+            0 if self.begun && self.open_end => return Ok(None),
+            _ if self.begun => return Err(bad("it ends too early")),
+            _ => return Err(bad("it is not a tar archive")),
+        }
         let bytes = header.as_bytes();
         if bytes.iter().all(|b| *b == 0) {
             return Ok(None);

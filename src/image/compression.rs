@@ -5,6 +5,13 @@ use std::io::{self, BufReader, Read};
 /// What a decoder may take of memory: `xz -9` needs 65 MiB.
 const MEMORY: u64 = 256 << 20;
 
+/// Whether what begins so is compressed, as far as that is known here.
+pub(super) fn is_compressed(magic: &[u8]) -> bool {
+    [&[0x1f, 0x8b][..], &[0xfd, b'7', b'z', b'X', b'Z', 0], &[0x28, 0xb5, 0x2f, 0xfd], b"BZh", b"PK\x03\x04"]
+        .iter()
+        .any(|known| magic.starts_with(known))
+}
+
 /// Decompresses what begins like gzip, xz or zstd, and passes everything else through. Concatenated streams are
 /// one, and checksums are checked by whoever reads to the end.
 ///

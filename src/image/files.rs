@@ -49,6 +49,18 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Counts another one in.
+    pub fn add(&mut self, other: &Summary) {
+        self.entries += other.entries;
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.left_out += other.left_out;
+        self.ids_mapped += other.ids_mapped;
+        self.xattrs_dropped += other.xattrs_dropped;
+        self.mounts_skipped += other.mounts_skipped;
+        self.vanished += other.vanished;
+        self.privileges_dropped += other.privileges_dropped;
+    }
+
     /// What is not as it was, in words.
     pub fn notices(&self) -> impl Iterator<Item = String> {
         [
@@ -162,16 +174,18 @@ pub(super) struct Root {
     last: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Attributes that the filesystem would not take.
     pub xattrs_dropped: u64,
+    /// Whether what is there may be another layer's, and gives way: directories that are not empty too.
+    pub replaces: bool,
 }
 
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
         None => (b"", path),
     }
 }
 
-fn not_inside(e: io::Error) -> Problem {
+pub(super) fn not_inside(e: io::Error) -> Problem {
     match e.raw_os_error() {
         Some(libc::ELOOP | libc::ENOTDIR | libc::EXDEV) => {
             Problem::Refused("leads through what is not a directory".into())
@@ -180,17 +194,27 @@ fn not_inside(e: io::Error) -> Problem {
     }
 }
 
-fn is(e: &io::Error, errno: i32) -> bool {
+pub(super) fn is(e: &io::Error, errno: i32) -> bool {
     e.raw_os_error() == Some(errno)
 }
 
 impl Root {
     pub(super) fn open(path: &Path) -> io::Result<Root> {
-        Ok(Root { top: Rc::new(crate::sys::file::open_dir(path)?), last: None, xattrs_dropped: 0 })
+        Ok(Root {
+            top: Rc::new(crate::sys::file::open_dir(path)?),
+            last: None,
+            xattrs_dropped: 0,
+            replaces: false,
+        })
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.top
+    }
+
+    /// Forgets what is kept open: it may be about to go.
+    pub(super) fn forget(&mut self) {
+        self.last = None;
     }
 
     /// Opens a directory, making what is missing of it.
@@ -257,6 +281,12 @@ impl Root {
                 self.last = None;
                 Ok(())
             }
+            Err(e) if is(&e, libc::ENOTEMPTY) && self.replaces => {
+                self.last = None;
+                let all = tree::open_child(dir, name).map_err(io("replace"))?;
+                tree::clear(&all).map_err(io("replace"))?;
+                tree::remove_dir(dir, name).map_err(io("replace"))
+            }
             Err(e) if is(&e, libc::ENOTEMPTY) => refused("replaces a directory that has something in it"),
             Err(e) => Err(Problem::Io("replace", e)),
         }
@@ -308,6 +338,13 @@ impl Root {
                 Err(e) => return Err(Problem::Io("open", e)),
             }
         };
+        if there && self.replaces {
+            for name in tree::xattr_names(&fd).map_err(io("inspect"))? {
+                if keeps_xattr(&name) && !meta.xattrs.iter().any(|(new, _)| *new == name) {
+                    tree::remove_xattr(&fd, &name).map_err(io("remove an attribute of"))?;
+                }
+            }
+        }
         self.finish(fd, meta)
     }
 

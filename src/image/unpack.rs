@@ -11,10 +11,13 @@ use std::cell::Cell;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use super::ahead;
 use super::archive::{Archive, Entry, Kind};
 use super::compression;
 use super::files::{self, Limits, Made, Meta, Problem, Root, Summary, io};
+use super::layer::{self, Layer};
 use crate::domain::ids;
+use crate::domain::image::Digest;
 use crate::error::{Error, Result};
 use crate::sys::tree::{self, Mtime};
 
@@ -29,6 +32,13 @@ pub struct Options<'a> {
     pub limits: Limits,
     /// Hears how many bytes of the archive were read.
     pub progress: &'a dyn Fn(u64),
+}
+
+impl Options<'_> {
+    /// The archive's own fault.
+    fn damaged(&self, e: &io::Error) -> Error {
+        Error::Image { what: self.what.to_owned(), why: e.to_string() }
+    }
 }
 
 impl std::fmt::Debug for Options<'_> {
@@ -47,12 +57,43 @@ impl std::fmt::Debug for Options<'_> {
 /// `image` for an archive that is refused: what was unpacked until then stays, for the caller to remove.
 /// `internal`, `no_space` and others for what the system refused.
 pub fn unpack(archive: impl Read, target: &Path, options: &Options<'_>) -> Result<Summary> {
-    let damaged = |e: io::Error| Error::Image { what: options.what.to_owned(), why: e.to_string() };
     let counted = Counted { inner: archive, read: Cell::new(0), progress: options.progress };
-    let mut archive = Archive::new(compression::open(counted).map_err(damaged)?);
-    let root = Root::open(target).map_err(Error::io("open", target))?;
-    let mut unpacker =
-        Unpacker { root, summary: Summary::default(), limits: options.limits, times: Vec::new(), names: 0 };
+    let plain = compression::open(counted).map_err(|e| options.damaged(&e))?;
+    run(plain, target, options, None)
+}
+
+/// Unpacks a layer of an image over those below it: what has a name that is taken replaces it, and whiteouts hide
+/// what is below. Returns the digest of the archive without its compression too, for the caller to compare. A thread
+/// decompresses meanwhile, and has ended when this returns.
+///
+/// # Errors
+/// As [`unpack`].
+pub fn apply(archive: impl Read + Send, target: &Path, options: &Options<'_>) -> Result<(Summary, Digest)> {
+    std::thread::scope(|scope| {
+        let (sender, pieces) = std::sync::mpsc::sync_channel(8);
+        let thread = scope.spawn(move || ahead::decompress(archive, &sender));
+        let summary = run(ahead::Pieces::new(pieces), target, options, Some(Layer::default()))?;
+        let digest = thread.join().ok().and_then(io::Result::ok);
+        let gone = || options.damaged(&io::ErrorKind::BrokenPipe.into());
+        Ok((summary, digest.ok_or_else(gone)?))
+    })
+}
+
+fn run(plain: impl Read, target: &Path, options: &Options<'_>, layer: Option<Layer>) -> Result<Summary> {
+    let damaged = |e: io::Error| options.damaged(&e);
+    let mut archive = Archive::new(plain);
+    archive.open_end = layer.is_some();
+    let mut root = Root::open(target).map_err(Error::io("open", target))?;
+    root.replaces = layer.is_some();
+    let mut unpacker = Unpacker {
+        root,
+        layer,
+        summary: Summary::default(),
+        limits: options.limits,
+        times: Vec::new(),
+        names: 0,
+        buffer: vec![0; 128 << 10],
+    };
     while let Some(entry) = archive.next().map_err(damaged)? {
         unpacker.entry(&mut archive, &entry).map_err(|p| match p {
             // The archive's fault, whichever entry it struck.
@@ -68,11 +109,14 @@ const READ: &str = "read";
 
 struct Unpacker {
     root: Root,
+    /// What is unpacked is a layer.
+    layer: Option<Layer>,
     summary: Summary,
     limits: Limits,
     /// Directories' times, set when nothing is made in them any more.
     times: Vec<(Vec<u8>, Mtime)>,
     names: usize,
+    buffer: Vec<u8>,
 }
 
 impl Unpacker {
@@ -85,6 +129,16 @@ impl Unpacker {
         }
         self.summary.entries += 1;
         let path = files::relative(&entry.name)?;
+        if let Some(layer) = &mut self.layer {
+            let dir = files::split(&path).0;
+            if let Some(mtime) = layer.enter(&self.root, dir) {
+                self.times.push((dir.to_owned(), mtime));
+            }
+            if let Some(hidden) = layer::whiteout(&path)? {
+                return layer.hide(&mut self.root, &hidden);
+            }
+            layer.made(&path);
+        }
         let meta = self.meta(entry);
         match entry.kind {
             Kind::File => self.file(archive, &path, entry, &meta),
@@ -132,7 +186,7 @@ impl Unpacker {
             return Err(files::no_room());
         }
         let mut file = self.root.file(path)?;
-        let mut buffer = vec![0; 128 << 10];
+        let buffer = &mut self.buffer;
         let (mut at, mut end) = (0, 0);
         // A piece of nothing says only where the file ends, which its size says too.
         for (offset, length) in entry.pieces.iter().filter(|p| p.1 > 0) {

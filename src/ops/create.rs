@@ -4,8 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::data::{Copied, Held, not_copied};
 use super::origin::Found;
+use super::secrets::Given;
 use super::spark::SparkId;
-use super::{Observer, Sparks, clone, delete, identity};
+use super::{Observer, Sparks, clone, delete, identity, image, service};
 use crate::bundle::spec;
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
@@ -39,12 +40,15 @@ pub(super) struct New<'a> {
     /// Who hears of the clone that is put into it, if it gets one: a fork has its origin's already.
     pub cloning: Option<&'a dyn Observer>,
     pub start: bool,
+    /// The values of its secrets, if it is to start.
+    pub given: Given,
 }
 
 /// A spark that is staged, and what belongs to it.
 pub(super) struct Publication<'a> {
     pub record: &'a SparkRecord,
     pub start: bool,
+    pub given: Given,
     /// The volumes that it has, which must not go meanwhile.
     pub volumes: &'a Held,
     /// Those that it gets copies of.
@@ -71,20 +75,32 @@ impl Sparks {
         if request.name.is_some() && self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
-        let changes = resolved(request.changes)?;
+        let mut changes = resolved(request.changes)?;
+        self.nets().refuse_taken(&changes.ports, &id)?;
         // Two repositories of one name that begin at once: one of them gets another project than it looked like.
         spark.project = self.ensure_project_of(
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
         )?;
         let mut found = self.find_source(&request.source, observer)?;
+        self.publish_exposed(&mut changes, &found)?;
+        self.pool.can_limit(changes.limits.disk.or(found.options.limits.disk))?;
         let cloning = changes.clone.is_some().then_some(observer);
         let _moment = self.divide(&mut found, &spark.project, &changes)?;
         self.ensure_volumes(&spark.project, &changes.volumes, observer)?;
         let mut record = record_of(id, &found, changes, request.name.is_none());
+        service::check(&record.options)?;
         self.name_copies(&spark, &mut record, &found)?;
-        self.create_from(&spark, &New { record: &record, cloning, start: request.start }, &found)?;
+        let given = self.give_new(&spark.project, &record, request.start)?;
+        self.give_address(&spark.project, &mut record)?;
+        self.create_from(&spark, &New { record: &record, cloning, start: request.start, given }, &found)?;
         found.tell_copies(&record, observer);
+        found.tell_ports(&record, observer);
         Ok(spark)
+    }
+
+    /// The values of the secrets of a new spark, before anything of it is made.
+    pub(super) fn give_new(&self, project: &Name, record: &SparkRecord, start: bool) -> Result<Given> {
+        if start { self.give(project, &record.options) } else { Ok(Given::default()) }
     }
 
     /// Makes the spark of a record, whose project exists.
@@ -97,14 +113,24 @@ impl Sparks {
             self.pool.index_ephemeral(&Ephemeral { spark: identity_of(spark, record), owner })?;
         }
         let made = fault::point("create.indexed").and_then(|()| self.make(spark, new, found));
-        if made.is_err() && record.ephemeral && !self.dir(spark).exists() {
-            self.pool.unindex_ephemeral(&record.id)?;
+        if made.is_err() && !self.dir(spark).exists() {
+            if record.ephemeral {
+                self.pool.unindex_ephemeral(&record.id)?;
+            }
+            self.give_address_back(spark, record);
         }
         made?;
-        if new.start {
-            self.give_host_keys(spark);
+        if !new.start {
+            return Ok(());
         }
-        Ok(())
+        self.give_host_keys(spark);
+        let Err(first) = self.run_service(spark, &record.options) else { return Ok(()) };
+        let options = delete::Options { force: true, now: true, ..Default::default() };
+        let reference = SparkRef { project: Some(spark.project.clone()), name: spark.name.clone() };
+        match self.delete(&reference, options) {
+            Ok(_) => Err(first),
+            Err(undo) => Err(Error::Undo { first: first.into(), undo: undo.into() }),
+        }
     }
 
     fn make(&self, spark: &SparkId, new: &New<'_>, found: &Found) -> Result<()> {
@@ -118,8 +144,12 @@ impl Sparks {
         let still = self.hold_still(found.at_work.as_ref())?;
         btrfs::snapshot(&found.root, &root)?;
         drop(still);
+        self.pool.hold_to(&record.id, &SparkPaths(stage.path()), record.options.limits.disk)?;
         if matches!(record.origin, Origin::Spark { .. }) {
             identity::remove_host_keys(&root)?;
+        }
+        if matches!(record.origin, Origin::Base { .. }) {
+            image::make_dirs(&record.options, &root)?;
         }
         self.stage_copies(record, &found.copies, &stage)?;
         fault::point("create.after-snapshot")?;
@@ -127,7 +157,8 @@ impl Sparks {
             self.put_clone(record, &root, observer)?;
         }
         fault::point("create.after-clone")?;
-        let publication = Publication { record, start: new.start, volumes: &volumes, copies: &found.copies };
+        let (given, copies) = (new.given.clone(), &found.copies);
+        let publication = Publication { record, start: new.start, given, volumes: &volumes, copies };
         self.publish_spark(stage, spark, &publication)
     }
 
@@ -140,7 +171,7 @@ impl Sparks {
             _ => e,
         })?;
         let locks: Vec<_> = [lock.as_fd(), held.as_fd()].into_iter().chain(what.volumes.locks()).collect();
-        let Err(first) = self.begin(spark, record, what.start, &locks) else {
+        let Err(first) = self.begin(spark, what, &locks) else {
             return Ok(());
         };
         // Under the lock that it appeared with: nobody has begun to use it, or has put another one in its place.
@@ -153,18 +184,14 @@ impl Sparks {
     }
 
     /// What follows the one rename.
-    fn begin(
-        &self,
-        spark: &SparkId,
-        record: &SparkRecord,
-        start: bool,
-        locks: &[BorrowedFd<'_>],
-    ) -> Result<()> {
+    fn begin(&self, spark: &SparkId, what: &Publication<'_>, locks: &[BorrowedFd<'_>]) -> Result<()> {
+        let record = what.record;
         fault::point("create.after-publish")?;
         self.pool.index_spark(&record.oci_id, &identity_of(spark, record))?;
         self.publish_copies(spark, record)?;
         // The name becomes durable while the container starts.
-        let starting = start.then(|| self.launch(spark, record, locks)).transpose()?;
+        let launch = || self.launch(spark, record, locks, what.given.clone());
+        let starting = what.start.then(launch).transpose()?;
         let sparks = self.pool.paths.sparks(&spark.project);
         let synced = sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks));
         let started = starting.map(|s| s.wait()).transpose();
@@ -183,9 +210,11 @@ impl Sparks {
         // Not the base that `create` would make first: a plan makes nothing.
         let found = self.look_up(&request.source)?;
         let options = changes.over(found.options);
+        self.pool.can_limit(options.limits.disk)?;
         let dir = self.pool.place.bundle(&id);
         let root = SparkPaths(&self.dir(&spark)).root();
         let volumes = self.planned_volumes(&spark.project, &options.volumes);
+        let disks = self.disks(&options.limits)?;
         let input = spec::Input {
             id: &id,
             project: &spark.project,
@@ -196,7 +225,9 @@ impl Sparks {
             templates: &self.context.templates,
             root: &root,
             shared: self.shared_dirs(&spark.project),
+            disks: &disks,
             volumes: &volumes,
+            resolv: "",
         };
         let config = serde_json::to_value(spec::compose(&input)?.spec)
             .map_err(|e| Error::Sys { action: "show config.json", source: e.into() })?;
@@ -226,6 +257,7 @@ pub(super) fn record_of(id: Id, found: &Found, changes: Changes, ephemeral: bool
         origin: found.origin.clone(),
         options: changes.over(found.options.clone()),
         ephemeral,
+        address: None,
         rest: Default::default(),
     }
 }

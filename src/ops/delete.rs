@@ -64,6 +64,7 @@ impl Sparks {
                     self.discard(spark, Options { now: options.now || record.ephemeral, ..options })?;
                 fault::point("delete.discarded")?;
                 self.forget(&record)?;
+                self.give_address_back(spark, &record);
                 Ok(deleted)
             }
             Err(Error::Corrupt { .. }) => {
@@ -96,6 +97,7 @@ impl Sparks {
 
     fn forget(&self, record: &SparkRecord) -> Result<()> {
         self.pool.unindex_spark(&record.oci_id)?;
+        self.nets().leave(&record.id)?;
         if record.ephemeral {
             self.pool.unindex_ephemeral(&record.id)?;
         }

@@ -11,6 +11,7 @@ use crate::domain::place::Place;
 use crate::error::Result;
 
 mod cgroup;
+mod filter;
 mod fix;
 mod kernel;
 mod programs;
@@ -147,6 +148,7 @@ fn look(probe: &Probe) -> Vec<Check> {
     let mut checks = kernel::checks(probe);
     checks.extend(cgroup::checks(probe));
     checks.extend(programs::checks(probe));
+    checks.extend(filter::checks(probe));
     checks.extend(storage::checks(probe));
     checks
 }

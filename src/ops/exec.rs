@@ -6,21 +6,33 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use super::Sparks;
+use super::secrets;
 use super::spark::{Opened, SparkId};
-use crate::bundle::{spec::set_env, write};
+use crate::bundle::spec::{cgroup, set_env};
+use crate::bundle::write;
 use crate::domain::place::SparkPaths;
+use crate::domain::secret::{Key, Secrets};
 use crate::domain::spark::State;
 use crate::error::{Error, Result};
+use crate::fault;
+use crate::runtime::cgroup::Cgroup;
 use crate::runtime::confine::Confinement;
 use crate::runtime::enter::{Entered, Entry, Failure};
-use crate::runtime::users;
+use crate::runtime::live::{self, Service};
+use crate::runtime::{secrets as delivered, users};
 use crate::sys;
 use crate::sys::flock::Mode;
+use crate::sys::locked::Secret;
+use crate::sys::process::ProcessId;
 
 pub use crate::sys::process::Ended;
 pub use crate::sys::tty::{RawMode, is_terminal};
+
+/// How often a spark that ends at the moment of entry is resumed.
+const ATTEMPTS: u32 = 10;
 
 /// A command and how to run it.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +40,8 @@ pub struct Command {
     /// Empty for the user's own shell.
     pub argv: Vec<OsString>,
     pub env: Vec<(String, String)>,
+    /// Secrets of this command alone, as variables: over the spark's, and over `env`.
+    pub secrets: Secrets,
     /// The spark's own if none, and else the user's home.
     pub workdir: Option<PathBuf>,
     /// The spark's own if none, and else root.
@@ -38,7 +52,13 @@ pub struct Command {
     pub login: bool,
     /// `TERM` inside.
     pub term: Option<String>,
+    /// For what the spark's image runs: the number of the signal that `stop` ends it with.
+    pub stop_signal: Option<i32>,
 }
+
+/// What is passed on to commands by the process that waits for them, which it would end.
+pub const PASSED_ON: [i32; 6] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
 /// A command that runs: a child of this process, not yet reaped.
 #[derive(Debug)]
@@ -47,12 +67,26 @@ pub struct Running {
     pub pidfd: OwnedFd,
     /// The terminal's other side.
     pub master: Option<OwnedFd>,
+    pub(super) group: Cgroup,
+    /// As many as had been killed in its spark before it was there.
+    pub(super) oom_kills: u64,
 }
 
 impl Running {
-    fn of(entered: Entered) -> Result<Running> {
+    pub(super) fn of(entered: Entered, group: Cgroup, oom_kills: u64) -> Result<Running> {
         let pidfd = sys::process::pidfd_open(entered.pid).map_err(Error::sys("watch the command"))?;
-        Ok(Running { pid: entered.pid, pidfd, master: entered.master })
+        Ok(Running { pid: entered.pid, pidfd, master: entered.master, group, oom_kills })
+    }
+
+    /// What there is to say of a command that failed: whether, meanwhile, a process of its spark was killed because no
+    /// memory was left.
+    pub fn out_of_memory(&self, spark: &SparkId, ephemeral: bool) -> Option<Error> {
+        let killed = self.group.oom_kills().is_some_and(|kills| kills > self.oom_kills);
+        killed.then(|| Error::OutOfMemory {
+            spark: spark.to_string(),
+            limit: self.group.limits(&[]).memory,
+            ephemeral,
+        })
     }
 
     /// Signals the command and what it has started in its process group.
@@ -89,13 +123,13 @@ impl Sparks {
     /// # Errors
     /// [`Error::Exec`] if the program could not be executed.
     pub fn exec(&self, spark: &SparkId, command: &Command) -> Result<Running> {
-        Running::of(self.enter(spark, command, false)?)
+        self.enter(spark, command, false)
     }
 
     /// The same with the spark's log as standard output and error, and nothing to read.
     pub(super) fn exec_logged(&self, spark: &SparkId, command: &Command) -> Result<Running> {
         let command = Command { terminal: false, ..command.clone() };
-        Running::of(self.enter(spark, &command, true)?)
+        self.enter(spark, &command, true)
     }
 
     /// Runs a command that outlives this process, and writes to the spark's log. Returns its pid on the host.
@@ -103,18 +137,37 @@ impl Sparks {
         self.exec_logged(spark, command).map(|running| running.pid)
     }
 
-    fn enter(&self, spark: &SparkId, command: &Command, detached: bool) -> Result<Entered> {
+    fn enter(&self, spark: &SparkId, command: &Command, detached: bool) -> Result<Running> {
+        let own = self.command_secrets(&command.secrets)?;
         // PID 1 may leave between the look and the entry, for idleness or by another's `stop`: then once more.
-        for _ in 0..3 {
+        for _ in 0..ATTEMPTS {
             let opened = self.open_spark(spark, Mode::Shared)?;
             if !self.runs_on(&opened.record) {
                 drop(opened);
                 self.ensure_running(spark)?;
                 continue;
             }
-            let entry = self.entry(&opened, command, detached)?;
+            let entry = self
+                .entry(&opened, command, detached)
+                .and_then(|entry| self.with_secrets(entry, &opened, (command, &own)));
+            let entry = match entry {
+                Err(_) if self.live(&opened.record).is_none() => continue,
+                entry => entry?,
+            };
+            let live = entry.live.clone();
+            let group = Cgroup::new(&cgroup(&opened.record.id));
+            let oom_kills = group.oom_kills().unwrap_or_default();
             match entry.start() {
-                Ok(entered) => return Ok(entered),
+                Ok(entered) => {
+                    // While the lock is held: the bundle is still the one of this process.
+                    if let Some(stop_signal) = command.stop_signal {
+                        fault::point("service.started")?;
+                        let process =
+                            ProcessId::of(entered.pid).map_err(Error::sys("identify what the image runs"))?;
+                        live::write_service(&self.bundle(&opened.record), &Service { process, stop_signal })?;
+                    }
+                    return Running::of(entered, group, oom_kills);
+                }
                 Err(Failure::Exec(source)) => {
                     let name =
                         command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
@@ -124,7 +177,8 @@ impl Sparks {
                         source,
                     });
                 }
-                Err(Failure::Other(_)) if self.state(&opened.record) != State::Running => {}
+                Err(Failure::Other(_))
+                    if live.has_ended() || self.state(&opened.record) != State::Running => {}
                 Err(Failure::Other(e)) => return Err(e),
             }
         }
@@ -181,9 +235,33 @@ impl Sparks {
             argv,
             shown_as,
             env: env.into_iter().map(OsString::from).collect(),
+            secrets: Vec::new(),
             terminal: command.terminal,
             streams: detached.then(|| log_streams(&paths.log())).transpose()?,
+            may_leave: record.options.idle_stop.is_some_and(|seconds| seconds > 0),
         })
+    }
+
+    /// Adds the variables that are secrets: the command's `own`, those of the spark as they are in its files, and no
+    /// other one of their names. What the command was given by `-e` stays.
+    fn with_secrets(
+        &self,
+        mut entry: Entry,
+        opened: &Opened,
+        (command, own): (&Command, &[(Key, Rc<Secret>)]),
+    ) -> Result<Entry> {
+        for (key, value) in delivered::variables(&entry.live, &self.bundle(&opened.record))? {
+            let other = command.env.iter().any(|(k, _)| k == key.as_str());
+            if !other && own.iter().all(|(k, _)| *k != key) {
+                secrets::without(&mut entry.env, &key);
+                entry.secrets.push(Rc::new(secrets::variable(&key, &value)?));
+            }
+        }
+        for (key, value) in own {
+            secrets::without(&mut entry.env, key);
+            entry.secrets.push(Rc::clone(value));
+        }
+        Ok(entry)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `fork`: new sparks from one that is there, whatever it is doing.
 
 use super::create::{New, Source, record_of, resolved, taken};
+use super::secrets::Given;
 use super::spark::SparkId;
 use super::{Observer, Sparks, delete};
 use crate::domain::name::{Name, SourceRef, SparkRef};
@@ -46,8 +47,11 @@ impl Sparks {
             }
             sparks.push(spark);
         }
-        let changes = resolved(request.changes)?;
+        let mut changes = resolved(request.changes)?;
+        refuse_ports_of_many(&changes, names.len())?;
+        self.nets().refuse_taken(&changes.ports, &Id::generate())?;
         let mut found = self.find_source(&Source::Spark(request.source), observer)?;
+        self.publish_exposed(&mut changes, &found)?;
         let project = self.ensure_project_of(&request.name)?;
         self.ensure_volumes(&project, &changes.volumes, observer)?;
         let divided = self.divide(&mut found, &project, &changes)?;
@@ -65,13 +69,21 @@ impl Sparks {
                 found.opened = None;
             }
         }
+        // All forks have the same secrets: one answer is for all of them.
+        let given = match request.start {
+            true => self.give(&project, &changes.clone().over(found.options.clone()))?,
+            false => Given::default(),
+        };
+        found.tell_ports(&record_of(Id::generate(), &found, changes.clone(), false), observer);
         observer.step("forking", request.count.map(u64::from));
         let mut forks: Vec<Forked> = Vec::with_capacity(sparks.len());
         for mut spark in sparks {
             spark.project = project.clone();
             let mut record = record_of(Id::generate(), &found, changes.clone(), false);
             self.name_copies(&spark, &mut record, &found)?;
-            let new = New { record: &record, cloning: None, start: request.start };
+            self.give_address(&spark.project, &mut record)?;
+            let given = given.clone();
+            let new = New { record: &record, cloning: None, start: request.start, given };
             let made = self.create_from(&spark, &new, &found);
             if let Err(e @ Error::Exists { .. }) = made {
                 // Somebody took a name meanwhile.
@@ -95,6 +107,18 @@ impl Sparks {
         }
         first
     }
+}
+
+/// Ports that only one of several could have.
+fn refuse_ports_of_many(changes: &Changes, forks: usize) -> Result<()> {
+    let wants_ports = !changes.ports.is_empty() || changes.publish_exposed;
+    if !wants_ports || forks < 2 {
+        return Ok(());
+    }
+    Err(Error::Usage {
+        message: format!("{forks} forks cannot have one port of the host"),
+        hint: Some("publish one of each when they are there: `spark port open NAME HOST:SPARK`".into()),
+    })
 }
 
 fn names(request: &Request) -> Result<Vec<Name>> {

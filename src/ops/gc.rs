@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use super::Sparks;
 use super::spark::SparkId;
+use crate::domain::place::SparkPaths;
+use crate::domain::secret::Reference;
 use crate::domain::spark::{Id, SparkRecord};
 use crate::error::{Error, Result};
 use crate::pool::{index::Identity, names_in, record, stage};
 use crate::runtime::{ids, live};
-use crate::sys;
+use crate::{fault, sys};
 
 /// One thing that was, or would be, collected.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -21,7 +23,7 @@ pub struct Item {
 }
 
 impl Item {
-    fn new(what: &str, owner: impl ToString, path: &Path) -> Item {
+    pub(super) fn new(what: &str, owner: impl ToString, path: &Path) -> Item {
         Item { what: what.into(), owner: owner.to_string(), path: path.display().to_string() }
     }
 }
@@ -38,15 +40,19 @@ impl Sparks {
         self.gc_trash(dry_run, &mut items)?;
         self.gc_containers(dry_run, &mut items)?;
         self.gc_index(dry_run, &mut items)?;
+        self.gc_quotas(dry_run, &mut items)?;
+        self.gc_networks(dry_run, &mut items)?;
         self.gc_ids(dry_run, &mut items);
         self.gc_unwritten(dry_run, &mut items)?;
+        self.gc_images(dry_run, &mut items)?;
+        self.gc_secrets(dry_run, &mut items)?;
         Ok(items)
     }
 
     /// Files that a command was killed over while it wrote them.
     fn gc_unwritten(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
         let (place, paths) = (&self.pool.place, &self.pool.paths);
-        let mut dirs = vec![place.index(), place.ephemeral(), paths.top.clone()];
+        let mut dirs = vec![place.state(), place.index(), place.ephemeral(), paths.top.clone()];
         for project in names_in(&paths.projects())? {
             dirs.push(paths.project(&project));
             dirs.extend(self.sparks_of(&project)?.iter().map(|spark| self.dir(spark)));
@@ -54,15 +60,68 @@ impl Sparks {
         for base in names_in(&paths.bases())? {
             dirs.push(paths.base(&base));
         }
+        dirs.extend(entries(&place.secrets())?);
+        dirs.push(self.nets().dir_of_members());
         for dir in dirs {
             for path in entries(&dir)?.into_iter().filter(|path| sys::file::is_abandoned(path)) {
                 items.push(Item::new("half-written file", "a command that was killed", &path));
                 if !dry_run {
-                    remove_file(&path)?;
+                    sys::file::remove(&path).map_err(Error::io("remove", path))?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Values in the built-in store whose project or spark is gone, and that nobody else refers to.
+    fn gc_secrets(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
+        // Whoever sets or deletes one holds its lock. Where there is no store, there is nothing in it.
+        let Ok(Some(_lock)) = sys::flock::try_lock_dir(&self.pool.place.secrets()) else { return Ok(()) };
+        for dir in entries(&self.pool.place.secrets())? {
+            let owner = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+            if self.owns_secrets(&owner)? {
+                continue;
+            }
+            for path in entries(&dir)? {
+                let key = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".age"));
+                let Some(Ok(reference)) = key.map(|key| Reference::stored(&format!("{owner}/{key}"))) else {
+                    continue;
+                };
+                if !self.is_referred(&reference)? {
+                    items.push(Item::new("stored secret", &owner, &path));
+                    if !dry_run {
+                        sys::file::remove(&path).map_err(Error::io("remove", path))?;
+                    }
+                }
+            }
+            if !dry_run {
+                // Only if nothing is left in it.
+                let _ = std::fs::remove_dir(&dir);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is a project of a name, or a spark of an id, in the trash or not.
+    fn owns_secrets(&self, owner: &str) -> Result<bool> {
+        let projects = names_in(&self.pool.paths.projects())?;
+        if projects.iter().any(|project| project.as_str() == owner) {
+            return Ok(true);
+        }
+        for project in &projects {
+            for spark in self.sparks_of(project)? {
+                // What cannot be read may be the one.
+                if self.record(&spark).map_or(true, |record| record.id.as_str() == owner) {
+                    return Ok(true);
+                }
+            }
+        }
+        let trashed = entries(&self.pool.paths.trash())?;
+        let is = |dir: &PathBuf| match record::read::<SparkRecord>(&SparkPaths(dir).record()) {
+            Ok(record) => record.is_some_and(|record| record.id.as_str() == owner),
+            Err(_) => true,
+        };
+        Ok(trashed.iter().any(is))
     }
 
     /// Processes that a killed command left waiting for it, with its lock.
@@ -157,9 +216,7 @@ impl Sparks {
 
     fn gc_trash(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
         let now = chrono::Utc::now();
-        let (expired, kept): (Vec<_>, Vec<_>) =
-            self.pool.trashed()?.into_iter().partition(|entry| entry.origin.until <= now);
-        for entry in &expired {
+        for entry in self.pool.trashed()?.iter().filter(|entry| entry.origin.until <= now) {
             // Somebody is bringing it back.
             let Ok(Some(_lock)) = sys::flock::try_lock_dir(&entry.path) else { continue };
             let owner = format!("{}/{}", entry.origin.project, entry.origin.name);
@@ -169,7 +226,8 @@ impl Sparks {
             }
         }
         if !dry_run {
-            self.pool.set_next_expiry(kept.iter().map(|entry| entry.origin.until).min());
+            fault::point("gc.freed")?;
+            self.pool.note_left();
         }
         Ok(())
     }
@@ -184,8 +242,8 @@ impl Sparks {
     /// # Errors
     /// What cannot be freed is tried again by a command a minute later.
     pub fn empty_trash(&self) -> Result<()> {
-        // Before: whoever deletes something meanwhile, or looks, finds a time that is not past.
-        self.pool.set_next_expiry(Some(chrono::Utc::now() + chrono::Duration::minutes(1)));
+        // Before: whoever looks meanwhile finds a time that is not past.
+        self.pool.postpone_expiry();
         self.gc_trash(false, &mut Vec::new())
     }
 
@@ -223,9 +281,41 @@ impl Sparks {
         Ok(())
     }
 
+    /// Removes what is left of sparks that ended by themselves.
+    pub(super) fn collect_ended(&self) -> Result<()> {
+        self.gc_containers(false, &mut Vec::new())
+    }
+
     fn remove_container(&self, id: &Id, bundle: &Path) -> Result<()> {
+        self.note_killed(id);
         self.handle_of(id).remove()?;
         self.clear_bundle(bundle, ids::claimed_by(bundle));
+        Ok(())
+    }
+
+    /// What counted for sparks that are gone.
+    fn gc_quotas(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
+        let paths = &self.pool.paths;
+        let mut dirs = entries(&paths.trash())?;
+        dirs.extend(entries(&paths.staging())?);
+        for project in names_in(&paths.projects())? {
+            dirs.extend(self.sparks_of(&project)?.iter().map(|spark| self.dir(spark)));
+        }
+        let mut ids = Vec::new();
+        for dir in dirs {
+            match record::read::<SparkRecord>(&dir.join("spark.json")) {
+                Ok(Some(record)) => ids.push(record.id),
+                Ok(None) => {}
+                // Whose group that is, nobody can tell now.
+                Err(_) => return Ok(()),
+            }
+        }
+        for group in self.pool.groups_but(&ids)? {
+            items.push(Item::new("disk quota", "a spark that is gone", &paths.top));
+            if !dry_run {
+                self.pool.remove_group(group)?;
+            }
+        }
         Ok(())
     }
 
@@ -252,6 +342,32 @@ impl Sparks {
         Ok(())
     }
 
+    /// Networks of sparks that ended by themselves, and rules that somebody has flushed.
+    fn gc_networks(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
+        for id in self.left_networks() {
+            items.push(Item::new("network of a spark that ended", &id, &self.pool.place.run.join("net")));
+        }
+        if !dry_run {
+            self.collect_networks()?;
+            self.nets().sweep()?;
+        }
+        if self.nets().lacks_filter(!dry_run)? {
+            items.push(Item::new(
+                "packet filter that was flushed",
+                "project networks",
+                &self.pool.place.run.join("net"),
+            ));
+        }
+        if self.nets().is_cut(!dry_run)? {
+            items.push(Item::new(
+                "chain of the packet filter that drops what sparks send",
+                "somebody else",
+                &self.pool.place.run.join("net"),
+            ));
+        }
+        Ok(())
+    }
+
     /// Ids of bundles of ours that are gone. Other installations of this host look after their own.
     fn gc_ids(&self, dry_run: bool, items: &mut Vec<Item>) {
         for (first, bundle) in ids::claims() {
@@ -272,6 +388,8 @@ fn owner_of(path: &Path) -> String {
     }
     let kinds = [
         ("base.json", "a base"),
+        ("layer.json", "a layer of an image"),
+        ("image.json", "an image"),
         ("volume.json", "a data volume"),
         ("project.json", "a project"),
         ("project", "a project"),
@@ -280,14 +398,7 @@ fn owner_of(path: &Path) -> String {
     kind.map_or("an operation that did not finish", |(_, kind)| kind).to_owned()
 }
 
-fn remove_file(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
-        _ => Ok(()),
-    }
-}
-
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     match std::fs::read_dir(dir) {
         Ok(entries) => Ok(entries.flatten().map(|e| e.path()).collect()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),

@@ -9,20 +9,27 @@ use crate::pool::Pool;
 
 pub mod base;
 mod clone;
+pub mod config;
+pub mod connect;
 pub mod cp;
 pub mod create;
 pub mod data;
 pub mod delete;
 pub mod diff;
 pub mod doctor;
+pub mod du;
 pub mod exec;
 pub mod fork;
 pub mod gc;
 mod git;
 mod identity;
+mod image;
 pub mod info;
 pub mod list;
 pub mod logs;
+mod memory;
+pub mod network;
+pub mod oci;
 mod origin;
 pub mod pause;
 pub mod pool;
@@ -30,11 +37,15 @@ pub mod project;
 pub mod pull;
 pub mod race;
 pub mod rename;
+pub mod secrets;
+mod service;
+pub mod set;
 pub mod snapshot;
 pub mod spark;
 pub mod start;
 mod still;
 pub mod stop;
+pub mod top;
 pub mod transfer;
 pub mod tree;
 pub mod undelete;
@@ -51,6 +62,8 @@ pub struct Context {
     pub base: Option<Name>,
     /// Where the host's own bundle templates are: `/etc/spark/bundles`.
     pub templates: PathBuf,
+    /// What the sources of secrets are told.
+    pub secrets: secrets::Settings,
 }
 
 /// Hears of long work: a face may show it.
@@ -84,6 +97,11 @@ impl Sparks {
     /// Opens what is there. `None` if there is no pool yet.
     pub fn open(context: Context) -> Result<Option<Sparks>> {
         Ok(Pool::open(&context.place)?.map(|pool| Sparks { pool, context }))
+    }
+
+    /// Opens what is mounted, and mounts nothing.
+    pub fn open_mounted(context: Context) -> Result<Option<Sparks>> {
+        Ok(Pool::open_mounted(&context.place)?.map(|pool| Sparks { pool, context }))
     }
 
     /// Opens what is there, making the pool if there is none.

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
+use super::base::PullRequest;
 use super::data::Copied;
 use super::spark::Opened;
 use super::{Observer, Sparks};
+use crate::domain::image::FromImage;
 use crate::domain::name::{Name, SourceRef};
 use crate::domain::options::SparkOptions;
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, Origin};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::flock::Mode;
 
 /// What to start from.
@@ -17,6 +19,8 @@ use crate::sys::flock::Mode;
 pub enum Source {
     /// A base; the default one if none is named.
     Base(Option<Name>),
+    /// The base that was pulled as an image; it is pulled if there is none.
+    Image(PullRequest),
     Spark(SourceRef),
 }
 
@@ -36,11 +40,27 @@ pub(crate) struct Found {
     pub opened: Option<Opened>,
 }
 
+/// What sparks inherit of the image that their base was made from.
+fn options_of(image: Option<FromImage>) -> SparkOptions {
+    let Some(image) = image else { return SparkOptions::default() };
+    let mut env = image.config.env.clone();
+    // Last, as where no image says otherwise.
+    if let Some(path) = env.get_mut("PATH").filter(|path| path.split(':').all(|dir| dir != "/spark/bin")) {
+        path.push_str(":/spark/bin");
+    }
+    let (user, workdir) = (image.config.user.clone(), image.config.workdir.clone());
+    SparkOptions { env, user, workdir, image: Some(image), ..SparkOptions::default() }
+}
+
 impl Sparks {
     /// Finds a source. Makes the default base if that is wanted and there is none.
     pub(super) fn find_source(&self, source: &Source, observer: &dyn Observer) -> Result<Found> {
         if matches!(source, Source::Base(None)) && self.context.base.is_none() {
             self.ensure_default_base(observer)?;
+        }
+        if let Source::Image(request) = source {
+            let name = self.base_of_image(request, observer)?;
+            return self.look_up(&Source::Base(Some(name)));
         }
         self.look_up(source)
     }
@@ -51,8 +71,18 @@ impl Sparks {
             Source::Base(name) => {
                 let (name, record, root) = self.find_base(name.as_ref())?;
                 let origin = Origin::Base { name, id: record.id };
-                let (options, copies) = Default::default();
+                let (options, copies) = (options_of(record.image), Vec::new());
                 Ok(Found { origin, root, at_work: None, options, copies, opened: None })
+            }
+            Source::Image(request) => {
+                let found = self.find_pulled(&request.image)?;
+                let name = found.ok_or_else(|| Error::NotFound {
+                    kind: "image",
+                    name: request.image.to_string(),
+                    in_project: None,
+                    near: Vec::new(),
+                })?;
+                self.look_up(&Source::Base(Some(name)))
             }
             Source::Spark(source) => self.look_up_spark(source),
         }

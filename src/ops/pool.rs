@@ -16,6 +16,8 @@ pub struct Info {
     pub path: PathBuf,
     #[serde(flatten)]
     pub usage: image::Usage,
+    /// Whether it counts what is whose.
+    pub quota: bool,
     pub default_base: Option<Name>,
 }
 
@@ -48,6 +50,7 @@ fn measure(pool: &Pool) -> Result<Info> {
     Ok(Info {
         path: pool.paths.top.clone(),
         usage: image::usage(&pool.place)?,
+        quota: pool.has_quota().unwrap_or(false),
         default_base: pool.layout()?.default_base,
     })
 }

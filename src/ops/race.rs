@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::exec::{Command, Ended, Running};
+use super::exec::{Command, Ended, PASSED_ON, Running};
 use super::snapshot::{Files, Restored};
 use super::spark::{Opened, SparkId};
 use super::{Observer, Sparks, delete};
@@ -14,6 +14,7 @@ use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::sys::flock::Mode;
+use crate::sys::held::Held;
 
 /// What became of the command in one spark.
 #[derive(Debug)]
@@ -42,9 +43,16 @@ pub struct Picked {
 }
 
 impl Sparks {
-    /// Runs a command in each of several sparks at once, and waits for all. What they write goes to their logs. They
-    /// are children of this process: a signal that ends it does not end them.
-    pub fn race(&self, sparks: &[SparkId], command: &Command, observer: &dyn Observer) -> Vec<Runner> {
+    /// Runs a command in each of several sparks at once, and waits for all. What they write goes to their logs. Signals
+    /// that would end this process are passed on to all, as `exec` does; what made them end is in what is returned.
+    pub fn race(
+        &self,
+        sparks: &[SparkId],
+        command: &Command,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Runner>> {
+        // Before the first command is there, so that none is left alone.
+        let signals = Held::new(&PASSED_ON).map_err(Error::sys("catch signals"))?;
         observer.step("running", Some(sparks.len() as u64));
         let mut done: Vec<Option<Runner>> = sparks.iter().map(|_| None).collect();
         let mut going = Vec::new();
@@ -58,14 +66,14 @@ impl Sparks {
             }
         }
         while !going.is_empty() {
-            for ended in next_ended(&mut going) {
+            for ended in next_ended(&mut going, &signals) {
                 let took = ended.at.elapsed();
                 let how = ended.running.wait().map_err(Error::sys("wait for the command"));
                 done[ended.place] = Some(Runner { spark: sparks[ended.place].clone(), ended: how, took });
             }
             observer.advance((sparks.len() - going.len()) as u64);
         }
-        done.into_iter().flatten().collect()
+        Ok(done.into_iter().flatten().collect())
     }
 
     /// Puts the files of a fork in the place of those of the spark that it was forked from, with those of data volumes that
@@ -144,13 +152,20 @@ fn race_of(winner: &Opened, origin: &Opened) -> Result<Option<Id>> {
     }
 }
 
-/// Waits for at least one, and takes out those that have ended.
-fn next_ended(going: &mut Vec<Started>) -> Vec<Started> {
+/// Waits for one to end or for a signal, which is passed on, and takes out those that have ended.
+fn next_ended(going: &mut Vec<Started>, signals: &Held) -> Vec<Started> {
     let mut fds: Vec<PollFd<'_>> =
         going.iter().map(|s| PollFd::new(&s.running.pidfd, PollFlags::IN)).collect();
+    fds.push(PollFd::new(signals, PollFlags::IN));
     // Interrupted, or without memory: looked at once more by the caller.
     let _ = rustix::event::poll(&mut fds, None);
-    let ended: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-    let mut ended = ended.into_iter();
+    let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+    if ready.last() == Some(&true)
+        && let Ok(signal) = signals.next()
+    {
+        // One that has just ended needs none.
+        going.iter().for_each(|s| drop(s.running.signal(signal)));
+    }
+    let mut ended = ready.into_iter();
     going.extract_if(.., |_| ended.next().unwrap_or(false)).collect()
 }

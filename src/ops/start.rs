@@ -4,8 +4,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use super::secrets::Given;
 use super::spark::{Opened, SparkId, refuse_damaged};
-use super::{Sparks, stop};
+use super::{Sparks, network, stop};
 use crate::bundle::{spec, write};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
@@ -30,12 +31,16 @@ pub(crate) struct Begun<'a> {
     lock: BorrowedFd<'a>,
     bundle: PathBuf,
     first_id: u32,
+    joined: Result<()>,
 }
 
 impl Begun<'_> {
     /// Waits until it runs. A start that failed leaves nothing in `/run`.
     pub(crate) fn wait(self) -> Result<Live> {
-        self.starting.wait().map_err(|first| {
+        let started = self.starting.wait();
+        // Without its network the start fails as a consequence.
+        let started = self.joined.and(started);
+        started.map_err(|first| {
             let undone = sys::flock::end_heirs(self.lock)
                 .map_err(Error::sys("end what the helper left"))
                 .and_then(|()| self.container.remove());
@@ -56,25 +61,51 @@ impl Sparks {
     }
 
     pub(crate) fn ensure_running(&self, spark: &SparkId) -> Result<()> {
+        loop {
+            // Before the lock: where secrets are kept, an answer may take its time.
+            let given = match self.record(spark) {
+                Ok(record) if self.state(&record) == State::Stopped => {
+                    self.give(&spark.project, &record.options)?
+                }
+                _ => Given::default(),
+            };
+            if self.run_with(spark, given)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// False if the values are not those that it is to start with.
+    fn run_with(&self, spark: &SparkId, given: Given) -> Result<bool> {
         let opened = self.open_spark(spark, Mode::Exclusive)?;
         if live::is_stopping(&self.bundle(&opened.record)) {
             // What a stop that was killed has begun.
             self.end(&opened.record, stop::GRACE)?;
         }
         match self.state(&opened.record) {
-            State::Running => Ok(()),
-            State::Paused => self.handle(&opened.record).thaw(),
+            State::Running => Ok(true),
+            State::Paused => {
+                // The pause was no idling, and what it was resumed for may be about to come.
+                if let Some(pidfd) = self.live(&opened.record).and_then(|live| live.pidfd().ok()) {
+                    let _ = live::touch(pidfd);
+                }
+                self.handle(&opened.record).thaw().map(|()| true)
+            }
             State::Stopped | State::Broken => {
+                if !self.is_current(&given, &spark.project, &opened.record.options)? {
+                    return Ok(false);
+                }
                 tracing::debug!(%spark, "starting");
-                self.start(&opened)?;
+                self.start(&opened, given)?;
                 drop(opened);
                 self.give_host_keys(spark);
-                Ok(())
+                self.run_service_again(spark).map(|()| true)
             }
         }
     }
 
-    pub(crate) fn start(&self, opened: &Opened) -> Result<Live> {
+    /// Starts a spark with the values of its secrets.
+    pub(crate) fn start(&self, opened: &Opened, given: Given) -> Result<Live> {
         let identity = Identity {
             project: opened.id.project.clone(),
             name: opened.id.name.clone(),
@@ -84,7 +115,7 @@ impl Sparks {
         self.publish_copies(&opened.id, &opened.record)?;
         let held = self.hold_volumes(&opened.id, &opened.record.options.volumes)?;
         let locks: Vec<_> = std::iter::once(opened.lock.as_fd()).chain(held.locks()).collect();
-        self.launch(&opened.id, &opened.record, &locks)?.wait()
+        self.launch(&opened.id, &opened.record, &locks, given)?.wait()
     }
 
     /// Begins to start a spark. The caller holds its exclusive lock, the first of `locks`, and those of its volumes.
@@ -93,12 +124,15 @@ impl Sparks {
         spark: &SparkId,
         record: &SparkRecord,
         locks: &[BorrowedFd<'a>],
+        given: Given,
     ) -> Result<Begun<'a>> {
         let root = SparkPaths(&self.dir(spark)).root();
         refuse_damaged(spark, &root)?;
+        self.pool.hold_to(&record.id, &SparkPaths(&self.dir(spark)), record.options.limits.disk)?;
         let bundle = self.bundle(record);
         let container = self.handle(record);
         // What a crash, an idle stop or a kill of PID 1 left.
+        self.note_killed(&record.id);
         container.remove()?;
         self.clear_bundle(&bundle, None);
         for (dir, mode) in [
@@ -114,15 +148,27 @@ impl Sparks {
         }
         // The bundle's directory makes the claim valid: it is there before, and gone before the claim.
         std::fs::DirBuilder::new().mode(0o711).create(&bundle).map_err(Error::io("create", &bundle))?;
-        let claimed = fault::point("start.bundle-made").and_then(|()| ids::claim(&bundle));
+        let claimed = fault::point("start.bundle-made").and_then(|()| match ids::claim(&bundle) {
+            // Sparks that ended by themselves keep theirs until somebody looks.
+            Err(Error::Host { .. }) => self.collect_ended().and_then(|()| ids::claim(&bundle)),
+            claimed => claimed,
+        });
         let first_id = claimed.inspect_err(|_| self.clear_bundle(&bundle, None))?;
         let begun = fault::point("start.claimed").and_then(|()| self.prepare(spark, record, first_id));
         let begun = begun.and_then(|launch| {
             fault::point("start.prepared")?;
-            Launch { locks: locks.iter().map(AsRawFd::as_raw_fd).collect(), ..launch }.spawn()
+            let secrets = (!given.is_empty()).then(|| given.filling(&root, &record.options)).transpose()?;
+            let wire = self.wire(spark, record)?;
+            let (network, wiring) = wire.map(|w| (w.here, w.helper)).unzip();
+            let locks = locks.iter().map(AsRawFd::as_raw_fd).collect();
+            Ok((network, Launch { secrets, locks, wiring, ..launch }.spawn()?))
         });
         match begun {
-            Ok(starting) => Ok(Begun { sparks: self, starting, container, lock: locks[0], bundle, first_id }),
+            Ok((network, starting)) => {
+                // While the helper makes the container.
+                let joined = network.map_or(Ok(()), network::Here::join);
+                Ok(Begun { sparks: self, starting, container, lock: locks[0], bundle, first_id, joined })
+            }
             Err(e) => {
                 self.clear_bundle(&bundle, Some(first_id));
                 Err(e)
@@ -134,6 +180,8 @@ impl Sparks {
         let dir = self.bundle(record);
         let root = SparkPaths(&self.dir(spark)).root();
         let volumes = self.volumes_of(spark, &record.options.volumes)?;
+        let disks = self.disks(&record.options.limits)?;
+        let resolv = network::resolv_conf(record.options.network);
         let input = spec::Input {
             id: &record.id,
             project: &spark.project,
@@ -144,7 +192,9 @@ impl Sparks {
             templates: &self.context.templates,
             root: &root,
             shared: self.shared_dirs(&spark.project),
+            disks: &disks,
             volumes: &volumes,
+            resolv: &resolv,
         };
         let bundle = spec::compose(&input)?;
         let mut inner = confine::without(&bundle.inner);
@@ -153,13 +203,21 @@ impl Sparks {
             bundle.spec.process().as_ref().ok_or_else(|| Error::corrupt(&dir, "it has no process"))?;
         Ok(Launch {
             container: self.handle(record),
+            secrets: None,
             confinement: Confinement::of(process, filter)?,
             bundle: dir,
             root,
             mounts: bundle.mounts,
             volumes: bundle.volumes,
             first_id,
-            idle_stop: 0,
+            idle_stop: record.options.idle_stop.unwrap_or(0),
+            limited: bundle
+                .spec
+                .linux()
+                .as_ref()
+                .and_then(|l| l.resources().as_ref()?.memory().as_ref())
+                .is_some(),
+            wiring: None,
             locks: Vec::new(),
         })
     }
@@ -173,6 +231,13 @@ impl Sparks {
         }
         if let Some(first) = first_id {
             ids::release(first, bundle);
+        }
+        let id = bundle.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+        if let Some(id) = id
+            && let Err(e) = self.nets().leave(&id)
+        {
+            // The next command of any kind tries again.
+            tracing::warn!("cannot remove the network of {id}: {e}");
         }
     }
 

@@ -1,13 +1,13 @@
-//! `stop`: SIGTERM to everything, SIGKILL to what stays.
+//! `stop`: SIGTERM to everything, SIGKILL to what stays. What the spark's image runs comes first, with its own signal.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Sparks;
 use crate::domain::name::SparkRef;
 use crate::domain::spark::{Id, SparkRecord};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::runtime::live::{self, Live};
+use crate::runtime::live::{self, Live, Service};
 use crate::runtime::youki::Handle;
 use crate::sys;
 use crate::sys::flock::Mode;
@@ -36,11 +36,14 @@ impl Sparks {
         if let Some(live) = &live {
             live::mark_stopping(&bundle)?;
             fault::point("stop.marked")?;
-            terminate(id, &handle, live, grace)?;
+            let ending = Ending { container: id, handle: &handle, live };
+            ending.run(live::service(&bundle), grace)?;
         }
         fault::point("stop.ended")?;
+        self.note_killed(id);
         handle.remove()?;
         fault::point("stop.removed")?;
+        self.nets().leave(id)?;
         self.clear_bundle(
             &bundle,
             live.map(|l| l.first_id).or_else(|| crate::runtime::ids::claimed_by(&bundle)),
@@ -49,28 +52,56 @@ impl Sparks {
     }
 }
 
-fn terminate(id: &Id, handle: &Handle, live: &Live, grace: Duration) -> Result<()> {
-    // Between looking and opening it may end by itself, which is as well.
-    let Ok(pidfd) = live.pidfd() else { return Ok(()) };
-    let cgroup = &handle.cgroup;
-    if live::is_frozen(cgroup) {
-        handle.thaw()?;
-    }
-    let millis = i32::try_from(grace.as_millis()).unwrap_or(i32::MAX);
-    if millis > 0 {
-        let _ = sys::process::signal_with_value(&pidfd, libc::SIGTERM, millis);
-        hang_up(cgroup);
-        let wait = grace + Duration::from_millis(500);
-        if sys::process::wait_end(&pidfd, Some(wait)).map_err(Error::sys("wait for PID 1"))? {
-            return Ok(());
+/// What ends.
+struct Ending<'a> {
+    container: &'a Id,
+    handle: &'a Handle,
+    live: &'a Live,
+}
+
+impl Ending<'_> {
+    fn run(&self, service: Option<Service>, grace: Duration) -> Result<()> {
+        // Between looking and opening it may end by itself, which is as well.
+        let Ok(pidfd) = self.live.pidfd() else { return Ok(()) };
+        let cgroup = &self.handle.cgroup;
+        if live::is_frozen(cgroup) {
+            self.handle.thaw()?;
+        }
+        let left = match service.filter(|service| service.stop_signal != libc::SIGTERM) {
+            Some(service) if !grace.is_zero() => end_service(&service, grace)?,
+            _ => grace,
+        };
+        let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+        if millis > 0 {
+            let _ = sys::process::signal_with_value(&pidfd, libc::SIGTERM, millis);
+            hang_up(cgroup);
+            let wait = left + Duration::from_millis(500);
+            if sys::process::wait_end(&pidfd, Some(wait)).map_err(Error::sys("wait for PID 1"))? {
+                return Ok(());
+            }
+        }
+        let _ = sys::process::signal(&pidfd, rustix::process::Signal::KILL);
+        if sys::process::wait_end(&pidfd, Some(GRACE)).map_err(Error::sys("wait for PID 1"))? {
+            Ok(())
+        } else {
+            let what = format!("spark {}", self.container);
+            Err(Error::Busy { what, why: "a process in it does not end".into() })
         }
     }
-    let _ = sys::process::signal(&pidfd, rustix::process::Signal::KILL);
-    if sys::process::wait_end(&pidfd, Some(GRACE)).map_err(Error::sys("wait for PID 1"))? {
-        Ok(())
-    } else {
-        Err(Error::Busy { what: format!("spark {id}"), why: "a process in it does not end".into() })
-    }
+}
+
+/// Sends what the image runs the signal that it wants, and waits until that has ended or the time is over. Others get
+/// SIGTERM only after that: what the service has started is its own to end, and SIGTERM may mean haste to it.
+/// Returns what is left of the time.
+fn end_service(service: &Service, grace: Duration) -> Result<Duration> {
+    let begun = Instant::now();
+    let Ok(pidfd) = service.process.open() else { return Ok(grace) };
+    let _ = sys::process::signal_number(&pidfd, service.stop_signal);
+    // A stopped process would take notice of it only after the grace.
+    let _ = sys::process::signal(&pidfd, rustix::process::Signal::CONT);
+    sys::process::wait_end(&pidfd, Some(grace)).map_err(Error::sys("wait for what the image runs"))?;
+    fault::point("service-stop.ended")?;
+    Ok(grace.saturating_sub(begun.elapsed()))
 }
 
 /// Interactive shells ignore SIGTERM and end on SIGHUP, as when their terminal goes away: those with one get it.

@@ -18,6 +18,12 @@ pub struct Info {
     pub id: u64,
     pub uuid: String,
     pub read_only: bool,
+    /// The transaction that made it: what it was made from is older.
+    #[serde(skip)]
+    pub made: u64,
+    /// The subvolume that it stands in, and the directory there, by their numbers. None for the top of all.
+    #[serde(skip)]
+    pub within: Option<(u64, u64)>,
 }
 
 fn checked<T>(action: &'static str, path: &Path, call: impl FnOnce() -> btrfsutil::Result<T>) -> Result<T> {
@@ -83,6 +89,12 @@ pub fn info(path: &Path) -> Result<Info> {
     checked("inspect subvolume", path, || {
         let subvolume = Subvolume::get(path)?;
         let info = subvolume.info()?;
-        Ok(Info { id: info.id, uuid: info.uuid.to_string(), read_only: subvolume.is_ro()? })
+        Ok(Info {
+            id: info.id,
+            uuid: info.uuid.to_string(),
+            read_only: subvolume.is_ro()?,
+            made: info.otransid,
+            within: info.parent_id.zip(info.dir_id),
+        })
     })
 }

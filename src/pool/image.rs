@@ -82,6 +82,15 @@ pub fn make(place: &Place, options: &InitOptions) -> Result<()> {
     } else if options.size.is_none()
         && sys::file::is_btrfs(&place.root).map_err(Error::io("inspect", &place.root))?
     {
+        if options.quota {
+            return Err(Error::NotSupported {
+                what: format!(
+                    "{} is on a btrfs of yours, and quotas change the whole of it",
+                    place.root.display()
+                ),
+                hint: Some("give the pool a filesystem of its own: add `--size 50G`, say".into()),
+            });
+        }
         Kind::Directory
     } else {
         make_image(place, options.size)?;

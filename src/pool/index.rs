@@ -131,8 +131,5 @@ fn write<T: serde::Serialize>(dir: &Path, name: &str, value: &T) -> Result<()> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
-        _ => Ok(()),
-    }
+    sys::file::remove(path).map_err(Error::io("remove", path))
 }

@@ -27,14 +27,14 @@ pub struct InitOptions {
     pub size: Option<u64>,
     /// A block device to format.
     pub device: Option<std::path::PathBuf>,
+    /// Whether it counts what is whose, so that a spark's share of it can be limited.
+    pub quota: bool,
 }
 
 impl Pool {
     /// Opens the pool, mounting it if a reboot unmounted it. `None` if there has never been one.
     pub fn open(place: &Place) -> Result<Option<Pool>> {
-        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() } };
-        if let Some(layout) = record::read::<Layout>(&pool.paths.layout())? {
-            tracing::debug!(version = layout.version, "pool is open");
+        if let Some(pool) = Pool::open_mounted(place)? {
             return Ok(Some(pool));
         }
         if !image::is_unmounted(place)? {
@@ -44,10 +44,17 @@ impl Pool {
         if image::is_unmounted(place)? {
             image::mount(place)?;
         }
-        match record::read::<Layout>(&pool.paths.layout())? {
-            Some(_) => Ok(Some(pool)),
-            None => Ok(None),
-        }
+        Pool::open_mounted(place)
+    }
+
+    /// Opens the pool where it is mounted. `None` if it is not.
+    pub fn open_mounted(place: &Place) -> Result<Option<Pool>> {
+        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() } };
+        let layout = record::read::<Layout>(&pool.paths.layout())?;
+        Ok(layout.map(|layout| {
+            tracing::debug!(version = layout.version, "pool is open");
+            pool
+        }))
     }
 
     /// Opens the pool, making it with its defaults if there is none.
@@ -63,7 +70,20 @@ impl Pool {
         make_dir(&place.root, 0o700)?;
         let _lock = lock_root(place)?;
         if let Some(pool) = Pool::open_locked(place)? {
+            if options.quota && !pool.has_quota()? {
+                return Err(Error::WrongState {
+                    action: "count what is whose in",
+                    kind: "pool",
+                    name: place.pool().display().to_string(),
+                    state: "there already, and was made without `--quota`".into(),
+                    hint: "make another one, with another SPARK_ROOT, and move sparks with `spark send`"
+                        .into(),
+                });
+            }
             return Ok((pool, false));
+        }
+        if options.quota {
+            super::quota::refuse_old_kernel()?;
         }
         let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() } };
         make_dir(&pool.paths.top, 0o700)?;
@@ -73,6 +93,9 @@ impl Pool {
             .map_err(Error::io("inspect", &pool.paths.top))?
         {
             image::make(place, options)?;
+        }
+        if options.quota {
+            pool.enable_quota()?;
         }
         pool.lay_out()?;
         Ok((pool, true))

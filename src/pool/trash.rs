@@ -9,10 +9,16 @@ use crate::domain::name::Name;
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, Time};
 use crate::error::{Error, Result};
+use crate::sys::flock::Mode;
 use crate::{fault, sys};
 
 /// How long a deleted spark can be brought back.
 pub const KEEP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// When what could not be freed is tried again.
+fn look_again() -> Time {
+    chrono::Utc::now() + chrono::Duration::minutes(1)
+}
 
 /// `trash.json`: where a deleted spark came from.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -54,9 +60,7 @@ impl Pool {
         for dir in [&self.paths.trash(), &self.paths.sparks(project)] {
             sys::file::sync_dir(dir).map_err(Error::io("sync", dir))?;
         }
-        if self.next_expiry().is_none_or(|next| origin.until < next) {
-            self.set_next_expiry(Some(origin.until));
-        }
+        self.note_added(origin.until);
         Ok(Entry { id, path, origin })
     }
 
@@ -65,16 +69,49 @@ impl Pool {
         std::fs::read_to_string(self.place.next_expiry()).ok()?.trim().parse().ok()
     }
 
-    /// Notes when the first of the trash expires. An index as all of `state/`: a loss of it costs time, no data.
-    pub fn set_next_expiry(&self, next: Option<Time>) {
-        let path = self.place.next_expiry();
-        let written = match next {
-            Some(next) => sys::file::replace_volatile(&path, next.to_rfc3339().as_bytes()),
-            None => std::fs::remove_file(&path),
-        };
-        if let Err(e) = written {
+    /// Notes when the first of the trash expires, after something came into it.
+    fn note_added(&self, until: Time) {
+        self.noting(|| match self.next_expiry() {
+            Some(next) if next <= until => Ok(()),
+            Some(_) => self.set_next_expiry(Some(until)),
+            // Nothing is known of what is there already.
+            None => self.set_next_expiry(self.trashed()?.iter().map(|entry| entry.origin.until).min()),
+        });
+    }
+
+    /// The same after what had expired was freed. What has expired and is still there could not be.
+    pub fn note_left(&self) {
+        self.noting(|| {
+            let (now, again) = (chrono::Utc::now(), look_again());
+            let due = |entry: &Entry| if entry.origin.until <= now { again } else { entry.origin.until };
+            self.set_next_expiry(self.trashed()?.iter().map(due).min())
+        });
+    }
+
+    /// Has no other command free what has expired, for a minute.
+    pub fn postpone_expiry(&self) {
+        self.noting(|| self.set_next_expiry(Some(look_again())));
+    }
+
+    /// An index as all of `state/`: a loss of it costs time, no data, and a disk that is full is no reason to keep trash.
+    ///
+    /// Whoever adds and whoever frees do this one after the other: a time that one of them notes from what it saw before
+    /// the other was there would have trash stay for good.
+    fn noting(&self, note: impl FnOnce() -> Result<()>) {
+        let dir = self.paths.trash();
+        let lock = sys::flock::lock_dir(&dir, Mode::Exclusive).map_err(Error::io("lock", dir));
+        if let Err(e) = lock.and_then(|_lock| note()) {
             tracing::debug!("cannot note when the trash expires: {e}");
         }
+    }
+
+    fn set_next_expiry(&self, next: Option<Time>) -> Result<()> {
+        let path = self.place.next_expiry();
+        match next {
+            Some(next) => sys::file::replace_volatile(&path, next.to_rfc3339().as_bytes()),
+            None => sys::file::remove(&path),
+        }
+        .map_err(Error::io("write", path))
     }
 
     /// Frees one entry at once. The caller holds its exclusive lock.

@@ -23,13 +23,7 @@ const NOTHING: i32 = 255;
 /// to /proc or /sys, which would be the spark's own no longer.
 pub fn attach(live: &Live, root: &Path, mount: &Planned) -> Result<()> {
     let tree = detached(mount, &mut Maps::default())?;
-    let bare = sys::file::open_dir(root).map_err(Error::io("open", root))?;
-    let done = Inside::of(live)?.run(|mapped| {
-        let place = Place { bare: bare.as_fd(), mapped: mapped.as_fd(), first_id: live.first_id };
-        let place = place.open(&mount.at, mount.is_dir, sys::beneath::open_place_exact)?;
-        sys::mount::attach_upon(&tree, &place).map(|()| true)
-    });
-    done.map(drop).map_err(|e| match e.raw_os_error() {
+    attach_tree(live, root, (&tree, &mount.at, mount.is_dir)).map_err(|e| match e.raw_os_error() {
         Some(libc::ELOOP) => Error::NotSupported {
             what: format!("cannot mount something at {}: the path leads through a link", mount.at.display()),
             hint: Some("attach it where the link leads to".into()),
@@ -38,11 +32,32 @@ pub fn attach(live: &Live, root: &Path, mount: &Planned) -> Result<()> {
     })
 }
 
+/// The same with a mount that has been made: itself, its place, and whether that is a directory.
+pub(super) fn attach_tree(
+    live: &Live,
+    root: &Path,
+    (tree, at, is_dir): (&OwnedFd, &Path, bool),
+) -> io::Result<()> {
+    let bare = sys::file::open_dir(root)?;
+    let done = Inside::of(live)?.run(|mapped| {
+        let place = Place { bare: bare.as_fd(), mapped: mapped.as_fd(), first_id: live.first_id };
+        let place = place.open(at, is_dir, sys::beneath::open_place_exact)?;
+        sys::mount::attach_upon(tree, &place).map(|()| true)
+    });
+    done.map(drop)
+}
+
+/// The root of a running spark, as what runs in it sees it.
+pub(super) fn root_of(live: &Live) -> io::Result<OwnedFd> {
+    Inside::of(live).map(|inside| inside.root)
+}
+
 /// Takes a volume away from a running spark: `fs` is its subvolume in the pool. What has files open in it keeps them.
 /// False if it is not what is on top at `at`.
 pub fn detach(live: &Live, fs: &Path, at: &Path) -> Result<bool> {
     let subvolume = sys::file::open_dir(fs).map_err(Error::io("open", fs))?;
-    let done = Inside::of(live)?.run(|mapped| {
+    let inside = Inside::of(live).map_err(Error::sys("open the spark's mount namespace"))?;
+    let done = inside.run(|mapped| {
         let place = match sys::beneath::open_place_exact(mapped.as_fd(), at) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
                 return Ok(false);
@@ -64,19 +79,16 @@ struct Inside {
 }
 
 impl Inside {
-    fn of(live: &Live) -> Result<Inside> {
-        let open = || -> io::Result<Inside> {
-            let pidfd = live.pidfd()?;
-            let of = |what| format!("/proc/{}/{what}", live.init.pid);
-            let namespace = File::open(of("ns/mnt"))?.into();
-            let root = sys::file::open_dir(of("root").as_ref())?;
-            // Opened by number: they are the ones meant only if PID 1 is still that process.
-            if sys::process::wait_end(&pidfd, Some(std::time::Duration::ZERO))? {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            Ok(Inside { namespace, root })
-        };
-        open().map_err(Error::sys("open the spark's mount namespace"))
+    fn of(live: &Live) -> io::Result<Inside> {
+        let pidfd = live.pidfd()?;
+        let of = |what| format!("/proc/{}/{what}", live.init.pid);
+        let namespace = File::open(of("ns/mnt"))?.into();
+        let root = sys::file::open_dir(of("root").as_ref())?;
+        // Opened by number: they are the ones meant only if PID 1 is still that process.
+        if sys::process::wait_end(&pidfd, Some(std::time::Duration::ZERO))? {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        Ok(Inside { namespace, root })
     }
 
     /// Does something in a helper that has joined.

@@ -16,7 +16,10 @@ use crate::sys;
 pub struct Confinement {
     capabilities: LinuxCapabilities,
     no_new_privs: bool,
-    filter: Rc<[u8]>,
+    /// None where the bundle asks for no filter.
+    filter: Option<Rc<[u8]>>,
+    /// Whether a user other than root keeps what the lists say, to make it ambient. A spark's never does.
+    as_listed: bool,
 }
 
 impl Confinement {
@@ -30,14 +33,41 @@ impl Confinement {
         Ok(Confinement {
             capabilities,
             no_new_privs: process.no_new_privileges().unwrap_or(false),
-            filter: filter.into(),
+            filter: Some(filter.into()),
+            as_listed: false,
         })
+    }
+
+    /// The limits exactly as a process of a strict bundle states them: a list that is not there is empty, and so are
+    /// all of them where there are no lists.
+    pub fn strict(process: &Process, filter: Option<Vec<u8>>) -> Confinement {
+        let given = process.capabilities().clone();
+        let mut capabilities = LinuxCapabilities::default();
+        let list = |get: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+            Some(given.as_ref().and_then(|g| get(g).clone()).unwrap_or_default())
+        };
+        capabilities
+            .set_bounding(list(LinuxCapabilities::bounding))
+            .set_effective(list(LinuxCapabilities::effective))
+            .set_permitted(list(LinuxCapabilities::permitted))
+            .set_inheritable(list(LinuxCapabilities::inheritable))
+            .set_ambient(list(LinuxCapabilities::ambient));
+        Confinement {
+            capabilities,
+            no_new_privs: process.no_new_privileges().unwrap_or(false),
+            filter: filter.map(Into::into),
+            as_listed: true,
+        }
+    }
+
+    fn load_filter(&self) -> std::io::Result<()> {
+        self.filter.as_deref().map_or(Ok(()), sys::exec::load_filter)
     }
 
     /// Installs the filter where that needs a privilege which `drop` gives up. Call it right after entering the
     /// user namespace.
     pub fn before_drop(&self) -> std::io::Result<()> {
-        if self.no_new_privs { Ok(()) } else { sys::exec::load_filter(&self.filter) }
+        if self.no_new_privs { Ok(()) } else { self.load_filter() }
     }
 
     /// Gives up every capability that the spec does not list, and for another user than root all of them.
@@ -46,7 +76,7 @@ impl Confinement {
             sys::exec::set_no_new_privs()?;
         }
         let mut wanted = self.capabilities.clone();
-        if uid != 0 {
+        if uid != 0 && !self.as_listed {
             wanted.set_effective(Some(Capabilities::new()));
             wanted.set_permitted(Some(Capabilities::new()));
         }
@@ -57,7 +87,7 @@ impl Confinement {
 
     /// Installs the filter where that needs no privilege: as late as possible.
     pub fn after_drop(&self) -> std::io::Result<()> {
-        if self.no_new_privs { sys::exec::load_filter(&self.filter) } else { Ok(()) }
+        if self.no_new_privs { self.load_filter() } else { Ok(()) }
     }
 }
 

@@ -4,19 +4,24 @@
 //! namespaces in one step, and confines itself in an order in which nobody inside can get hold of it before it is
 //! done (docs/security.md). libcontainer's tenant does this in more steps, as the host's root (docs/adr/0007).
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use secrecy::ExposeSecret;
 
 use super::confine::Confinement;
-use super::live::Live;
+use super::live::{self, Live};
 use super::report::{self, Sender};
 use super::users::User;
 use super::youki::{Entrances, Handle};
 use crate::error::{Error, Result};
 use crate::sys;
+use crate::sys::locked::Secret;
+use crate::sys::process::ProcessId;
 
 /// A command to run inside.
 #[derive(Debug)]
@@ -28,14 +33,18 @@ pub struct Entry {
     pub argv: Vec<OsString>,
     /// `argv[0]` as the program sees it, if not the program's name: `-sh` for a login shell.
     pub shown_as: Option<OsString>,
-    /// `KEY=VALUE`, complete.
+    /// `KEY=VALUE`, complete but for secrets.
     pub env: Vec<OsString>,
+    /// `KEY=VALUE` and a NUL each: what of the environment is in no other memory.
+    pub secrets: Vec<Rc<Secret>>,
     pub workdir: PathBuf,
     /// Whether a missing `workdir` is no reason to fail: it was not asked for.
     pub workdir_optional: bool,
     pub terminal: bool,
     /// Standard input, output and error, if not this process's own.
     pub streams: Option<[OwnedFd; 3]>,
+    /// PID 1 may leave by itself at any moment, when it finds itself alone.
+    pub may_leave: bool,
 }
 
 /// What was started: a child of this process.
@@ -46,10 +55,10 @@ pub struct Entered {
 }
 
 /// What may go wrong after the fork, as the child reports it.
-const STEP_CONFINE: u8 = 1;
-const STEP_TERMINAL: u8 = 2;
-const STEP_WORKDIR: u8 = 3;
-const STEP_EXEC: u8 = 4;
+pub(super) const STEP_CONFINE: u8 = 1;
+pub(super) const STEP_TERMINAL: u8 = 2;
+pub(super) const STEP_WORKDIR: u8 = 3;
+pub(super) const STEP_EXEC: u8 = 4;
 
 /// Why a command did not start.
 #[derive(Debug)]
@@ -65,19 +74,7 @@ impl Entry {
     pub fn start(self) -> Result<Entered, Failure> {
         let workdir = self.workdir.clone();
         let (pid, from) = self.fork().map_err(Failure::Other)?;
-        let report = from.receive();
-        let e = match report {
-            Ok(report) => match report.failed {
-                None => return Ok(Entered { pid, master: report.master }),
-                Some((step, e)) => failure(step, e, &workdir),
-            },
-            Err(e) => {
-                let _ = sys::process::kill_child(pid);
-                Failure::Other(Error::sys("hear of the command")(e))
-            }
-        };
-        let _ = sys::process::reap(pid, true);
-        Err(e)
+        heard(pid, from, &workdir)
     }
 
     /// Forks the process that becomes the command.
@@ -94,7 +91,24 @@ impl Entry {
     }
 }
 
-/// What the child reported.
+/// Waits for what a child reports: that it is about to execute its program, or why it did not. Then it is reaped.
+pub(super) fn heard(pid: i32, from: report::Receiver, workdir: &Path) -> Result<Entered, Failure> {
+    let e = match from.receive() {
+        Ok(report) => match report.failed {
+            None if report.ready => return Ok(Entered { pid, master: report.master }),
+            // The end of the first process is that of all inside.
+            None => failure(STEP_CONFINE, io::Error::from_raw_os_error(libc::ESRCH), workdir),
+            Some((step, e)) => failure(step, e, workdir),
+        },
+        Err(e) => {
+            let _ = sys::process::kill_child(pid);
+            Failure::Other(Error::sys("hear of the command")(e))
+        }
+    };
+    let _ = sys::process::reap(pid, true);
+    Err(e)
+}
+
 fn failure(step: u8, source: io::Error, workdir: &Path) -> Failure {
     match step {
         STEP_EXEC => Failure::Exec(source),
@@ -108,6 +122,8 @@ fn failure(step: u8, source: io::Error, workdir: &Path) -> Failure {
 struct Plan {
     /// A pidfd of PID 1, whose namespaces are joined: certainly its own, whatever becomes of its number.
     init: OwnedFd,
+    /// If that may leave when it is alone.
+    leaving: Option<ProcessId>,
     cgroups: Entrances,
     report: Sender,
     confinement: Confinement,
@@ -116,6 +132,7 @@ struct Plan {
     program: Vec<CString>,
     argv: Vec<CString>,
     envp: Vec<CString>,
+    secrets: Vec<Rc<Secret>>,
     workdir: CString,
     workdir_optional: bool,
     terminal: bool,
@@ -135,6 +152,7 @@ impl Plan {
             argv[0] = string(shown)?;
         }
         Ok(Plan {
+            leaving: entry.may_leave.then(|| entry.live.init.clone()),
             init,
             cgroups: entry.container.entrances()?,
             report,
@@ -144,6 +162,7 @@ impl Plan {
             program,
             argv,
             envp,
+            secrets: entry.secrets,
             workdir: string(entry.workdir.into_os_string())?,
             workdir_optional: entry.workdir_optional,
             terminal: entry.terminal,
@@ -153,7 +172,8 @@ impl Plan {
 
     /// The child. It returns only if the command was not executed.
     fn run(&self) -> i32 {
-        let (step, e) = match self.prepare() {
+        let prepared = self.prepare().and_then(|()| self.report.ready().map_err(|e| (STEP_CONFINE, e)));
+        let (step, e) = match prepared {
             Ok(()) => (STEP_EXEC, self.execute()),
             Err(failed) => failed,
         };
@@ -172,11 +192,21 @@ impl Plan {
             _ => {}
         }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        // A crash would write the variables that are secrets into the root filesystem, and so into the next snapshot, or hand
+        // them to who collects core dumps on the host. Who wants one inside can say so: `ulimit -c`.
+        sys::exec::without_core_dumps().map_err(|e| (STEP_CONFINE, e))?;
         sys::exec::reset_signals().map_err(|e| (STEP_CONFINE, e))
     }
 
     /// The order matters: see docs/security.md before changing it.
     fn confine(&self) -> io::Result<()> {
+        if let Some(init) = &self.leaving {
+            // It looks whether it is alone, and then leaves: if it looked just before this process was there, it takes
+            // this process along. Asleep, it has decided to stay, and the next time it looks it is not alone.
+            sys::process::wait_asleep(init)?;
+            // What is gone again before it looks counts too.
+            live::touch(&self.init)?;
+        }
         rustix::process::setsid()?;
         for mut tasks in &self.cgroups.tasks {
             tasks.write_all(b"0")?;
@@ -206,19 +236,8 @@ impl Plan {
     /// # Errors
     /// `EISDIR` for a directory: all of the host's files would be in reach from there.
     fn give_streams(&self) -> io::Result<()> {
-        for fd in 0..3 {
-            let stream = sys::exec::standard_stream(fd);
-            let Ok(stat) = rustix::fs::fstat(stream) else { continue };
-            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-            if kind.is_dir() {
-                return Err(io::Error::from_raw_os_error(libc::EISDIR));
-            }
-            // What has a terminal of its own leaves these behind.
-            if !self.terminal && kind.is_fifo() && sys::file::is_pipe(stream).unwrap_or(false) {
-                let _ = sys::exec::give_to(stream, self.first_id + self.user.uid);
-            }
-        }
-        Ok(())
+        // What has a terminal of its own leaves these behind.
+        give_streams((!self.terminal).then_some(self.first_id + self.user.uid))
     }
 
     /// Opened by the user inside, with their rights, and so theirs.
@@ -231,23 +250,50 @@ impl Plan {
         Ok(rustix::stdio::dup2_stderr(&slave)?)
     }
 
-    /// As execvp(3) does: what cannot be entered or is no program is remembered, and the search goes on.
     fn execute(&self) -> io::Error {
-        let mut last = io::Error::from_raw_os_error(libc::ENOENT);
-        for program in &self.program {
-            let e = sys::exec::execve(program, &self.argv, &self.envp);
-            match e.raw_os_error() {
-                Some(libc::ENOENT | libc::ENOTDIR) => {}
-                Some(libc::EACCES) => last = e,
-                _ => return e,
-            }
-        }
-        last
+        let secrets =
+            self.secrets.iter().filter_map(|s| CStr::from_bytes_with_nul(s.expose_secret().bytes()).ok());
+        let envp: Vec<&CStr> = self.envp.iter().map(|s| &**s).chain(secrets).collect();
+        execute(&self.program, &self.argv, &envp)
     }
 }
 
+/// Gives the pipes among the standard streams to a user of the host, if there is one.
+pub(super) fn give_streams(to: Option<u32>) -> io::Result<()> {
+    for fd in 0..3 {
+        let stream = sys::exec::standard_stream(fd);
+        let Ok(stat) = rustix::fs::fstat(stream) else { continue };
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        if kind.is_dir() {
+            return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        }
+        if let Some(uid) = to
+            && kind.is_fifo()
+            && sys::file::is_pipe(stream).unwrap_or(false)
+        {
+            let _ = sys::exec::give_to(stream, uid);
+        }
+    }
+    Ok(())
+}
+
+/// As execvp(3) does: what cannot be entered or is no program is remembered, and the search goes on.
+pub(super) fn execute(programs: &[CString], argv: &[CString], envp: &[impl AsRef<CStr>]) -> io::Error {
+    let envp: Vec<&CStr> = envp.iter().map(AsRef::as_ref).collect();
+    let mut last = io::Error::from_raw_os_error(libc::ENOENT);
+    for program in programs {
+        let e = sys::exec::execve(program, argv, &envp);
+        match e.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => {}
+            Some(libc::EACCES) => last = e,
+            _ => return e,
+        }
+    }
+    last
+}
+
 /// The paths at which a program is looked for.
-fn candidates(name: &CString, envp: &[CString]) -> Vec<CString> {
+pub(super) fn candidates(name: &CString, envp: &[CString]) -> Vec<CString> {
     if name.as_bytes().contains(&b'/') || name.is_empty() {
         return vec![name.clone()];
     }

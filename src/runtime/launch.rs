@@ -12,16 +12,28 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use oci_spec::runtime::Spec;
 
 use super::attach;
+use super::cgroup::{self, Cgroup};
 use super::confine::Confinement;
 use super::init;
 use super::live::{self, Live};
 use super::place::{self, Maps, Place, no_idmap};
+use super::secrets::{self, Filling};
 use super::youki::Handle;
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::sys::idmap::IdMap;
 use crate::sys::mount::Planned;
 use crate::sys::process::ProcessId;
+
+/// Gives a spark its network, in the helper that starts it.
+pub trait Wiring: std::fmt::Debug {
+    /// At once, before anything of the spark is there.
+    fn begin(&self);
+    /// When it has a network namespace: what is done outside of it. `pid` is in it.
+    fn outside(&self, pid: i32) -> Result<()>;
+    /// The same, by a thread that has joined it.
+    fn inside(&self) -> Result<()>;
+}
 
 /// Longest report of a failed start, in bytes: what one write to a pipe puts there whole.
 const REPORT_MAX: usize = 4096;
@@ -37,13 +49,19 @@ pub struct Launch {
     pub mounts: Vec<Planned>,
     /// Mounted as if they were attached to a spark that runs.
     pub volumes: Vec<Planned>,
+    /// The files of its secrets, if it has any.
+    pub secrets: Option<Filling>,
     pub confinement: Confinement,
     pub first_id: u32,
     /// Seconds without a process after which PID 1 leaves. 0 is never.
     pub idle_stop: u32,
+    /// Whether its memory has a limit.
+    pub limited: bool,
     /// Descriptors of locks. The helper keeps them, so that the start goes on if this process is killed; what waits
     /// inside for the start must not, or a crash between create and start would leave them held for good.
     pub locks: Vec<RawFd>,
+    /// None if it has the host's network, or none.
+    pub wiring: Option<Box<dyn Wiring>>,
 }
 
 /// Longer than any start takes, on any host.
@@ -97,7 +115,10 @@ impl Launch {
                 .map_err(|e| Error::sys("make a pipe")(e.into()))?;
         let container = self.container.clone();
         let bundle = self.bundle.clone();
-        let helper = sys::process::fork(|| {
+        let helper = sys::process::fork(move || {
+            if let Some(wiring) = &self.wiring {
+                wiring.begin();
+            }
             let Err(e) = self.start() else { return 0 };
             let text = super::youki::chain(&e);
             let _ = rustix::io::write(&to, &text.as_bytes()[..text.len().min(REPORT_MAX)]);
@@ -108,8 +129,11 @@ impl Launch {
     }
 
     /// In the helper: everything that changes this process for good.
-    fn start(&self) -> Result<()> {
+    fn start(mut self) -> Result<()> {
         sys::mount::unshare().map_err(Error::sys("make a mount namespace"))?;
+        // Values are in their files, and no longer in this process, before there is one of the container's.
+        let secrets =
+            self.secrets.take().map(|filling| secrets::mount(filling, self.first_id)).transpose()?;
         self.mount()?;
         // libcontainer binds sockets relative to directories and comes back here.
         std::env::set_current_dir("/").map_err(Error::sys("change to /"))?;
@@ -136,13 +160,26 @@ impl Launch {
             .build()
             .map_err(failed)?;
         crate::fault::point("start.created")?;
+        if self.limited {
+            cgroup::without_swap(&Cgroup::new(&self.container.cgroup))
+                .map_err(|e| e.about(&self.container.id))?;
+        }
         // A network namespace of its own begins with even that device down.
         let pid = container.pid().map(|p| p.as_raw()).unwrap_or_default();
+        if let Some(wiring) = &self.wiring {
+            wiring.outside(pid)?;
+        }
         sys::net::raise_loopback_of(pid).map_err(Error::sys("set up the loopback device"))?;
+        if let Some(wiring) = &self.wiring {
+            wiring.inside()?;
+        }
         let init = ProcessId::of(pid).map_err(Error::sys("identify PID 1"))?;
         let live = Live { init, first_id: self.first_id };
         for volume in &self.volumes {
             attach::attach(&live, &self.root, volume)?;
+        }
+        if let Some(secrets) = secrets {
+            secrets.attach(&live, &self.root, &self.bundle)?;
         }
         container.start().map_err(|e| self.container.failed("start", e))?;
         crate::fault::point("start.started")?;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,17 +25,42 @@ fn path(bundle: &Path) -> PathBuf {
 
 /// Says that a spark has started.
 pub fn write(bundle: &Path, live: &Live) -> Result<()> {
-    let path = path(bundle);
-    let content = serde_json::to_vec(live).map_err(|e| Error::corrupt(&path, e))?;
-    sys::file::replace_volatile(&path, &content).map_err(Error::io("write", path))
+    write_json(&path(bundle), live)
+}
+
+/// Writes a file of what runs, whole, for as long as this boot lasts.
+pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let content = serde_json::to_vec(value).map_err(|e| Error::corrupt(path, e))?;
+    sys::file::replace_volatile(path, &content).map_err(Error::io("write", path))
+}
+
+/// Reads one of at most so many bytes. None for what is not there, and what is damaged.
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, most: u64) -> Option<T> {
+    let content = sys::file::read_bounded(File::open(path).ok()?, most).ok()?;
+    serde_json::from_slice(&content).ok()
 }
 
 /// The running spark of a bundle. `None` if it does not run, or what is left of it belongs to an earlier boot.
 pub fn read(bundle: &Path) -> Option<Live> {
-    let file = File::open(path(bundle)).ok()?;
-    let content = sys::file::read_bounded(file, 4096).ok()?;
-    let live: Live = serde_json::from_slice(&content).ok()?;
-    live.init.alive().then_some(live)
+    read_json(&path(bundle), 4096).filter(|live: &Live| live.init.alive())
+}
+
+/// `service.json` in the bundle: what the spark's image runs in it.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct Service {
+    pub process: ProcessId,
+    /// What ends it.
+    pub stop_signal: i32,
+}
+
+/// Says which process is what the spark's image runs.
+pub fn write_service(bundle: &Path, service: &Service) -> Result<()> {
+    write_json(&bundle.join("service.json"), service)
+}
+
+/// What the image of a spark runs in it, as long as that has not ended.
+pub fn service(bundle: &Path) -> Option<Service> {
+    read_json(&bundle.join("service.json"), 4096).filter(|service: &Service| service.process.alive())
 }
 
 /// Says that a spark's processes have been told to end. Gone with the bundle, when they have.
@@ -49,7 +74,35 @@ pub fn is_stopping(bundle: &Path) -> bool {
     bundle.join("stopping").exists()
 }
 
+/// Lets PID 1 know that its spark is in use: any signal counts, and this one does nothing else.
+pub fn touch(init: impl AsFd) -> io::Result<()> {
+    sys::process::signal(init, rustix::process::Signal::URG)
+}
+
+/// Tells PID 1 for how many seconds to idle before it leaves, from now on; 0 is never.
+pub fn set_idle_stop(init: impl AsFd, seconds: u32) -> io::Result<()> {
+    /// As `pid1.rs` has it.
+    const SIGIDLE: i32 = 50;
+    sys::process::signal_with_value(init, SIGIDLE, i32::try_from(seconds).unwrap_or(i32::MAX))
+}
+
+/// Whether a bundle is that of a spark whose PID 1 has ended without having been told to by a command.
+pub fn has_left(bundle: &Path) -> bool {
+    path(bundle).exists() && read(bundle).is_none() && !is_stopping(bundle)
+}
+
 impl Live {
+    /// Waits until PID 1 has ended, if it is about to. False if it goes on.
+    pub fn has_ended(&self) -> bool {
+        match self.pidfd() {
+            Ok(pidfd) if sys::process::is_ending(&self.init) => {
+                sys::process::wait_end(pidfd, Some(Duration::from_secs(10))).unwrap_or(false)
+            }
+            Ok(_) => false,
+            Err(_) => true,
+        }
+    }
+
     /// A pidfd of PID 1.
     pub fn pidfd(&self) -> io::Result<OwnedFd> {
         self.init.open()
@@ -74,10 +127,12 @@ pub fn thaw(cgroup: &Path) -> io::Result<()> {
     std::fs::write(file, if frozen == "1" { "0" } else { "THAWED" })
 }
 
-/// Whether a cgroup is frozen.
+/// Whether a cgroup was told to freeze, as `cgroup.freeze` says too. Version 1 has a word for one of which a process does
+/// not stand still yet: one that waits for a disk, or that is just entering.
 pub fn is_frozen(cgroup: &Path) -> bool {
+    let wanted = |text: String, frozen| text.trim() == frozen || text.trim() == "FREEZING";
     freezer(cgroup)
-        .is_some_and(|(file, frozen)| std::fs::read_to_string(file).is_ok_and(|text| text.trim() == frozen))
+        .is_some_and(|(file, frozen)| std::fs::read_to_string(file).is_ok_and(|text| wanted(text, frozen)))
 }
 
 /// A spark held still for a moment by one of our commands, as a mark in its bundle: so that whoever finds the spark frozen
@@ -137,10 +192,7 @@ impl Stillness {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        match std::fs::remove_file(self.mark()) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        sys::file::remove(&self.mark())
     }
 }
 

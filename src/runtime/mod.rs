@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod attach;
+pub mod cgroup;
 pub mod confine;
 pub mod enter;
 pub mod ids;
@@ -14,5 +15,8 @@ pub mod launch;
 pub mod live;
 mod place;
 pub mod report;
+pub mod secrets;
+pub mod strict;
+pub mod traffic;
 pub mod users;
 pub mod youki;

@@ -74,7 +74,7 @@ impl Place<'_> {
         match open() {
             // Something is mounted above it, and there it has to be made as root inside.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                sys::process::as_user(self.first_id, || {
+                sys::process::as_ids(self.first_id, self.first_id, || {
                     sys::beneath::make_mount_point(self.mapped, at, is_dir)
                 })??;
                 open()

@@ -22,7 +22,9 @@ pub struct Sender(OwnedFd);
 pub struct Report {
     /// The other side of its terminal.
     pub master: Option<OwnedFd>,
-    /// The step that failed. None if the command was executed.
+    /// It was about to be executed.
+    pub ready: bool,
+    /// The step that failed. If there is none and it was not ready, it was killed on the way.
     pub failed: Option<(u8, io::Error)>,
 }
 
@@ -52,6 +54,7 @@ impl Receiver {
             }
             match &bytes[..got.bytes] {
                 [] => return Ok(report),
+                [0, 0] => report.ready = true,
                 [step, a, b, c, d] => {
                     let errno = i32::from_ne_bytes([*a, *b, *c, *d]);
                     report.failed = Some((*step, io::Error::from_raw_os_error(errno)));
@@ -72,6 +75,11 @@ impl Sender {
         // One byte: nothing at all would mean the end.
         rustix::net::sendmsg(&self.0, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
+    }
+
+    /// Says that nothing is left to do but to execute it.
+    pub fn ready(&self) -> io::Result<()> {
+        rustix::net::send(&self.0, &[0, 0], SendFlags::NOSIGNAL).map(drop).map_err(Into::into)
     }
 
     /// Says what went wrong. If nobody listens any more, nobody is told.
@@ -96,16 +104,17 @@ mod tests {
     fn a_terminal_and_a_failure_come_through_and_the_end_is_the_end() {
         let (from, to) = channel().unwrap();
         to.master(std::io::stdin().as_fd()).unwrap();
+        to.ready().unwrap();
         to.failed(3, &io::Error::from_raw_os_error(libc::ENOENT));
         drop(to);
         let report = from.receive().unwrap();
-        assert!(report.master.is_some());
+        assert!(report.master.is_some() && report.ready);
         let (step, e) = report.failed.unwrap();
         assert_eq!((step, e.raw_os_error()), (3, Some(libc::ENOENT)));
 
         let (from, to) = channel().unwrap();
         drop(to);
         let report = from.receive().unwrap();
-        assert!(report.master.is_none() && report.failed.is_none());
+        assert!(report.master.is_none() && report.failed.is_none() && !report.ready);
     }
 }

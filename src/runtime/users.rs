@@ -104,6 +104,13 @@ fn lookup(passwd: &str, group: &str, wanted: &str) -> Result<User> {
     Ok(found)
 }
 
+/// Where the user of a number is at home, if that user is known.
+pub fn home_of(passwd: &str, uid: u32) -> Option<String> {
+    let mut lines = passwd.lines().map(|l| l.split(':').collect::<Vec<_>>());
+    let line = lines.find(|f| f.len() >= 7 && f[2].parse() == Ok(uid))?;
+    Some(line[5].to_owned()).filter(|home| home.starts_with('/'))
+}
+
 fn id(text: &str) -> Result<u32> {
     checked(text.parse().unwrap_or(u32::MAX))
 }

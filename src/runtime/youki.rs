@@ -75,7 +75,7 @@ impl Handle {
     }
 
     /// What `remove` does where libcontainer cannot: its own record is damaged or half-written.
-    fn purge(&self) -> Result<()> {
+    pub(super) fn purge(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let left = self.cgroups();
@@ -130,7 +130,7 @@ impl Handle {
     }
 
     /// Its directories in every cgroup hierarchy.
-    fn cgroups(&self) -> Vec<PathBuf> {
+    pub(super) fn cgroups(&self) -> Vec<PathBuf> {
         let below = self.cgroup.strip_prefix("/").unwrap_or(&self.cgroup);
         let fs = Path::new("/sys/fs/cgroup");
         let hierarchies = std::fs::read_dir(fs).into_iter().flatten().flatten().map(|e| e.path());

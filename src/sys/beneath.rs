@@ -70,6 +70,24 @@ pub fn make_mount_point(root: impl AsFd, path: &Path, is_dir: bool) -> io::Resul
     make(root.as_fd(), path, is_dir, 16)
 }
 
+/// Makes sure that `path` is a directory, with `root` as `/`. What is there stays as it is; a new one belongs to `owner`, a
+/// user and a group, and those on the way to it to root.
+///
+/// # Errors
+/// `ENOTDIR` where something else is there.
+pub fn make_dir(root: impl AsFd, path: &Path, owner: (u32, u32)) -> io::Result<()> {
+    let root = root.as_fd();
+    let there = |flags| open_with(root, path, flags | OFlags::DIRECTORY, Mode::empty());
+    match there(OFlags::PATH) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        other => return other.map(drop),
+    }
+    make(root, path, true, 16)?;
+    let made = there(OFlags::RDONLY)?;
+    let (user, group) = (rustix::fs::Uid::from_raw(owner.0), rustix::fs::Gid::from_raw(owner.1));
+    Ok(rustix::fs::fchown(made, Some(user), Some(group))?)
+}
+
 fn make(root: BorrowedFd<'_>, path: &Path, is_dir: bool, links: u32) -> io::Result<()> {
     match open_with(root, path, OFlags::PATH, Mode::empty()) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}

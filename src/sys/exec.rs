@@ -14,6 +14,23 @@ pub fn set_undumpable() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }.into())
 }
 
+/// Whether it is.
+pub fn is_undumpable() -> io::Result<bool> {
+    // SAFETY: PR_GET_DUMPABLE takes nothing more.
+    match unsafe { libc::prctl(libc::PR_GET_DUMPABLE) } {
+        -1 => Err(io::Error::last_os_error()),
+        is => Ok(is == 0),
+    }
+}
+
+/// Sets the soft limit of core dumps to nothing. The hard one stays.
+pub fn without_core_dumps() -> io::Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Core);
+    limit.current = Some(0);
+    Ok(setrlimit(Resource::Core, limit)?)
+}
+
 /// Forbids gaining privileges by executing, for good.
 pub fn set_no_new_privs() -> io::Result<()> {
     // SAFETY: PR_SET_NO_NEW_PRIVS takes plain numbers.
@@ -35,8 +52,14 @@ pub fn join_namespaces(pidfd: impl AsFd) -> io::Result<()> {
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWCGROUP;
+    join_some(pidfd, all)
+}
+
+/// The same with those of some kinds, as in `CLONE_NEWNET`. A namespace that this process is in already is no kind to
+/// name: the kernel refuses to join a user namespace twice.
+pub fn join_some(pidfd: impl AsFd, kinds: i32) -> io::Result<()> {
     // SAFETY: setns(2) takes plain numbers.
-    check(unsafe { libc::setns(pidfd.as_fd().as_raw_fd(), all) }.into())
+    check(unsafe { libc::setns(pidfd.as_fd().as_raw_fd(), kinds) }.into())
 }
 
 /// Becomes a user, for good: supplementary groups, then group, then user. This thread only, so it has to be
@@ -50,19 +73,30 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     }
 }
 
+/// Leaves all supplementary groups.
+pub fn leave_groups() -> io::Result<()> {
+    // SAFETY: setgroups(2) reads nothing for a count of 0.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) })
+}
+
 /// Closes every descriptor from 3 on but `kept`, also those that others in this process believe to own: nothing may
 /// use or drop one afterwards. `kept` becomes close-on-exec.
 pub fn close_others(kept: RawFd) -> io::Result<()> {
+    close_from(3, kept)
+}
+
+/// The same from a later one on: those before it go to the program that is executed.
+pub fn close_from(first: RawFd, kept: RawFd) -> io::Result<()> {
     let close = |from: RawFd, to: libc::c_uint, flags: libc::c_uint| {
         // SAFETY: close_range(2) takes plain numbers. The caller ends by execve(2) or _exit(2) alone, so no owner of
         // a closed descriptor ever comes to use or to close it.
         check(unsafe { libc::syscall(libc::SYS_close_range, from, to, flags) })
     };
     close(kept, kept as libc::c_uint, libc::CLOSE_RANGE_CLOEXEC)?;
-    if kept > 3 {
-        close(3, kept as libc::c_uint - 1, 0)?;
+    if kept > first {
+        close(first, kept as libc::c_uint - 1, 0)?;
     }
-    close(kept + 1, libc::c_uint::MAX, 0)
+    close(first.max(kept + 1), libc::c_uint::MAX, 0)
 }
 
 /// Installs a seccomp filter made of ready instructions.
@@ -86,6 +120,26 @@ pub fn load_filter(filter: &[u8]) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) })
 }
 
+/// Gives this process a session keyring of its own, in place of the one that it shares with its callers: who has that in
+/// hand may read the keys in it. Nothing where the kernel has no keys.
+pub fn leave_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: i32 = 1;
+    let no_name = std::ptr::null::<libc::c_char>();
+    // SAFETY: keyctl(2) takes a plain number here, and no name for a new keyring without one.
+    let r = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, no_name) };
+    match io::Error::last_os_error() {
+        e if r < 0 && e.raw_os_error() != Some(libc::ENOSYS) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a descriptor with this number is open, and goes to a program that is executed.
+pub fn is_inherited(fd: RawFd) -> bool {
+    // SAFETY: F_GETFD takes plain numbers, and fails on what is not open.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
 /// Gives a descriptor's inode to a user.
 pub fn give_to(fd: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
     // SAFETY: fchown(2) takes plain numbers.
@@ -93,13 +147,27 @@ pub fn give_to(fd: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
 }
 
 /// Replaces this process. Returns only if that failed.
-pub fn execve(path: &CStr, argv: &[CString], envp: &[CString]) -> io::Error {
+pub fn execve(path: &CStr, argv: &[CString], envp: &[&CStr]) -> io::Error {
+    let list = |items: &mut dyn Iterator<Item = &CStr>| -> Vec<*const libc::c_char> {
+        items.map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (list(&mut argv.iter().map(|s| &**s)), list(&mut envp.iter().copied()));
+    // SAFETY: both lists are NULL-terminated and point to strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Replaces this process with an open program. Returns only if that failed.
+pub fn execveat(program: impl AsFd, argv: &[CString], envp: &[CString]) -> io::Error {
     let list = |items: &[CString]| -> Vec<*const libc::c_char> {
         items.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (argv, envp) = (list(argv), list(envp));
-    // SAFETY: both lists are NULL-terminated and point to strings that outlive the call.
-    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    let fd = program.as_fd().as_raw_fd();
+    // SAFETY: the path is a string, both lists are NULL-terminated, and all strings outlive the call.
+    unsafe {
+        libc::syscall(libc::SYS_execveat, fd, c"".as_ptr(), argv.as_ptr(), envp.as_ptr(), libc::AT_EMPTY_PATH)
+    };
     io::Error::last_os_error()
 }
 

@@ -54,6 +54,25 @@ pub fn replace_volatile(path: &Path, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// The same for what others may read. Mode 0644.
+pub fn replace_readable(path: &Path, content: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = temporary(dir)?;
+    file.write_all(content).map_err(plain)?;
+    file.as_file().set_permissions(PermissionsExt::from_mode(0o644))?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// Removes a file. One that is not there is as well.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// What files that are being written are called: this, the writer's pid, `-` and a random word.
 const TEMPORARY: &str = ".new-";
 

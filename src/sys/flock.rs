@@ -71,6 +71,11 @@ pub fn orphans(dir: impl AsFd) -> io::Result<Vec<i32>> {
     Ok(holders.iter().filter(|(_, taker)| !lives(*taker)).map(|(pid, _)| *pid).collect())
 }
 
+/// Whether who took a lock has it still. Who is ending may hold it for a moment without being seen here.
+pub fn is_held(dir: impl AsFd) -> io::Result<bool> {
+    Ok(holders(dir)?.iter().any(|(pid, taker)| pid == taker))
+}
+
 /// The processes that hold a lock by inheritance from this one.
 fn heirs(dir: impl AsFd) -> io::Result<Vec<i32>> {
     let me = std::process::id() as i32;

@@ -4,15 +4,27 @@
 
 #![allow(unsafe_code)]
 
+pub mod ask;
 pub mod beneath;
+pub mod block;
+pub mod bpf;
 pub mod btrfs;
+pub mod caller;
 pub mod exec;
 pub mod file;
 pub mod flock;
+pub mod held;
 pub mod idmap;
+pub mod job;
+pub mod locked;
 pub mod mount;
 pub mod net;
 pub mod process;
+pub mod program;
+pub mod quota;
 pub mod run;
+pub mod schedule;
+pub mod search;
 pub mod tree;
 pub mod tty;
+pub mod wipe;

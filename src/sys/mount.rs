@@ -51,6 +51,46 @@ pub fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::mount::open_tree(CWD, path, flags)?)
 }
 
+/// A detached tmpfs of a size, whose top belongs to a user of the host: nothing in it is executed, gains privileges or
+/// is a device, and where the kernel can promise that (6.4 and later), nothing in it is swapped.
+pub fn tmpfs(size: usize, owner: u32) -> io::Result<OwnedFd> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let make = |no_swap: bool| -> rustix::io::Result<OwnedFd> {
+        let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let (size, owner) = (size.to_string(), owner.to_string());
+        let options =
+            [("size", &*size), ("nr_inodes", "1024"), ("mode", "0755"), ("uid", &*owner), ("gid", &*owner)];
+        for (key, value) in options {
+            rustix::mount::fsconfig_set_string(&fs, key, value)?;
+        }
+        if no_swap {
+            rustix::mount::fsconfig_set_flag(&fs, "noswap")?;
+        }
+        rustix::mount::fsconfig_create(&fs)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    Ok(make(true).or_else(|_| make(false))?)
+}
+
+/// Mounts a subvolume of a device by its id, and nowhere: it is there for as long as the descriptor is.
+///
+/// # Errors
+/// `ENOENT` if there is no such subvolume.
+pub fn subvolume(device: &Path, id: u64) -> io::Result<OwnedFd> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let fs = rustix::mount::fsopen("btrfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&fs, "source", device)?;
+    rustix::mount::fsconfig_set_string(&fs, "subvolid", id.to_string())?;
+    rustix::mount::fsconfig_create(&fs)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
 /// What a mount forbids to those who use it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {

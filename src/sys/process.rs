@@ -71,6 +71,35 @@ fn stat(pid: i32) -> io::Result<(u64, u8)> {
     state.zip(start).map(|(state, start)| (start, state)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// What field 9 of `/proc/PID/stat` has of a process that is on its way out (`PF_EXITING` of `linux/sched.h`).
+const EXITING: i64 = 0x4;
+
+/// Whether a process has ended, or has begun to.
+pub fn is_ending(id: &ProcessId) -> bool {
+    !id.alive() || field(id.pid, 9).is_none_or(|flags| flags & EXITING != 0)
+}
+
+/// Waits until a process that mostly waits does so: what it does next, it decides with what is there now.
+///
+/// # Errors
+/// `ESRCH` if it has ended or is about to, `TimedOut` if it is busy for a minute.
+pub fn wait_asleep(id: &ProcessId) -> io::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let (start, state) = stat(id.pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+        if start != id.start_time || is_ending(id) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        if state == b'S' {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
 fn boot_id() -> io::Result<String> {
     static BOOT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     if let Some(id) = BOOT.get() {
@@ -104,6 +133,15 @@ pub fn wait_end(pidfd: impl AsFd, timeout: Option<Duration>) -> io::Result<bool>
 /// Signals the process of a pidfd.
 pub fn signal(pidfd: impl AsFd, signal: Signal) -> io::Result<()> {
     Ok(rustix::process::pidfd_send_signal(pidfd, signal)?)
+}
+
+/// Signals the process of a pidfd by the signal's number: any of them, and 0 only asks whether it may be signalled.
+pub fn signal_number(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    let none: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: plain numbers, and no siginfo_t: the kernel fills one in as kill(2) does.
+    let r = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, none, 0) };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Signals the process of a pidfd with a value, as `sigqueue(3)` does.
@@ -191,9 +229,23 @@ pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
     fork_with(|| unsafe { libc::fork() }, work)
 }
 
+/// Whether this process has one thread, once those that were joined have left: joining one waits until it has let go of
+/// its memory, and for a moment it is there still.
+fn alone_soon() -> bool {
+    // On a busy host that moment lasts until the thread has had its turn.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !single_threaded() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
+}
+
 /// `call` returns twice, as fork(2) does.
 fn fork_with(call: impl FnOnce() -> i32, work: impl FnOnce() -> i32) -> io::Result<i32> {
-    if !single_threaded() {
+    if !alone_soon() {
         return Err(io::Error::other("cannot fork a process with several threads"));
     }
     // There is one thread, so the child is a complete process that may do anything.
@@ -244,22 +296,45 @@ fn bear_children_in(pidfd: impl AsFd) -> io::Result<()> {
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Does something to files as another user, without the privileges of root.
+/// Does something to files as another user and group, without the privileges of root.
 ///
 /// # Errors
 /// `EPERM` where this process may not become that user.
-pub fn as_user<T>(id: u32, work: impl FnOnce() -> T) -> io::Result<T> {
+pub fn as_ids<T>(uid: u32, gid: u32, work: impl FnOnce() -> T) -> io::Result<T> {
+    let is_hidden = super::exec::is_undumpable()?;
     // SAFETY: the two calls take plain numbers and change this thread alone; they return what was set before.
     let become_it = |user: u32, group: u32| unsafe {
         libc::syscall(libc::SYS_setfsgid, group);
         libc::syscall(libc::SYS_setfsuid, user);
         // The only way to learn whether it took effect: to ask for what no user can be.
-        libc::syscall(libc::SYS_setfsuid, u32::MAX) as u32 == user
+        let done = libc::syscall(libc::SYS_setfsuid, u32::MAX) as u32 == user;
+        // Either call has made it what `fs.suid_dumpable` says, which is 2 where systemd collects core dumps.
+        done && (!is_hidden || super::exec::set_undumpable().is_ok())
     };
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let done = become_it(id, id).then(work);
+    let done = become_it(uid, gid).then(work);
     become_it(user, group);
     done.ok_or_else(|| io::Error::from_raw_os_error(libc::EPERM))
+}
+
+/// Has this thread run on some processors only. Returns the mask of those of the first 64.
+pub fn run_on(processors: &[usize]) -> io::Result<u64> {
+    let mut set = rustix::thread::CpuSet::new();
+    for processor in processors {
+        if *processor >= rustix::thread::CpuSet::MAX_CPU {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        set.set(*processor);
+    }
+    rustix::thread::sched_setaffinity(None, &set)?;
+    Ok((0..64).filter(|n| set.is_set(*n)).fold(0, |mask, n| mask | 1 << n))
+}
+
+/// Becomes a process of another execution domain, such as `PER_LINUX32`.
+pub fn set_personality(domain: u32) -> io::Result<()> {
+    // SAFETY: personality(2) takes a plain number.
+    let r = unsafe { libc::personality(domain.into()) };
+    if r >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Ends this process at once, without destructors.

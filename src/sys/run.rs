@@ -40,3 +40,14 @@ pub fn as_user(command: &mut Command, ids: &Ids, from: &Path, at: &Path) -> io::
     unsafe { command.pre_exec(become_them) };
     Ok(())
 }
+
+/// Makes `command` run as a user that gains no privileges.
+pub fn as_plain_user(command: &mut Command, ids: &Ids) {
+    let ids = ids.clone();
+    let become_them = move || {
+        super::exec::become_user(ids.uid, ids.gid, &ids.groups)?;
+        super::exec::set_no_new_privs()
+    };
+    // SAFETY: only system calls, on memory that was made before: nothing allocates and no lock is taken.
+    unsafe { command.pre_exec(become_them) };
+}

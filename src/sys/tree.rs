@@ -325,6 +325,14 @@ pub fn try_set_xattr(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<boo
     }
 }
 
+/// Removes one extended attribute. One that is not there is removed.
+pub fn remove_xattr(fd: impl AsFd, name: &[u8]) -> io::Result<()> {
+    match rustix::fs::fremovexattr(fd, OsStr::from_bytes(name)) {
+        Err(Errno::NODATA) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 /// The names of all extended attributes; none where the filesystem has none.
 pub fn xattr_names(fd: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
     let split = |list: &[u8]| list.split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();

@@ -59,6 +59,8 @@ const VERBS: &[&str] = &[
     "pool init",
     "pool info",
     "pool grow",
+    "config",
+    "up-on-connect",
     "completion",
     "man",
     "version",

@@ -6,6 +6,7 @@
 mod common;
 
 mod bases;
+mod config;
 mod errors;
 mod help;
 mod places;

@@ -63,6 +63,25 @@ fn commands_run_in_sparks() {
 }
 
 #[test]
+fn limits_and_labels_are_set_and_what_cannot_be_is_said() {
+    let mut t = Transcript::new();
+    t.run("create web -q --no-start --memory 64M --label a=b");
+    t.run("set web --memory 128M --cpus 1.5 --pids 100 --io 20M --unlabel a --label c=d");
+    t.run("info web");
+    t.run("set web --memory none --cpus none --pids none --io none");
+    t.run("info web --json");
+    t.run("set web");
+    t.run("set web --memory 1K");
+    t.run("set web --pids 1");
+    t.run("set web --io slow");
+    t.run("set web --disk 1G");
+    t.run("set nobody web --memory 1G");
+    t.run("create big --disk 1G");
+    t.run("top");
+    t.matches("set");
+}
+
+#[test]
 fn sparks_stop_resume_and_pause() {
     let mut t = Transcript::new();
     t.run("create web");

@@ -78,19 +78,25 @@ pub(crate) fn matches(machine: &Machine, text: &str, name: &str) {
     let place = machine.place();
     let literal = |path: &std::path::Path| regex_escape(&path.display().to_string());
     let (root, run, work) = (literal(&place.root), literal(&place.run), literal(&machine.work()));
+    let home = literal(&machine.home());
     let id = "[0-9A-HJKMNP-TV-Z]{26}";
     // Of the same width as what they stand for, so that tables stay aligned.
     let filters = [
         (root.as_str(), "[ROOT]"),
         (run.as_str(), "[RUN]"),
         (work.as_str(), "[WORK]"),
+        (home.as_str(), "[HOME]"),
         (id, "[------------ID----------]"),
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[TIME]"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d", "[-----TIME-----]"),
         (r"\b20\d{6}-\d{6}\b", "[--TIME-NAME--]"),
         (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "[UUID]"),
         (r"/proc/\d+/root", "/proc/[PID]/root"),
-        (r#"(?m)^(\s*"?(pid|first_id|allocated|free|id)"?: )[\d.]+( [KMG]?i?B)?(,?)$"#, "${1}[N]${4}"),
+        (
+            r#"(?m)^(\s*"?(pid|first_id|allocated|free|id|cpu_usec|memory_bytes|memory_peak_bytes|read_bytes|written_bytes)"?: )[\d.]+( [KMG]?i?B)?(,?)$"#,
+            "${1}[N]${4}",
+        ),
+        (r#"(?m)^(\s*"?(ipv4|ipv6|bridge)"?: "?)[0-9a-z.:-]+"#, "${1}[ADDRESS]"),
         (r"\bspark-[0-9a-z]{6}([^.0-9a-z])", "spark-xxxxxx${1}"),
         (r"\bspark \d+\.\d+\.\d+", "spark [VERSION]"),
         (r#""version": "\d+\.\d+\.\d+""#, r#""version": "[VERSION]""#),

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 pub mod random;
+pub mod vault;
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -86,6 +87,18 @@ impl Machine {
         self.dir.path().join("work")
     }
 
+    /// The home directory of who runs commands.
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// Writes the user's configuration file.
+    pub fn configure(&self, text: &str) {
+        let dir = self.home().join(".config/spark");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("config.toml"), text).unwrap();
+    }
+
     /// The operations, for tests of the library. The project is `default`.
     pub fn sparks(&self) -> Sparks {
         self.sparks_in(&self.work(), None)
@@ -99,6 +112,7 @@ impl Machine {
             cwd: cwd.to_owned(),
             base: None,
             templates: self.dir.path().join("templates"),
+            secrets: Default::default(),
         };
         Sparks::open(context).unwrap().expect("the machine has a pool")
     }
@@ -133,6 +147,7 @@ impl Machine {
     pub fn reboot(&self) {
         let place = self.place();
         end_sparks(&place.run);
+        sparks::net::Nets::of(&place.run).remove_all().unwrap();
         for entry in std::fs::read_dir(&place.run).unwrap().flatten() {
             std::fs::remove_dir_all(entry.path()).unwrap();
         }
@@ -168,17 +183,35 @@ pub fn default_signals(command: &mut Command) {
     }
 }
 
+/// For what would ask at the terminal that the tests may have been called at.
+pub fn without_terminal(command: &mut Command) {
+    // SAFETY: setsid(2) is safe between fork and exec.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::setsid().map(|_| ())?));
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         let place = self.place();
         end_sparks(&place.run);
+        if let Err(e) = sparks::net::Nets::of(&place.run).remove_all() {
+            eprintln!("networks of {}: {e}", place.run.display());
+        }
+        // Here, where it may take its time: else whoever lets go of the mount last writes it all.
+        if let Ok(pool) = std::fs::File::open(place.pool()) {
+            let _ = rustix::fs::syncfs(pool);
+        }
         unmount_below(&place.run);
         unmount_below(&place.root);
         let image = place.loop_image();
         let detached = !image.exists() || wait_for(|| loop_devices(&image).is_empty());
         // A panic in a panic would end the whole program, and hide the first.
         if !detached && !std::thread::panicking() {
-            panic!("a loop device of {} is still attached: {}", image.display(), loop_devices(&image));
+            let devices = loop_devices(&image);
+            let holders = holders(&devices);
+            panic!("{devices} of {} is still attached. Who has it mounted: {holders:?}", image.display());
         }
     }
 }
@@ -195,9 +228,29 @@ pub fn wait_for(condition: impl Fn() -> bool) -> bool {
     true
 }
 
+/// Whether a process is there and has not ended, waited for or not.
+pub fn is_running(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
+}
+
 fn loop_devices(image: &Path) -> String {
     let output = Command::new("losetup").args(["-n", "-O", "NAME", "-j"]).arg(image).output();
     output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+/// The command lines of all processes that have a device mounted, wherever.
+fn holders(device: &str) -> Vec<String> {
+    let has = |pid: &PathBuf| {
+        let table = std::fs::read_to_string(pid.join("mountinfo")).unwrap_or_default();
+        table.lines().any(|line| line.split(' ').any(|word| word == device))
+    };
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|e| e.path()).filter(has);
+    let line = |pid: PathBuf| {
+        let line = std::fs::read(pid.join("cmdline")).unwrap_or_default();
+        format!("{}: {}", pid.display(), String::from_utf8_lossy(&line).replace('\0', " "))
+    };
+    pids.map(line).collect()
 }
 
 /// The ids of all containers that a run directory knows of, started or half-made.
@@ -345,6 +398,13 @@ impl Output {
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.ok())
             .unwrap_or_else(|e| panic!("`spark {}`: {e}: {}", self.command, self.stdout()))
+    }
+
+    /// It has to have failed, and said this.
+    #[track_caller]
+    pub fn fails_with_text(&self, text: &str) {
+        assert!(!self.output.status.success(), "`spark {}` succeeded:\n{}", self.command, self.stdout());
+        assert!(self.stderr().contains(text), "`spark {}`:\n{}", self.command, self.stderr());
     }
 
     /// It has to have failed with this code, which only `--json` shows. Returns the message.

@@ -28,6 +28,16 @@ pub(crate) fn none_after_gc(machine: &Machine, known_before: &BTreeSet<String>) 
     assert!(entries(&place.ephemeral()).is_empty(), "{:?}", entries(&place.ephemeral()));
     assert_eq!(mounts(machine), 1, "only the pool is mounted");
 
+    let members: BTreeSet<String> = entries(&place.run.join("net/members")).into_iter().collect();
+    assert!(members.is_subset(&running), "networks of sparks that do not run: {members:?}");
+    let links: Vec<String> = entries(Path::new("/sys/class/net")).into_iter().collect();
+    let nets = sparks::net::Nets::of(&place.run);
+    for project in ["default", "bystander"] {
+        let bridge = nets.bridge(&project.parse().unwrap());
+        let used = nets.members().iter().any(|m| m.bridge == bridge);
+        assert_eq!(links.contains(&bridge), used, "the bridge of {project}");
+    }
+
     // An emptied cgroup is somebody's who is about to remove it, or nobody's.
     let orphaned = || {
         let mut new = all_cgroups();

@@ -5,10 +5,19 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[allow(dead_code)]
+#[path = "../oci/bundle.rs"]
+mod bundle;
+mod canary;
 mod data;
+mod dumps;
+mod images;
 mod kill;
 mod leftovers;
+mod oci;
 mod points;
+mod secrets;
 mod snapshots;
 mod still;
 mod transfer;
+mod trash;

@@ -14,7 +14,7 @@ fn held(machine: &Machine) -> PathBuf {
     let mut snapshot = machine.command(&["snapshot", "create", "web", "s"]);
     snapshot.env("SPARK_FAULT", "snapshot.still=die");
     assert!(!snapshot.output().unwrap().status.success());
-    assert!(is_frozen(machine));
+    assert!(wait_for(|| is_frozen(machine)));
     count
 }
 

@@ -108,7 +108,12 @@ fn every_spark_has_namespaces_and_ids_of_its_own_and_a_limit_of_processes() {
         assert_eq!(std::fs::read_to_string(path).unwrap().trim(), limit);
     }
     // It holds for what exec starts.
-    let many = sh(&machine, "two", "0", "for i in $(seq 100); do sleep 2 & done; echo all");
+    let many = sh(
+        &machine,
+        "two",
+        "0",
+        "for i in $(seq 100); do sleep 60 </dev/null >/dev/null 2>&1 & done; echo all",
+    );
     assert!(!many.stdout().contains("all"), "100 processes in a spark that may have 77");
 }
 

@@ -44,7 +44,7 @@ pub(crate) struct Store {
 #[derive(Debug)]
 pub(crate) struct Subject {
     pub(crate) machine: Machine,
-    store: Store,
+    pub(crate) store: Store,
 }
 
 /// A spark `db` in which writers are at work.

@@ -22,7 +22,7 @@ fn machine() -> Machine {
 }
 
 /// A terminal with a `spark` on it.
-struct Screen {
+pub(crate) struct Screen {
     keyboard: File,
     /// The side that programs have: kept, to look at its modes when they have gone.
     terminal: OwnedFd,
@@ -35,7 +35,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn new(machine: &Machine, args: &[&str]) -> Screen {
+    pub(crate) fn new(machine: &Machine, args: &[&str]) -> Screen {
         Screen::with(machine, args, None, None)
     }
 
@@ -88,13 +88,13 @@ impl Screen {
         }
     }
 
-    fn type_in(&mut self, text: &str) {
+    pub(crate) fn type_in(&mut self, text: &str) {
         self.keyboard.write_all(text.as_bytes()).unwrap();
     }
 
     /// Waits until a text is shown, after what was waited for before.
     #[track_caller]
-    fn sees(&mut self, text: &str) {
+    pub(crate) fn sees(&mut self, text: &str) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !self.shown[self.read..].contains(text) {
             assert!(Instant::now() < deadline, "`{text}` is not shown:\n{}", &self.shown[self.read..]);
@@ -103,7 +103,13 @@ impl Screen {
         self.read += self.shown[self.read..].find(text).unwrap() + text.len();
     }
 
-    fn look(&mut self) {
+    /// Gives the terminal another size.
+    pub(crate) fn resize(&self, rows: u16, columns: u16) {
+        resize(&self.keyboard, rows, columns);
+    }
+
+    /// Reads what there is, and says whether there was something.
+    fn look(&mut self) -> bool {
         let moment = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
         let ready = rustix::event::poll(&mut [PollFd::new(&self.keyboard, PollFlags::IN)], Some(&moment));
         let mut buffer = [0; 4096];
@@ -111,16 +117,18 @@ impl Screen {
             && let Ok(n) = rustix::io::read(&self.keyboard, &mut buffer)
         {
             self.shown += &String::from_utf8_lossy(&buffer[..n]);
+            return n > 0;
         }
+        false
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// How it ends, which it has to do soon; the terminal's modes are what they were.
     #[track_caller]
-    fn ends(mut self) -> (i32, String) {
+    pub(crate) fn ends(mut self) -> (i32, String) {
         let deadline = Instant::now() + Duration::from_secs(20);
         let status = loop {
             self.look();
@@ -129,7 +137,11 @@ impl Screen {
             }
             assert!(Instant::now() < deadline, "it does not end:\n{}", self.shown);
         };
-        self.look();
+        // The kernel may be passing on the last of it still.
+        let mut silent = 0;
+        while silent < 5 {
+            silent = if self.look() { 0 } else { silent + 1 };
+        }
         assert_eq!(modes(&self.terminal), self.before, "the terminal is left in another mode");
         let flags = rustix::fs::fcntl_getfl(&self.terminal).unwrap();
         assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK), "the terminal is left non-blocking");

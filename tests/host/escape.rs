@@ -251,13 +251,13 @@ fn nobody_inside_gets_hold_of_a_process_that_enters() {
     spark(&machine, "web", &[]);
     let mut watchers = Vec::new();
     for user in ["0", USER] {
-        let run = ["exec", "-T", "-u", user, "web", "--", "probe", "watch", "12"];
+        let run = ["exec", "-T", "-u", user, "web", "--", "probe", "watch", "20"];
         watchers.push(machine.command(&run).stdout(Stdio::piped()).spawn().unwrap());
     }
     let begun = std::time::Instant::now();
     let mut done = 0;
     // Root, another user, on a terminal: each in turn while they look.
-    while begun.elapsed().as_secs() < 11 {
+    while begun.elapsed().as_secs() < 11 || done < 40 {
         let user = ["0", USER][done % 2];
         let terminal = ["-T", "-T", "-t"][done % 3];
         let mut command = machine.command(&["exec", terminal, "-u", user, "web", "--", "true"]);

@@ -6,7 +6,7 @@ use sparks::domain::name::SparkRef;
 use sparks::ops::Silent;
 use sparks::ops::fork::Request;
 
-use crate::common::Machine;
+use crate::common::{Machine, wait_for};
 use crate::consistency::with_databases;
 
 fn machine() -> Machine {
@@ -138,6 +138,8 @@ fn many_forks_start_from_one_moment() {
     let machine = machine();
     let count = "n=0; while :; do n=$((n+1)); echo $n > /n.new; mv /n.new /n; done";
     machine.spark(&["exec", "-d", "web", "--", "sh", "-c", count]).ok();
+    let counted = machine.pool().join("projects/default/sparks/web/root/n");
+    assert!(wait_for(|| counted.exists()));
     let names: Vec<String> = (1..=4).map(|n| format!("w-{n}")).collect();
     let made = machine.spark(&["fork", "web", "w", "--count", "4"]).ok();
     assert_eq!(made.lines().collect::<Vec<_>>(), names);

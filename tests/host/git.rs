@@ -10,12 +10,16 @@ const GIT: Store = Store {
     "#,
     start: "true",
     load: Some("while :; do for writer in 0 1; do git -C /srv/$writer repack -adq; done; done"),
+    // A repack removes directories that are empty while somebody makes a file in one, which git gives up over.
     writer: r#"
         cd "/srv/$1"
         while read -r number; do
             echo "$number" >file
-            git add file
-            git commit -qm "$number"
+            tries=0
+            until git add file && git commit -qm "$number"; do
+                tries=$((tries + 1))
+                [ "$tries" -lt 20 ]
+            done
             echo "$number"
         done
     "#,

@@ -13,6 +13,9 @@ fn sh(machine: &Machine, spark: &str, script: &str) -> String {
     machine.spark(&["exec", spark, "--", "sh", "-c", script]).ok()
 }
 
+/// Less than the ten seconds that a stop gives by itself.
+const AT_ONCE: Duration = Duration::from_secs(8);
+
 fn id(machine: &Machine, spark: &str) -> String {
     machine.spark(&["--json", "info", spark]).json()["id"].as_str().unwrap().to_owned()
 }
@@ -194,7 +197,11 @@ fn an_ephemeral_spark_whose_command_was_killed_is_removed_by_the_next_command() 
     for next in [&["list"][..], &["gc"]] {
         let mut child =
             machine.command(&["exec", "-", "--", "sleep", "1000"]).stdout(Stdio::null()).spawn().unwrap();
-        assert!(wait_for(|| containers(&machine.place().run).iter().any(|id| processes(id).len() == 2)));
+        let sleeps = |pid: &i32| {
+            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"sleep\x001000\0")
+        };
+        let run = machine.place().run;
+        assert!(wait_for(|| containers(&run).iter().flat_map(|id| processes(id)).any(|pid| sleeps(&pid))));
         let ids = containers(&machine.place().run);
         let name = std::fs::read_dir(machine.pool().join("projects/default/sparks")).unwrap().next().unwrap();
         let name = name.unwrap().file_name().into_string().unwrap();
@@ -226,7 +233,7 @@ fn a_stop_takes_as_long_as_the_processes_do_and_no_longer_than_it_is_told() {
         begun.elapsed()
     };
     start("echo > /ready; sleep 1000");
-    assert!(stop(&["stop", "web"]) < Duration::from_secs(3), "nothing is waited for");
+    assert!(stop(&["stop", "web"]) < AT_ONCE, "nothing is waited for");
     start("trap 'sleep 1; echo done > /done; exit' TERM; echo > /ready; while :; do sleep 0.05; done");
     let took = stop(&["stop", "web"]);
     assert!((Duration::from_secs(1)..Duration::from_secs(6)).contains(&took), "{took:?}");
@@ -236,8 +243,32 @@ fn a_stop_takes_as_long_as_the_processes_do_and_no_longer_than_it_is_told() {
     let took = stop(&["stop", "-t", "1", "web"]);
     assert!((Duration::from_secs(1)..Duration::from_secs(6)).contains(&took), "{took:?}");
     start("trap '' TERM HUP; echo > /ready; while :; do sleep 0.05; done");
-    assert!(stop(&["stop", "-t", "0", "web"]) < Duration::from_secs(3));
+    assert!(stop(&["stop", "-t", "0", "web"]) < AT_ONCE);
     assert_eq!(state(&machine, "web"), "stopped");
+}
+
+#[test]
+fn several_are_stopped_at_once() {
+    let machine = Machine::new().with_base();
+    let names = ["one", "two", "three"];
+    // Each ends when all have been told to: one after another they would be killed for it.
+    let script = "trap 'echo > /meet/$HOSTNAME; while [ $(ls /meet | wc -l) -lt 3 ]; do sleep 0.05; done; echo > /met; exit' TERM
+        echo > /ready; while :; do sleep 0.05; done";
+    let file =
+        |name: &str, file: &str| machine.pool().join(format!("projects/default/sparks/{name}/root/{file}"));
+    for name in names {
+        machine.spark(&["create", name, "-v", "meet:/meet"]).ok();
+        let hostname = format!("HOSTNAME={name}");
+        machine.spark(&["exec", "-d", "-e", &hostname, name, "--", "sh", "-c", script]).ok();
+        assert!(wait_for(|| file(name, "ready").exists()), "{name}");
+    }
+    let stopped = machine.spark(&["stop", "-t", "20", "one", "nobody", "two", "three", "one"]);
+    stopped.fails_with_text("nobody");
+    assert_eq!(stopped.stderr().matches("error").count(), 1, "{}", stopped.stderr());
+    for name in names {
+        assert!(file(name, "met").exists(), "{name} was alone: {}", stopped.stderr());
+        assert_eq!(state(&machine, name), "stopped");
+    }
 }
 
 #[test]
@@ -250,7 +281,7 @@ fn an_interactive_shell_that_ignores_sigterm_does_not_hold_a_stop_up() {
     assert!(wait_for(|| processes(&id).len() == 2));
     let begun = Instant::now();
     machine.spark(&["stop", "web"]).ok();
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
     assert!(wait_for(|| processes(&id).is_empty()));
     shell.wait().unwrap();
 }

@@ -1,12 +1,13 @@
 //! What a spark is made with, and whether it is so.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::Value;
 use sparks::domain::options::Changes;
 use sparks::ops::create::{Request, Source};
 
-use crate::common::{Machine, Output, wait_for};
+use crate::common::{Machine, wait_for};
 use crate::inside::{bare, init, machine, root, sh};
 
 fn lines(machine: &Machine, name: &str, script: &str) -> Vec<String> {
@@ -142,8 +143,20 @@ fn the_network_is_the_hosts_or_none() {
     sh(&machine, "none", "0", "ping -c 1 127.0.0.1").ok();
     assert_eq!(lines(&machine, "none", "grep -v '^#' /etc/resolv.conf || true"), [""; 0]);
 
-    let of_host = Output::of("ls", std::process::Command::new("ls").args(["-1", "/sys/class/net"])).ok();
-    assert_eq!(sh(&machine, "host", "0", "ls -1 /sys/class/net").ok(), of_host);
+    let of_host = std::fs::read_link("/proc/self/ns/net").unwrap();
+    assert_eq!(
+        sh(&machine, "host", "0", "readlink /proc/self/ns/net").ok().trim(),
+        of_host.to_str().unwrap()
+    );
+    // What /sys shows is of that network, too. Devices of other tests come and go.
+    let links = || -> BTreeSet<String> {
+        let names = std::fs::read_dir("/sys/class/net").unwrap().map(|e| e.unwrap().file_name());
+        names.map(|name| name.into_string().unwrap()).collect()
+    };
+    let before = links();
+    let shown = lines(&machine, "host", "ls -1 /sys/class/net").into_iter().collect();
+    let stayed: BTreeSet<String> = &before & &links();
+    assert!(stayed.len() > 1 && stayed.is_subset(&shown), "{stayed:?}, {shown:?}");
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap();
     assert_eq!(sh(&machine, "host", "0", "cat /etc/resolv.conf").ok(), resolv);
     for name in ["none", "host"] {

@@ -51,15 +51,24 @@ fn postgres_has_in_every_fork_what_was_committed_before_its_snapshot() {
 /// What would pass on anything is no test: here are two ways to lose something, and they are seen.
 #[test]
 fn what_a_snapshot_cannot_have_of_postgres_is_seen_to_be_lost() {
-    // Acknowledgements that do not wait for the log to be written, while all that would write it soon is stopped: it is
-    // in the memory of processes only.
+    // Acknowledgements that do not wait for the log to be written, while nothing writes it: what would do so soon is
+    // stopped, outside of any lock, and there is room for more than the writers say in minutes. So it is in the memory
+    // of processes only.
     let lazy = Store {
         start: r#"
             printf '%s\n' 'synchronous_commit = off' 'autovacuum = off' 'bgwriter_lru_maxpages = 0' \
-                >>/etc/postgresql/15/main/postgresql.conf
+                'wal_buffers = 128MB' >>/etc/postgresql/15/main/postgresql.conf
             pg_ctlcluster 15 main start
-            kill -STOP "$(runuser -u postgres -- psql -qAtX -c \
-                "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")"
+            walwriter() {
+                runuser -u postgres -- psql -qAtX -c \
+                    "SELECT $1 FROM pg_stat_activity WHERE backend_type = 'walwriter'"
+            }
+            until pid=$(walwriter pid) && [ "$pid" ]; do :; done
+            kill -STOP "$pid"
+            until [ "$(walwriter wait_event)" = WalWriterMain ]; do
+                kill -CONT "$pid"
+                kill -STOP "$pid"
+            done
         "#,
         load: None,
         ..POSTGRES

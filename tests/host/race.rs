@@ -1,6 +1,10 @@
 //! One command in many forks, and the best of them in the place of their origin.
 
-use crate::common::Machine;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::{Machine, wait_for};
 
 fn machine() -> Machine {
     let machine = Machine::new().with_base();
@@ -39,6 +43,31 @@ fn runners_run_at_once() {
     let line = "mkdir -p /spark/all/begun; touch /spark/all/begun/$(hostname)
         while [ $(ls /spark/all/begun | wc -l) -lt 3 ]; do :; done";
     machine.spark(&["fork", "web", "try", "-n", "3", "--", "sh", "-c", line]).ok();
+}
+
+/// As the user's Ctrl-C, and the end of the terminal.
+#[test]
+fn a_signal_goes_to_every_runner_and_the_race_still_tells_how_they_ended() {
+    let machine = machine();
+    let line =
+        "trap 'echo > /told; exit 3' INT; trap 'echo > /told; exit 4' HUP; trap 'echo > /told; exit 5' USR1
+        echo > /ready; while :; do sleep 0.05; done";
+    for (race, signal, status) in [("a", Signal::INT, 3), ("b", Signal::HUP, 4), ("c", Signal::USR1, 5)] {
+        let args = ["--json", "fork", "web", race, "-n", "2", "--", "sh", "-c", line];
+        let fork = machine.command(&args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let all_have = |file: &str| {
+            [1, 2].iter().all(|n| {
+                machine.pool().join(format!("projects/default/sparks/{race}-{n}/root/{file}")).exists()
+            })
+        };
+        assert!(wait_for(|| all_have("ready")));
+        kill_process(Pid::from_child(&fork), signal).unwrap();
+        let out = fork.wait_with_output().unwrap();
+        assert_eq!(out.status.code(), Some(1), "{:?}", out.status);
+        let rows: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!([&rows[0]["status"], &rows[1]["status"]], [status, status], "{rows}");
+        assert!(all_have("told"));
+    }
 }
 
 #[test]

@@ -251,6 +251,26 @@ fn what_is_of_the_senders_host_stays_there() {
 }
 
 #[test]
+fn a_stream_gets_no_network_of_the_host_unless_told_so() {
+    let a = Machine::new().with_base();
+    a.spark(&["create", "web", "--no-start", "--network", "host"]).ok();
+    let (first, stream) = send(&a, &["web"]);
+    let network = |spark: &str| a.spark(&["--json", "info", spark]).json()["options"]["network"].clone();
+    let received = receive(&a, &["copy"], &stream);
+    received.ok();
+    assert_eq!(network("copy"), "project");
+    assert!(received.stderr().contains("--network host"), "{}", received.stderr());
+    receive(&a, &["wanted", "--network", "host"], &stream).ok();
+    receive(&a, &["alone", "--network", "none"], &stream).ok();
+    assert_eq!((network("wanted"), network("alone")), ("host".into(), "none".into()));
+    // An increment makes no spark, and changes no options of one.
+    let (_, increment) = send(&a, &["web", "--since", &first]);
+    receive(&a, &["--json", "copy", "--network", "host"], &increment).fails_with("usage");
+    receive(&a, &["copy"], &increment).ok();
+    assert_eq!(network("copy"), "project");
+}
+
+#[test]
 fn a_stream_cut_or_altered_anywhere_is_refused_and_leaves_nothing() {
     let (a, b) = (sender(), Machine::new());
     let (first, whole) = send(&a, &["web"]);

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 
 use rustix::pty::OpenptFlags;
@@ -13,9 +13,9 @@ use crate::common::{Machine, wait_for};
 use crate::inside::{USER, machine, spark};
 
 /// A user at a terminal.
-struct Seat {
-    master: OwnedFd,
-    child: Child,
+pub(crate) struct Seat {
+    pub(crate) master: OwnedFd,
+    pub(crate) child: Child,
     screen: Arc<Mutex<String>>,
 }
 
@@ -25,21 +25,25 @@ fn size(rows: u16, columns: u16) -> Winsize {
 
 impl Seat {
     fn new(machine: &Machine, args: &[&str]) -> Seat {
+        Seat::of(machine.command(args), None)
+    }
+
+    /// With a standard input that is not the terminal.
+    pub(crate) fn of(mut command: Command, input: Option<std::fs::File>) -> Seat {
         let master =
             rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         rustix::pty::grantpt(&master).unwrap();
         rustix::pty::unlockpt(&master).unwrap();
         rustix::termios::tcsetwinsize(&master, size(30, 90)).unwrap();
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        let mut command = machine.command(args);
         let stream = || slave.as_fd().try_clone_to_owned().unwrap();
-        command.stdin(stream()).stdout(stream()).stderr(stream());
+        command.stdin(input.map_or_else(stream, OwnedFd::from)).stdout(stream()).stderr(stream());
         // SAFETY: setsid(2) and ioctl(2) are safe between fork and exec.
         #[allow(unsafe_code)]
         unsafe {
             command.pre_exec(|| {
                 libc::setsid();
-                libc::ioctl(0, libc::TIOCSCTTY, 0);
+                libc::ioctl(1, libc::TIOCSCTTY, 0);
                 Ok(())
             });
         }
@@ -55,13 +59,13 @@ impl Seat {
         Seat { master, child, screen }
     }
 
-    fn types(&self, text: &str) {
+    pub(crate) fn types(&self, text: &str) {
         rustix::io::write(&self.master, text.as_bytes()).unwrap();
     }
 
     /// Waits until the screen has shown something since it was last cleared, and clears it.
     #[track_caller]
-    fn shows(&self, text: &str) -> String {
+    pub(crate) fn shows(&self, text: &str) -> String {
         let there = wait_for(|| self.screen.lock().unwrap().contains(text));
         let screen = std::mem::take(&mut *self.screen.lock().unwrap());
         assert!(there, "`{text}` does not appear: {screen}");

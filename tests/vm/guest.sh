@@ -5,69 +5,37 @@
 # shellcheck disable=SC2317  # check calls most functions by name
 set -uo pipefail
 
-passed=0
-failed=0
-log=$(mktemp)
+# shellcheck source=checks.sh
+. /share/checks.sh
 
-# check SENTENCE COMMAND...: the command must succeed.
-check() {
-    local sentence=$1 status=0
-    shift
-    "$@" >"$log" 2>&1 </dev/null || status=$?
-    if [ "$status" = 0 ]; then
-        passed=$((passed + 1))
-        echo "ok - $sentence"
-    else
-        failed=$((failed + 1))
-        echo "not ok - $sentence"
-        echo "# status $status of: $*"
-        tail -n 20 "$log" | sed 's/^/# /'
-    fi
+io_max_is() { # LIMITS: of the spark lim, on the loop device that the pool is on
+    limit_of lim io.max
+    limit_of lim io.max | grep -qE "^7:[0-9]+ $1 "
 }
+cgroups_left() { find /sys/fs/cgroup/spark -mindepth 1 -type d 2>/dev/null; }
 
-# equals EXPECTED COMMAND...: the command must succeed and print just that.
-equals() {
-    local expected=$1 got
-    shift
-    got=$("$@") || return
-    [ "$got" = "$expected" ] || {
-        echo "expected: $expected"
-        echo "got:      $got"
-        return 1
-    }
-}
+### After the reboot
 
-# same COMMAND -- COMMAND: both succeed and print the same, which is not nothing.
-same() {
-    local first=() one two
-    while [ "$1" != -- ]; do
-        first+=("$1")
-        shift
-    done
-    shift
-    one=$("${first[@]}") || return
-    two=$("$@") || return
-    echo "first:  $one"
-    echo "second: $two"
-    [ -n "$one" ] && [ "$one" = "$two" ]
-}
+spark() { timeout 120 /usr/local/bin/spark "$@"; }
+inside() { spark exec web -- "$@"; }
+id_of() { spark info "$1" --json | jq -er .id; }
+limit_of() { cat "/sys/fs/cgroup/spark/$(id_of "$1")/$2"; } # SPARK FILE
+field_of() { spark info "$1" --json | jq -er "$2"; }        # SPARK FILTER
 
-# nothing COMMAND...: the command prints nothing, whatever its status.
-nothing() {
-    local got
-    got=$("$@")
-    [ -z "$got" ] || {
-        echo "left: $got"
-        return 1
-    }
-}
-
-finish() {
-    rm -f "$log"
-    echo "$passed passed, $failed failed"
-    [ "$failed" = 0 ]
-    exit
-}
+if rebooted; then
+    check 'a spark that ran before the reboot is stopped after it' equals stopped field_of lim .state
+    check 'and has its limits still' equals 50331648 field_of lim .options.limits.memory
+    check 'it is resumed' spark resume lim
+    check 'memory.max holds the limit that was set' equals 50331648 limit_of lim memory.max
+    check 'no swap on top of it' equals 0 limit_of lim memory.swap.max
+    check 'pids.max holds the limit that was set' equals 40 limit_of lim pids.max
+    check 'cpu.max holds the limit that was set' equals '50000 100000' limit_of lim cpu.max
+    check 'io.max holds the limit that was set' io_max_is 'rbps=2097152 wbps=2097152'
+    check 'the file is still there' equals hello spark exec lim -- cat /root/f
+    check 'delete after the reboot' spark delete -f --now lim
+    check 'no cgroup is left' nothing cgroups_left
+    finish
+fi
 
 ### The VM
 
@@ -168,21 +136,6 @@ fi
 # The binaries run from the disk: a user's binary does not lie on 9p.
 install -m 755 -t /usr/local/bin /share/bin/*
 
-spark() { timeout 120 /usr/local/bin/spark "$@"; }
-inside() { spark exec web -- "$@"; }
-id_of() { spark info "$1" --json | jq -er .id; }
-limit_of() { cat "/sys/fs/cgroup/spark/$(id_of "$1")/$2"; } # SPARK FILE
-
-# Events of a cgroup change shortly after the command that caused them.
-soon() {
-    local tries
-    for tries in {1..50}; do
-        ! "$@" || return 0
-        sleep 0.1
-    done
-    echo "still not so after $tries tries: $*"
-    return 1
-}
 frozen() { # SPARK 0|1
     grep -qx "frozen $2" "/sys/fs/cgroup/spark/$(id_of "$1")/cgroup.events"
 }
@@ -192,6 +145,13 @@ check 'the guest has the libraries that spark needs' \
 check 'version' spark version
 check 'doctor finds nothing amiss' spark doctor
 sed 's/^/# doctor: /' "$log" 2>/dev/null
+no_quota() {
+    local said
+    said=$(spark pool init --quota --size 2G 2>&1) && return 1
+    echo "$said"
+    grep -q 'no simple quotas' <<<"$said" && [ ! -e /var/lib/spark/pool.json ]
+}
+check 'a kernel without simple quotas refuses them, and nothing is made' no_quota
 check 'pool init' spark pool init --size 2G
 check 'base bootstrap' spark base bootstrap minimal
 check 'create' spark create web --network none
@@ -273,6 +233,84 @@ check 'writing its own memory limit is refused inside' refused 'echo max > /sys/
 check 'create with limits' spark create lim --memory 64M --pids 50 --network none
 check 'memory.max holds the limit' equals $((64 * 1024 * 1024)) limit_of lim memory.max
 check 'pids.max holds the limit' equals 50 limit_of lim pids.max
+check 'no swap on top of the memory' equals 0 limit_of lim memory.swap.max
+check 'limits are changed' spark set lim --memory 96M --pids 60 --cpus 1.5 --io 4M
+check 'memory.max is raised' equals 100663296 limit_of lim memory.max
+check 'memory.swap.max stays' equals 0 limit_of lim memory.swap.max
+check 'memory.high is as it was' equals max limit_of lim memory.high
+check 'pids.max is changed' equals 60 limit_of lim pids.max
+check 'cpu.max is set' equals '150000 100000' limit_of lim cpu.max
+check 'io.max is set, on the disk of the pool' io_max_is 'rbps=4194304 wbps=4194304'
+check 'info tells the limits in force' equals '{"memory":100663296,"cpus_milli":1500,"pids":60,"io":4194304}' \
+    field_of lim '.limits | tojson'
+
+lower_than_used() {
+    local said
+    spark exec lim -- dd if=/dev/zero of=/dev/shm/x bs=1M count=40 || return
+    said=$(spark set lim --memory 16M 2>&1) && return 1
+    echo "$said"
+    grep -q 'cannot lower the memory limit' <<<"$said" &&
+        equals 100663296 limit_of lim memory.max &&
+        equals max limit_of lim memory.high &&
+        equals 0 field_of lim .usage.oom_kills &&
+        spark exec lim -- rm /dev/shm/x
+}
+killed_for_memory() {
+    local said status=0
+    said=$(spark exec lim -- awk 'BEGIN { x = "x"; while (1) x = x x }' 2>&1) || status=$?
+    echo "status $status: $said"
+    [ "$status" = 137 ] && grep -q 'ran out of its 96.0 MiB of memory' <<<"$said" &&
+        equals 1 field_of lim .usage.oom_kills
+}
+check 'memory that is in use cannot be taken, and nobody is killed for it' lower_than_used
+check 'who is killed for memory is told so' killed_for_memory
+check 'limits are lifted' spark set lim --memory none --cpus none --io none --pids none
+check 'memory.max is lifted' equals max limit_of lim memory.max
+check 'memory.swap.max is lifted' equals max limit_of lim memory.swap.max
+check 'cpu.max is lifted' equals 'max 100000' limit_of lim cpu.max
+check 'io.max is lifted' nothing limit_of lim io.max
+check 'pids.max is the default' equals 4096 limit_of lim pids.max
+
+### Secrets
+
+check 'a secret is in no journal and in no core dump' bash /share/guest-secrets.sh
+
+### Up on connect, down when idle
+
+fetch() (
+    exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /hello HTTP/1.0\r\n\r\n' >&3 &&
+        timeout 60 tail -n 1 <&3
+)
+is_stopped() { [ "$(spark info served --json | jq -r .state)" = stopped ]; }
+is_inactive() { [ "$(systemctl is-active spark-default.served.8080.service)" = inactive ]; }
+# The relay waits, PID 1 counts, and all of it is emulated.
+in_time() {
+    local tries
+    for tries in {1..600}; do
+        ! "$@" || return 0
+        sleep 0.2
+    done
+    echo "still not so after $tries tries: $*"
+    return 1
+}
+
+check 'create with an idle stop' spark create served --network none --idle-stop 2s
+check 'it has something to serve' spark exec served -- sh -c 'mkdir /www && echo hello > /www/hello'
+check 'up-on-connect installs units' spark up-on-connect served 8080:80 --idle 2s --install -- \
+    httpd -f -p 127.0.0.1:80 -h /www
+check 'systemd takes them' systemctl daemon-reload
+check 'systemd listens' systemctl start spark-default.served.8080.socket
+check 'the spark stops when idle' in_time is_stopped
+check 'a connection is answered by the spark that was stopped' equals hello fetch
+check 'it runs now' equals running sh -c 'spark info served --json | jq -r .state'
+check 'the next is answered at once' equals hello fetch
+check 'the spark is in no cgroup of the service' \
+    nothing grep -l 'spark-default.served' /proc/"$(spark info served --json | jq -r .pid)"/cgroup
+check 'the relay ends when nobody is connected' in_time is_inactive
+check 'then the spark stops too' in_time is_stopped
+check 'and is there again for the next connection' equals hello fetch
+check 'the end of the socket' systemctl stop spark-default.served.8080.socket spark-default.served.8080.service
+check 'what served ends with the relay' in_time is_stopped
 
 ### Nothing is left
 
@@ -281,9 +319,8 @@ processes_left() {
     pgrep -xa spark
 }
 mounts_left() { awk '$5 ~ "^/run/spark/" { print $5 }' /proc/self/mountinfo; }
-cgroups_left() { find /sys/fs/cgroup/spark -mindepth 1 -type d 2>/dev/null; }
 
-check 'delete' spark delete -f web lim
+check 'delete' spark delete -f web lim served
 check 'no process is left' soon nothing processes_left
 check 'no mount is left below /run/spark' nothing mounts_left
 check 'no cgroup is left' soon nothing cgroups_left
@@ -291,4 +328,12 @@ check 'no unit has failed since' nothing systemctl --failed --no-legend --plain
 check 'the kernel has no complaint' \
     nothing sh -c "dmesg | grep -E 'BUG:|WARNING:|Oops|blocked for more than'"
 
-finish
+### A reboot
+
+check 'what was deleted is brought back' spark undelete lim
+check 'it is given limits while it is stopped' spark set lim --memory 64M --pids 50
+check 'it is resumed' spark resume lim
+check 'and given others while it runs' spark set lim --memory 48M --pids 40 --cpus 0.5 --io 2M
+check 'it has a file' spark exec lim -- sh -c 'echo hello > /root/f; sync'
+check 'it runs' equals running field_of lim .state
+reboot_and_go_on

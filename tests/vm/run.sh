@@ -1,7 +1,7 @@
 #!/bin/bash
-# Runs guest.sh in the test VM with the binaries of a directory.
+# Runs guest.sh, or another script of this folder, in the test VM with the binaries of a directory.
 #
-# usage: run.sh [BIN_DIR] [--out DIR]
+# usage: run.sh [BIN_DIR] [--guest SCRIPT] [--out DIR]
 #
 # BIN_DIR holds `spark`; its executables come to the guest's PATH. Without
 # BIN_DIR only the VM itself is checked. --out keeps the console's log and the
@@ -38,8 +38,15 @@ case ${1:-} in
     ;;
 esac
 
+guest=guest.sh
+if [ "${1:-}" = --guest ]; then
+    guest=${2:?}
+    shift 2
+fi
+cp "$here"/{checks,guest-secrets}.sh "$share/"
+
 # In the background, so that a signal is handled at once and passed on.
-"$here/boot.sh" "$here/guest.sh" "$share" "$@" &
+"$here/boot.sh" "$here/$guest" "$share" "$@" &
 child=$!
 status=0
 wait "$child" || status=$?

@@ -5,14 +5,22 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::domain::limits::{Limits, parse_cpus, parse_memory, parse_pids};
+use crate::cli::Ctx;
+use crate::domain::egress::Egress;
+use crate::domain::image::ImageRef;
+use crate::domain::limits::{
+    Limits, parse_cpus, parse_disk, parse_idle_stop, parse_memory, parse_pids, parse_rate,
+};
 use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::options::{
     BindMount, Changes, CloneOf, Network, Shared, parse_env, parse_env_file, parse_hostname, parse_inside,
     parse_label,
 };
+use crate::domain::port::Ports;
+use crate::domain::secret::{Key, Secret, parse_secret};
 use crate::domain::volume::{Attached, Data};
 use crate::error::{Error, Result};
+use crate::ops::base::PullRequest;
 use crate::ops::create::Source;
 
 /// Environment, user and directory: of a spark when made, of a command when run.
@@ -24,6 +32,10 @@ pub(crate) struct ProcessArgs {
     /// Read environment variables from a file of KEY=VALUE lines; `-e` wins over it
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
+    /// Give it a secret, as a variable and a file in /run/secrets: op://VAULT/ITEM/FIELD, age://NAME, env://NAME,
+    /// file:///PATH, cmd://NAME or pass://PATH; may be repeated. KEY:file or KEY:env for one of the two
+    #[arg(long, value_name = "KEY=REF")]
+    secret: Vec<String>,
     /// User to run as: a name or number, with `:GROUP` if wanted [default: root]
     #[arg(short, long)]
     pub(crate) user: Option<String>,
@@ -33,6 +45,20 @@ pub(crate) struct ProcessArgs {
 }
 
 impl ProcessArgs {
+    /// The secrets by reference. Not parsed by clap, which would print what it does not take: it may be a value.
+    pub(crate) fn secrets(&self) -> Result<Vec<(Key, Secret)>> {
+        let parse = |text: &String| {
+            parse_secret(text).map_err(|why| Error::Usage {
+                message: format!("`--secret`: {why}"),
+                hint: Some(
+                    "a value is never an argument: put it into the store with `spark secrets set KEY < FILE`"
+                        .into(),
+                ),
+            })
+        };
+        self.secret.iter().map(parse).collect()
+    }
+
     /// All variables in the order in which later ones win.
     pub(crate) fn environment(&self) -> Result<Vec<(String, String)>> {
         let mut all = Vec::new();
@@ -70,6 +96,12 @@ pub(crate) struct NewArgs {
     /// Spark or snapshot to start from, with its options: SPARK or SPARK@SNAPSHOT
     #[arg(long, value_name = "SPARK", conflicts_with = "base")]
     from: Option<SourceRef>,
+    /// Image to start from, pulled if it was not yet: HOST/REPOSITORY:TAG, oci:DIR:TAG, docker-archive:FILE
+    #[arg(long, value_name = "REF", value_parser = parse_image, conflicts_with_all = ["base", "from"])]
+    image: Option<ImageRef>,
+    /// Run what the image runs, now and at each resume; it writes to `spark logs`
+    #[arg(long)]
+    run: bool,
     /// Mount a directory or file of the host: type=bind,src=DIR,dst=DIR[,ro]; may be repeated
     #[arg(long, value_name = "MOUNT")]
     mount: Vec<BindMount>,
@@ -80,9 +112,21 @@ pub(crate) struct NewArgs {
     /// [default: share those that other sparks have, copy the others]
     #[arg(long, value_name = "MODE")]
     data: Option<Data>,
-    /// Network: `host` (the host's own) or `none` (only loopback) [default: host]
+    /// Network: `project` (that of its project), `host` (the host's own) or `none` (only loopback) [default: project]
     #[arg(long, value_name = "NETWORK")]
     network: Option<Network>,
+    /// Publish a port on the host: [IP:]HOST:SPARK[/udp], or ranges of the same length; may be repeated
+    #[arg(short, long, value_name = "PORT")]
+    publish: Vec<Ports>,
+    /// Publish each port that the image exposes on a free one of 127.0.0.1: `spark port` tells which
+    #[arg(long)]
+    publish_exposed: bool,
+    /// What it may reach beyond its project: all, deny, or allow=CIDR|NAME[:PORT],…; may be repeated [default: all]
+    #[arg(long, value_name = "RULES")]
+    egress: Vec<Egress>,
+    /// Let it reach services of the host itself, and link-local addresses
+    #[arg(long)]
+    allow_host: bool,
     /// Most memory it may use, such as 512M or 2G [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     memory: Option<u64>,
@@ -92,6 +136,16 @@ pub(crate) struct NewArgs {
     /// Processes and threads it may have [default: 4096]
     #[arg(long, value_name = "NUMBER", value_parser = parse_pids)]
     pids: Option<i64>,
+    /// End it when no process but its own init has been there for this long, such as 10m, or `never`; the next
+    /// command resumes it [default: never]
+    #[arg(long, value_name = "TIME", value_parser = parse_idle_stop)]
+    idle_stop: Option<u32>,
+    /// Bytes a second it may read from the pool's disk, and write to it, such as 20M [default: no limit]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    io: Option<u64>,
+    /// Bytes it may write and keep, such as 10G, in a pool made with `--quota` [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_disk)]
+    disk: Option<u64>,
     /// Host name inside [default: the spark's name]
     #[arg(long, value_name = "NAME", value_parser = parse_hostname)]
     hostname: Option<String>,
@@ -121,13 +175,22 @@ impl NewArgs {
         [
             (self.base.is_some(), "--base"),
             (self.from.is_some(), "--from"),
+            (self.image.is_some(), "--image"),
+            (self.run, "--run"),
             (!self.mount.is_empty(), "--mount"),
             (!self.volume.is_empty(), "--volume"),
             (self.data.is_some(), "--data"),
             (self.network.is_some(), "--network"),
+            (!self.publish.is_empty(), "--publish"),
+            (self.publish_exposed, "--publish-exposed"),
+            (!self.egress.is_empty(), "--egress"),
+            (self.allow_host, "--allow-host"),
             (self.memory.is_some(), "--memory"),
             (self.cpus.is_some(), "--cpus"),
             (self.pids.is_some(), "--pids"),
+            (self.idle_stop.is_some(), "--idle-stop"),
+            (self.io.is_some(), "--io"),
+            (self.disk.is_some(), "--disk"),
             (self.hostname.is_some(), "--hostname"),
             (!self.label.is_empty(), "--label"),
             (self.bundle.is_some(), "--bundle"),
@@ -155,6 +218,7 @@ impl NewArgs {
         let given = [
             (self.base.is_some(), "--base"),
             (self.from.is_some(), "--from"),
+            (self.image.is_some(), "--image"),
             (self.clone.is_some(), "--clone"),
         ];
         match given.iter().find(|(given, _)| *given) {
@@ -163,11 +227,27 @@ impl NewArgs {
         }
     }
 
+    /// What a new spark starts from, and what it is like: as it was given, over what is configured. A spark that starts
+    /// from another is like that one.
+    pub(crate) fn wanted(&self, ctx: &Ctx, process: &ProcessArgs) -> Result<(Source, Changes)> {
+        let (source, changes) = (self.source(), self.changes(process)?);
+        if self.from.is_some() {
+            return Ok((source, changes));
+        }
+        let configured = ctx.settings()?;
+        let source = match source {
+            Source::Base(None) if !ctx.has_base() => Source::Base(configured.base),
+            source => source,
+        };
+        Ok((source, changes.under(configured.create)))
+    }
+
     /// What a new spark starts from.
-    pub(crate) fn source(&self) -> Source {
-        match &self.from {
-            Some(spark) => Source::Spark(spark.clone()),
-            None => Source::Base(self.base.clone()),
+    fn source(&self) -> Source {
+        match (&self.from, &self.image) {
+            (Some(spark), _) => Source::Spark(spark.clone()),
+            (None, Some(image)) => Source::Image(PullRequest::of(image.clone())),
+            (None, None) => Source::Base(self.base.clone()),
         }
     }
 
@@ -175,11 +255,21 @@ impl NewArgs {
     pub(crate) fn changes(&self, process: &ProcessArgs) -> Result<Changes> {
         Ok(Changes {
             env: process.environment()?,
+            secrets: process.secrets()?,
             mounts: self.mount.iter().map(absolute).collect::<Result<_>>()?,
             volumes: self.volume.clone(),
             data: self.data,
             network: self.network,
-            limits: Limits { memory: self.memory, cpus_milli: self.cpus, pids: self.pids },
+            ports: self.publish.iter().flat_map(|ports| ports.0.clone()).collect(),
+            egress: self.egress.iter().cloned().reduce(Egress::and),
+            allow_host: self.allow_host,
+            limits: Limits {
+                memory: self.memory,
+                cpus_milli: self.cpus,
+                pids: self.pids,
+                io: self.io,
+                disk: self.disk,
+            },
             user: process.user.clone(),
             workdir: process.workdir.clone(),
             hostname: self.hostname.clone(),
@@ -187,6 +277,10 @@ impl NewArgs {
             bundle: if self.hardened { Some("hardened".into()) } else { self.bundle.clone() },
             shared: self.shared,
             clone: self.clone.as_ref().map(|repo| self.clone_of(repo)).transpose()?,
+            idle_stop: self.idle_stop,
+            path: None,
+            run: self.run,
+            publish_exposed: self.publish_exposed,
         })
     }
 
@@ -205,4 +299,19 @@ impl NewArgs {
 fn absolute(mount: &BindMount) -> Result<BindMount> {
     let src = std::path::absolute(&mount.src).map_err(Error::io("find", &mount.src))?;
     Ok(BindMount { src, ..mount.clone() })
+}
+
+/// Parses an image's name. Paths of the host become absolute here, where the working directory has meaning: an image
+/// is known by its name.
+pub(crate) fn parse_image(text: &str) -> Result<ImageRef, String> {
+    let mut image: ImageRef = text.parse()?;
+    match &mut image {
+        ImageRef::Registry(_) => {}
+        ImageRef::Layout { dir: path, .. }
+        | ImageRef::LayoutArchive { file: path, .. }
+        | ImageRef::DockerArchive { file: path, .. } => {
+            *path = std::path::absolute(&path).map_err(|e| e.to_string())?;
+        }
+    }
+    Ok(image)
 }

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::cli::args::parse_image;
 use crate::cli::output::{column, optional};
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
+use crate::domain::image::{ImageRef, Named, Platform};
 use crate::domain::name::{Name, SourceRef};
-use crate::error::Result;
-use crate::ops::base::ImportSource;
+use crate::error::{Error, Result};
+use crate::ops::base::{ContainerdRef, Export, ImportSource, PullRequest};
 
 /// Root filesystems that sparks start from
 #[derive(Debug, Args)]
@@ -29,14 +31,58 @@ enum Action {
         #[arg(value_name = "BASE")]
         name: Option<Name>,
     },
-    /// Make a base from an archive or a directory
+    /// Make a base from an archive, a directory or a container of containerd's
     Import {
-        /// A tar archive, compressed or not, a directory, or `-` for an archive on standard input
+        /// A tar archive, compressed or not, a directory, `-` for an archive on standard input, or
+        /// `containerd://NAMESPACE/CONTAINER` for a snapshot of one that is on btrfs, running or not
         #[arg(value_name = "PATH")]
         path: PathBuf,
         /// Name of the base
         #[arg(value_name = "BASE")]
         name: Name,
+    },
+    /// Make a base of an image, or bring one up to date
+    ///
+    /// REF is HOST/REPOSITORY[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]. Layers
+    /// that another image has too are not fetched again. Sparks made from the base inherit the image's environment, user
+    /// and directory.
+    Pull {
+        /// The image
+        #[arg(value_name = "REF", value_parser = parse_image)]
+        image: ImageRef,
+        /// Name of the base [default: after the image]
+        #[arg(value_name = "BASE")]
+        name: Option<Name>,
+        /// Platform, where the image is for several [default: this host's]
+        #[arg(long, value_name = "linux/ARCH")]
+        platform: Option<Platform>,
+    },
+    /// Send a base to a registry
+    ///
+    /// One that was made from an image goes as that image's layers, and one layer more of what differs.
+    Push {
+        /// The base
+        #[arg(value_name = "BASE")]
+        name: Name,
+        /// The name it gets: HOST/REPOSITORY[:TAG]
+        #[arg(value_name = "REF")]
+        to: Named,
+    },
+    /// Write a base as an image, or as a plain archive
+    #[command(group = clap::ArgGroup::new("form").required(true))]
+    Export {
+        /// The base
+        #[arg(value_name = "BASE")]
+        name: Name,
+        /// Into a directory in the OCI image layout, made or added to; the tag is `latest` if none is given
+        #[arg(long, value_name = "DIR[:TAG]", group = "form")]
+        oci_layout: Option<String>,
+        /// As `docker save` writes it; the name is `localhost/BASE:latest` if none is given
+        #[arg(long, value_name = "FILE[:NAME]", group = "form")]
+        docker_archive: Option<String>,
+        /// As a tar archive of its files, `-` for standard output
+        #[arg(long, value_name = "FILE", group = "form")]
+        tar: Option<PathBuf>,
     },
     /// Make a base of a spark, or of one of its snapshots
     ///
@@ -87,9 +133,10 @@ pub(crate) fn base(ctx: &Ctx, args: BaseArgs) -> Result<Status> {
         }
         Action::Import { path, name } => {
             let progress = ctx.progress(false);
-            let source = match path.as_os_str() == "-" {
-                true => ImportSource::Stdin(Box::new(std::io::stdin())),
-                false => ImportSource::Path(path),
+            let source = match path.to_str().and_then(ContainerdRef::parse) {
+                Some(container) => ImportSource::Containerd(container?),
+                None if path.as_os_str() == "-" => ImportSource::Stdin(Box::new(std::io::stdin())),
+                None => ImportSource::Path(path),
             };
             let made = ctx.sparks(&progress)?.base_import(source, name, &progress)?;
             drop(progress);
@@ -102,6 +149,26 @@ pub(crate) fn base(ctx: &Ctx, args: BaseArgs) -> Result<Status> {
             drop(progress);
             print_made(ctx, &made, made.name.as_str())
         }
+        Action::Pull { image, name, platform } => {
+            let progress = ctx.progress(false);
+            let platform = platform.unwrap_or_default();
+            let request = PullRequest { image, platform };
+            let made = ctx.sparks(&progress)?.base_pull(&request, name.as_ref(), &progress)?;
+            drop(progress);
+            print_made(ctx, &made, made.name.as_str())
+        }
+        Action::Push { name, to } => {
+            let progress = ctx.progress(false);
+            let pushed = ctx.having("base", &name)?.base_push(&name, &to, &progress)?;
+            drop(progress);
+            print_made(ctx, &pushed, &pushed.digest.to_string())
+        }
+        Action::Export { name, oci_layout, docker_archive, tar } => {
+            let progress = ctx.progress(false);
+            let to = export_to(oci_layout, docker_archive, tar)?;
+            ctx.having("base", &name)?.base_export(&name, to, &progress)?;
+            Ok(0)
+        }
         Action::List => list(ctx),
         Action::Info { name } => {
             output::print_record(ctx.json, &ctx.having("base", &name)?.base_info(&name)?)?;
@@ -109,6 +176,26 @@ pub(crate) fn base(ctx: &Ctx, args: BaseArgs) -> Result<Status> {
         }
         Action::Delete { names } => Ok(ctx.each(&names, |name| ctx.having("base", name)?.base_delete(name))),
         Action::Default { name } => default(ctx, name),
+    }
+}
+
+fn export_to(layout: Option<String>, archive: Option<String>, tar: Option<PathBuf>) -> Result<Export> {
+    // In the words of the transports, whose rules these are.
+    let image = match (layout, archive) {
+        (Some(dir), _) => parse_image(&format!("oci:{dir}")),
+        (None, Some(file)) => parse_image(&format!("docker-archive:{file}")),
+        (None, None) => {
+            let path = tar.filter(|path| path.as_os_str() != "-");
+            return match path {
+                Some(path) => std::path::absolute(&path).map(Export::Tar).map_err(Error::io("find", &path)),
+                None => Ok(Export::TarToStdout),
+            };
+        }
+    };
+    match image.map_err(Error::usage)? {
+        ImageRef::Layout { dir, tag } => Ok(Export::Layout { dir, tag }),
+        ImageRef::DockerArchive { file, name } => Ok(Export::DockerArchive { file, name }),
+        other => Err(Error::usage(format!("`{other}` is nothing to write to"))),
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn create(ctx: &Ctx, args: CreateArgs) -> Result<Status> {
         }
         None => made_up()?,
     };
-    let (source, changes) = (args.new.source(), args.new.changes(&args.process)?);
+    let (source, changes) = args.new.wanted(ctx, &args.process)?;
     let request = Request { name: Some(name), source, changes, start: !args.no_start };
     let progress = ctx.progress(args.quiet);
     if args.dry_run {

@@ -26,16 +26,17 @@ pub(crate) struct DeleteArgs {
     /// Free its files at once: this cannot be undone
     #[arg(long)]
     now: bool,
-    /// How long it can be brought back, such as 1h or 30d [default: 24h]
+    /// How long it can be brought back, such as 1h or 30d [default: 24h, unless configured]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "now")]
     keep: Option<Duration>,
 }
 
 pub(crate) fn delete(ctx: &Ctx, args: DeleteArgs) -> Result<Status> {
+    let configured = ctx.own_settings()?;
     let mut gone = Vec::new();
     let status = ctx.each(&args.names, |name| {
         let mut options = Options { force: args.force, now: args.now, ..Options::default() };
-        options.keep = args.keep.unwrap_or(options.keep);
+        options.keep = args.keep.or(configured.trash_keep).unwrap_or(options.keep);
         let deleted = ctx.having_spark(name)?.delete(name, options)?;
         match deleted.until {
             Some(until) => ctx.say(format_args!(

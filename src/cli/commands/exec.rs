@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::args::{NewArgs, ProcessArgs, TerminalArgs};
-use crate::cli::attach::Supervisor;
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output, report};
 use crate::domain::limits::parse_duration;
 use crate::domain::name::{SparkRef, Target};
+use crate::domain::secret::{Delivery, Secrets};
 use crate::error::{Error, Result};
+use crate::foreground::Supervisor;
 use crate::ops::Sparks;
 use crate::ops::create::Request;
 use crate::ops::exec::Command;
@@ -70,15 +71,23 @@ pub(super) fn command(argv: Vec<OsString>, process: &ProcessArgs, terminal: bool
         login: argv.is_empty(),
         argv,
         env: process.environment()?,
+        secrets: own_secrets(process)?,
         workdir: process.workdir.clone(),
         user: process.user.clone(),
         terminal,
         term: std::env::var("TERM").ok().filter(|t| terminal && !t.is_empty()),
+        ..Command::default()
     })
+}
+
+/// The secrets of one command: variables.
+fn own_secrets(process: &ProcessArgs) -> Result<Secrets> {
+    Ok(process.secrets()?.into_iter().collect())
 }
 
 fn detach(ctx: &Ctx, name: &SparkRef, new: &NewArgs, command: &Command) -> Result<Status> {
     new.refuse_for(name)?;
+    refuse_files(command)?;
     let sparks = ctx.having_spark(name)?;
     let pid = sparks.exec_detached(&sparks.resolve(name)?, command)?;
     match ctx.json {
@@ -104,10 +113,12 @@ pub(super) fn in_target(ctx: &Ctx, job: &Job) -> Result<Status> {
         Target::Named(name) => {
             job.new.refuse_for(name)?;
             let sparks = ctx.having_spark(name)?;
-            run(&sparks, &sparks.resolve(name)?, job)
+            refuse_files(&job.command)?;
+            let spark = sparks.resolve(name)?;
+            run(ctx, (&sparks, &spark), &job.command, job)
         }
         Target::Ephemeral => {
-            let (source, changes) = (job.new.source(), job.new.changes(&job.process)?);
+            let (source, changes) = job.new.wanted(ctx, &job.process)?;
             let progress = ctx.progress(false);
             let sparks = ctx.sparks(&progress)?;
             let request = Request { name: None, source, changes, start: true };
@@ -115,16 +126,35 @@ pub(super) fn in_target(ctx: &Ctx, job: &Job) -> Result<Status> {
             // A bar still drawn would mix with what the command prints.
             drop(progress);
             let ephemeral = Ephemeral { ctx, sparks, spark };
-            run(&ephemeral.sparks, &ephemeral.spark, job)
+            // The spark has them, as files too.
+            let command = Command { secrets: Secrets::new(), ..job.command.clone() };
+            run(ctx, (&ephemeral.sparks, &ephemeral.spark), &command, job)
         }
     }
 }
 
-fn run(sparks: &Sparks, spark: &SparkId, job: &Job) -> Result<Status> {
+/// A command has no files of its own: the spark's are seen by all that runs in it.
+fn refuse_files(command: &Command) -> Result<()> {
+    match command.secrets.iter().find(|(_, secret)| secret.delivery == Delivery::File) {
+        None => Ok(()),
+        Some((key, _)) => Err(Error::Usage {
+            message: format!("the secret {key} of a command is a variable, and no file"),
+            hint: Some(format!("give it to the spark: `spark secrets set --spark NAME {key}:file REF`")),
+        }),
+    }
+}
+
+fn run(ctx: &Ctx, (sparks, spark): (&Sparks, &SparkId), command: &Command, job: &Job) -> Result<Status> {
     // Before the command is there, so that no signal falls between.
     let supervisor = Supervisor::prepare()?;
-    let running = sparks.exec(spark, &job.command)?;
-    supervisor.attach(&running, job.limit)
+    let running = sparks.exec(spark, command)?;
+    let status = supervisor.attach(&running, job.limit)?;
+    if status != 0
+        && let Some(why) = running.out_of_memory(spark, job.target == Target::Ephemeral)
+    {
+        report::error(&why, ctx.json);
+    }
+    Ok(status)
 }
 
 /// A spark that is removed with this, however its command ended. If this process is killed, the next one does it.

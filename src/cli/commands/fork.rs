@@ -64,7 +64,7 @@ pub(crate) fn fork(ctx: &Ctx, args: ForkArgs) -> Result<Status> {
     let mut status = tell_of_failures(ctx, &forks);
     let runners: Vec<SparkId> = forks.into_iter().filter(|f| f.made.is_ok()).map(|f| f.spark).collect();
     let command = Command { argv: args.command, ..Command::default() };
-    let race = sparks.race(&runners, &command, &progress);
+    let race = sparks.race(&runners, &command, &progress)?;
     drop(progress);
     let rows: Vec<Row> = race.iter().map(Row::of).collect();
     if rows.iter().any(|row| row.status != Some(0)) {
@@ -109,10 +109,7 @@ impl Row {
 }
 
 fn tell_of_failures(ctx: &Ctx, forks: &[Forked]) -> Status {
-    forks.iter().filter_map(|f| f.made.as_ref().err()).fold(0, |_, e| {
-        report::error(e, ctx.json);
-        report::FAILED
-    })
+    ctx.tell(forks.iter().filter_map(|f| f.made.as_ref().err()))
 }
 
 /// Prints what was made, and tells of what was not.

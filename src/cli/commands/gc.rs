@@ -41,7 +41,7 @@ pub(crate) fn gc(ctx: &Ctx, args: GcArgs) -> Result<Status> {
     if args.background {
         // The lowest there is. It is no reason not to do the work.
         let _ = rustix::process::nice(19);
-        return ctx.open_as_it_is()?.map_or(Ok(()), |sparks| sparks.empty_trash()).map(|()| 0);
+        return ctx.open_mounted()?.map_or(Ok(()), |sparks| sparks.empty_trash()).map(|()| 0);
     }
     let items = ctx.open_as_it_is()?.map(|sparks| sparks.gc(args.dry_run)).transpose()?.unwrap_or_default();
     if items.is_empty() {

@@ -7,6 +7,7 @@ use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
 use crate::domain::name::Name;
 use crate::error::Result;
+use crate::ops::oci::Runtime;
 
 /// List sparks
 #[derive(Debug, Args)]
@@ -20,6 +21,9 @@ pub(crate) struct ListArgs {
     /// List what is in the trash instead
     #[arg(long)]
     deleted: bool,
+    /// List containers instead: those of all sparks that run, and those that spark-oci made
+    #[arg(long, conflicts_with = "deleted")]
+    oci: bool,
 }
 
 const PROJECT: Column = column("PROJECT", "project");
@@ -34,8 +38,26 @@ const SPARKS: [Column; 6] = [
 const DELETED: [Column; 4] =
     [column("NAME", "name"), column("ID", "id"), column("DELETED", "deleted"), column("KEPT UNTIL", "until")];
 
+const CONTAINERS: [Column; 6] = [
+    column("ID", "id"),
+    column("STATE", "state"),
+    column("SPARK", "spark"),
+    column("PID", "pid"),
+    column("CREATED", "created"),
+    column("BUNDLE", "bundle"),
+];
+
 pub(crate) fn list(ctx: &Ctx, args: ListArgs) -> Result<Status> {
     let sparks = ctx.open()?;
+    if args.oci {
+        let mut rows = sparks.map(|s| s.containers()).transpose()?.unwrap_or_default();
+        rows.extend(Runtime::rows(&ctx.context.place.run)?);
+        let ids = || rows.iter().map(|row| row.id.clone()).collect::<Vec<_>>();
+        return match args.quiet {
+            true => output::print_names(ctx.json, &ids()).map(|()| 0),
+            false => output::print_rows(ctx.json, &CONTAINERS, &rows).map(|()| 0),
+        };
+    }
     if args.deleted {
         let rows = sparks.map(|s| s.list_deleted(args.all_projects)).transpose()?.unwrap_or_default();
         return print(ctx, &args, &DELETED, &rows, |row| (&row.project, &row.name));

@@ -34,7 +34,9 @@ pub(crate) fn logs(ctx: &Ctx, args: LogsArgs) -> Result<Status> {
     if ctx.json && args.follow {
         return Err(Error::usage("`--follow` never ends, so it cannot be one JSON document"));
     }
-    let path = ctx.having_spark(&args.name)?.log_path(&args.name)?;
+    let sparks = ctx.having_spark(&args.name)?;
+    let path = sparks.log_path(&args.name)?;
+    let killed = sparks.oom_kills(&args.name).unwrap_or_default();
     let mut log = Log { start: args.tail, at: 0, path: &path };
     if ctx.json {
         let mut text = Vec::new();
@@ -43,11 +45,15 @@ pub(crate) fn logs(ctx: &Ctx, args: LogsArgs) -> Result<Status> {
             Ok(())
         })?;
         let text = String::from_utf8_lossy(&text);
-        output::print_json(&serde_json::json!({ "path": path, "text": text }))?;
+        output::print_json(&serde_json::json!({ "path": path, "text": text, "oom_kills": killed }))?;
         return Ok(0);
     }
     let mut printer = Printer { terminal: std::io::stdout().is_terminal(), rest: Vec::new() };
     log.pass_on(&mut |chunk| printer.print(chunk))?;
+    if killed > 0 {
+        // In the log itself this stands when the spark has ended.
+        ctx.warn(format_args!("spark: out of memory: killed {killed} since `{}` started", args.name));
+    }
     if !args.follow {
         return printer.finish().map(|()| 0);
     }

@@ -29,6 +29,9 @@ enum Action {
         /// Format this block device and use it: all that is on it is lost
         #[arg(long, value_name = "DEVICE", conflicts_with = "size")]
         device: Option<PathBuf>,
+        /// Count what every spark writes, so that `--disk` can limit it. For good: kernels before Linux 6.7 refuse such a pool
+        #[arg(long)]
+        quota: bool,
     },
     /// Show where the pool is and how full
     Info,
@@ -42,8 +45,9 @@ enum Action {
 
 pub(crate) fn pool(ctx: &Ctx, args: PoolArgs) -> Result<Status> {
     let info = match args.action {
-        Action::Init { size, device } => {
-            let (info, new) = ops::init(&ctx.context, &InitOptions { size, device }).map_err(needs_root)?;
+        Action::Init { size, device, quota } => {
+            let (info, new) =
+                ops::init(&ctx.context, &InitOptions { size, device, quota }).map_err(needs_root)?;
             if !new {
                 ctx.say("there is a pool already");
             }

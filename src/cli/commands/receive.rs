@@ -7,6 +7,7 @@ use clap::Args;
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
 use crate::domain::name::SparkRef;
+use crate::domain::options::Network;
 use crate::error::{Error, Result};
 use crate::ops::transfer::Request;
 
@@ -18,7 +19,7 @@ use crate::ops::transfer::Request;
 /// snapshot, as by `spark snapshot restore`, and what it was can be had back with `spark undo`.
 ///
 /// A stream that was cut, altered or made to do harm is refused, and nothing is left of it. Mounts of the other host's
-/// directories are left out.
+/// directories are left out, and so is that it was on the other host's own network.
 #[derive(Debug, Args)]
 pub(crate) struct ReceiveArgs {
     /// Name of the spark, or PROJECT/NAME [default: as it was called]
@@ -27,6 +28,9 @@ pub(crate) struct ReceiveArgs {
     /// Only add the snapshot, and leave the spark's files as they are
     #[arg(long)]
     no_restore: bool,
+    /// Network of a new spark: `project`, `host` or `none` [default: what it had, but for `host`]
+    #[arg(long, value_name = "NETWORK")]
+    network: Option<Network>,
 }
 
 pub(crate) fn receive(ctx: &Ctx, args: ReceiveArgs) -> Result<Status> {
@@ -37,7 +41,7 @@ pub(crate) fn receive(ctx: &Ctx, args: ReceiveArgs) -> Result<Status> {
             hint: Some("give it as standard input: `spark receive < FILE`".into()),
         });
     }
-    let request = Request { name: args.name, keep_files: args.no_restore };
+    let request = Request { name: args.name, keep_files: args.no_restore, network: args.network };
     let progress = ctx.progress(false);
     let received = ctx.sparks(&progress)?.receive(stdin.lock(), &request, &progress)?;
     drop(progress);

@@ -2,6 +2,7 @@
 
 mod format;
 mod hostile;
+mod layer;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::cp::{AsRoot, At, Copier, Owner};
 use super::super::{Observer, Sparks};
-use super::{BaseInfo, make};
+use super::{BaseInfo, ContainerdRef, make};
 use crate::domain::name::Name;
 use crate::error::{Error, Result};
 use crate::image::unpack;
@@ -20,6 +20,8 @@ pub enum ImportSource {
     Path(PathBuf),
     /// An archive that comes in as a stream.
     Stdin(Box<dyn Read>),
+    /// The root of a running container of containerd's.
+    Containerd(ContainerdRef),
 }
 
 impl std::fmt::Debug for ImportSource {
@@ -27,18 +29,20 @@ impl std::fmt::Debug for ImportSource {
         match self {
             ImportSource::Path(path) => f.debug_tuple("Path").field(path).finish(),
             ImportSource::Stdin(_) => f.write_str("Stdin"),
+            ImportSource::Containerd(container) => f.debug_tuple("Containerd").field(container).finish(),
         }
     }
 }
 
 impl Sparks {
     /// Makes a base of a tar archive, plain or compressed with gzip, xz or zstd, or of a directory. What is in it
-    /// is not trusted: see [`crate::image::unpack`].
+    /// is not trusted: see [`crate::image::unpack`]. Or a snapshot of the root of a container of containerd's.
     ///
     /// # Errors
-    /// `exists`, `not_found`, `image` for what is refused. Then nothing is left.
+    /// `exists`, `not_found`, `image` for what is refused, `not_supported` for a root without snapshots. Then nothing is left.
     pub fn base_import(&self, source: ImportSource, name: Name, observer: &dyn Observer) -> Result<BaseInfo> {
         match source {
+            ImportSource::Containerd(container) => self.base_import_containerd(&container, &name, observer),
             ImportSource::Stdin(stream) => {
                 let what = "the archive on standard input";
                 self.make_base(&name, "import from standard input".into(), observer, |root| {

@@ -100,14 +100,14 @@ impl Sparks {
 /// The record of a new base.
 pub(super) fn new_record(origin: String, from: Option<Origin>) -> BaseRecord {
     let (id, created) = (Id::generate(), chrono::Utc::now());
-    BaseRecord { version: FORMAT, id, created, origin, from, rest: Default::default() }
+    BaseRecord { version: FORMAT, id, created, origin, from, image: None, rest: Default::default() }
 }
 
 fn taken(name: &Name) -> Error {
     Error::Exists { kind: "base", name: name.to_string(), in_project: None }
 }
 
-fn set_top(root: &Path) -> Result<()> {
+pub(super) fn set_top(root: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(root, PermissionsExt::from_mode(0o755)).map_err(Error::io("set mode of", root))
 }

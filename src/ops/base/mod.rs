@@ -1,8 +1,13 @@
 //! `spark base`: the read-only root filesystems that sparks start from.
 
 mod bootstrap;
+mod containerd;
+mod export;
 mod import;
+mod layers;
 mod make;
+mod pull;
+mod push;
 mod save;
 mod sources;
 
@@ -10,6 +15,7 @@ use std::path::PathBuf;
 
 use super::{Observer, Sparks, near};
 use crate::domain::base::BaseRecord;
+use crate::domain::image::FromImage;
 use crate::domain::name::Name;
 use crate::domain::spark::{Id, Time};
 use crate::error::{Error, Result};
@@ -17,7 +23,10 @@ use crate::fault;
 use crate::pool::{btrfs, names_in, record};
 use crate::sys::flock::Mode;
 
+pub use containerd::ContainerdRef;
+pub use export::Export;
 pub use import::ImportSource;
+pub use pull::PullRequest;
 
 /// The base that is made without a network.
 pub const MINIMAL: &str = "minimal";
@@ -30,6 +39,9 @@ pub struct BaseInfo {
     pub created: Option<Time>,
     /// How it was made, in words.
     pub origin: Option<String>,
+    /// The image that its files began as, and what sparks get from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<FromImage>,
     /// Whether `create` takes it where none is named.
     pub default: bool,
     /// The root filesystem.
@@ -170,11 +182,11 @@ impl Sparks {
         let path = self.pool.paths.base(name).join("root");
         let subvolume = broken.is_none().then(|| btrfs::info(&path).ok()).flatten();
         let default = default == Some(name);
-        let (id, created, origin) = match record {
-            Some(r) => (Some(r.id), Some(r.created), Some(r.origin)),
-            None => (None, None, None),
+        let (id, created, origin, image) = match record {
+            Some(r) => (Some(r.id), Some(r.created), Some(r.origin), r.image),
+            None => (None, None, None, None),
         };
-        BaseInfo { name: name.clone(), id, created, origin, default, path, subvolume, broken }
+        BaseInfo { name: name.clone(), id, created, origin, image, default, path, subvolume, broken }
     }
 
     /// A base's record and root, if both are as they should be.

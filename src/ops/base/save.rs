@@ -34,7 +34,9 @@ impl Sparks {
         fault::point("base-save.after-snapshot")?;
         observer.step("cleaning", None);
         identity::clean(&draft).map_err(Error::io("clean", &draft))?;
-        stage.write("base.json", &new_record(format!("save {source}"), Some(found.origin)))?;
+        let mut record = new_record(format!("save {source}"), Some(found.origin));
+        record.image = found.options.image;
+        stage.write("base.json", &record)?;
         // A snapshot of it, and not itself made read-only: the one is durable when it is made, the other is not.
         btrfs::snapshot_read_only(&draft, &stage.path().join("root"))?;
         stage::destroy(&draft)?;

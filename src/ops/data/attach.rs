@@ -52,7 +52,11 @@ impl Sparks {
         let Some(live) = self.live(&opened.record) else { return Ok(Effect::NextStart) };
         let root = SparkPaths(&opened.dir).root();
         for (fs, at) in self.volumes_of(&opened.id, std::slice::from_ref(wanted))? {
-            runtime::attach::attach(&live, &root, &volume_mount(&fs, &at, live.first_id))?;
+            match runtime::attach::attach(&live, &root, &volume_mount(&fs, &at, live.first_id)) {
+                // It was idle, and has left.
+                Err(_) if live.has_ended() => return Ok(Effect::NextStart),
+                attached => attached?,
+            }
         }
         Ok(Effect::Now)
     }
@@ -87,13 +91,17 @@ impl Sparks {
     fn unmount(&self, opened: &Opened, had: &Attached) -> Result<Effect> {
         let Some(live) = self.live(&opened.record) else { return Ok(Effect::Now) };
         let fs = VolumePaths(&self.home_of(&opened.id, &had.volume)).fs();
-        match fs.is_dir() && runtime::attach::detach(&live, &fs, &had.path)? {
-            true => Ok(Effect::Now),
-            false => Ok(Effect::NextStart),
+        if !fs.is_dir() {
+            return Ok(Effect::NextStart);
+        }
+        match runtime::attach::detach(&live, &fs, &had.path) {
+            Err(_) if live.has_ended() => Ok(Effect::Now),
+            Ok(false) => Ok(Effect::NextStart),
+            detached => detached.map(|_| Effect::Now),
         }
     }
 
-    fn rewrite(&self, opened: &Opened, record: &SparkRecord) -> Result<()> {
+    pub(in crate::ops) fn rewrite(&self, opened: &Opened, record: &SparkRecord) -> Result<()> {
         record::replace(&SparkPaths(&opened.dir).record(), record)
     }
 }

@@ -33,7 +33,29 @@ fn mounted(probe: &Probe) -> Mounted {
 }
 
 pub(super) fn checks(probe: &Probe) -> Vec<Check> {
-    vec![cgroups(probe)]
+    vec![cgroups(probe), io(probe)]
+}
+
+/// Whether `--io` can be kept.
+fn io(probe: &Probe) -> Check {
+    const NAME: &str = "io limits";
+    let mounted = mounted(probe);
+    if mounted.v1.iter().any(|m| m == "blkio") {
+        return Check::recommended(NAME, true, "by blkio, of reads and O_DIRECT writes only");
+    }
+    let v2 = mounted.v2.map(|at| v2_controllers(probe, &at)).unwrap_or_default();
+    if v2.iter().any(|c| c == "io") {
+        return Check::recommended(NAME, true, "by io");
+    }
+    Check::recommended(NAME, false, "no controller for them: `--io` is refused")
+        .or("echo +io > /sys/fs/cgroup/cgroup.subtree_control  # on the host itself, if this is a container")
+}
+
+/// What is there of version 2.
+fn v2_controllers(probe: &Probe, at: &str) -> Vec<String> {
+    let at = at.strip_prefix("/sys").map_or(at.into(), |rest| probe.sys.join(rest.trim_start_matches('/')));
+    let list = probe.text(at.join("cgroup.controllers")).unwrap_or_default();
+    list.split_whitespace().map(str::to_owned).collect()
 }
 
 fn cgroups(probe: &Probe) -> Check {
@@ -44,11 +66,7 @@ fn cgroups(probe: &Probe) -> Check {
     let (version, wanted, have): (&str, &[&str], Vec<String>) = if v1 {
         (if mounted.v2.is_some() { "hybrid, version 1" } else { "version 1" }, &V1, mounted.v1)
     } else if let Some(at) = mounted.v2 {
-        let at = at
-            .strip_prefix("/sys")
-            .map_or(at.as_str().into(), |rest| probe.sys.join(rest.trim_start_matches('/')));
-        let list = probe.text(at.join("cgroup.controllers")).unwrap_or_default();
-        ("version 2", &V2, list.split_whitespace().map(str::to_owned).collect())
+        ("version 2", &V2, v2_controllers(probe, &at))
     } else {
         return Check::required(NAME, false, "not mounted").or("mount -t cgroup2 none /sys/fs/cgroup");
     };
@@ -88,9 +106,11 @@ mod tests {
         bare.write("proc/self/mountinfo", "30 25 0:1 / /sys/fs/cgroup rw shared:1 - cgroup2 none rw\n");
         bare.write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids\n");
         assert_eq!(cgroups(&bare.probe).found, "version 2, with cpu, memory, pids");
+        assert_eq!(io(&bare.probe).found, "by io");
         bare.write("sys/fs/cgroup/cgroup.controllers", "cpu pids\n");
         let check = cgroups(&bare.probe);
         assert!(!check.ok && check.remedy.unwrap().contains("cgroup_enable=memory"));
+        assert!(io(&bare.probe).remedy.unwrap().starts_with("echo +io"));
         bare.write("sys/fs/cgroup/cgroup.controllers", "cpu memory\n");
         assert!(cgroups(&bare.probe).remedy.unwrap().starts_with("echo '+pids'"));
     }
@@ -104,6 +124,9 @@ mod tests {
         let unified = "31 25 0:2 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         bare.write("proc/self/mountinfo", &(unified.to_owned() + &v1(&V1)));
         assert!(cgroups(&bare.probe).found.starts_with("hybrid"));
+        assert!(!io(&bare.probe).ok);
+        bare.write("proc/self/mountinfo", &(unified.to_owned() + &v1(&V1) + &v1(&["blkio"])));
+        assert!(io(&bare.probe).found.starts_with("by blkio"));
         bare.write("proc/self/mountinfo", &v1(&["cpu", "memory", "pids", "devices"]));
         let check = cgroups(&bare.probe);
         assert!(!check.ok && check.remedy.unwrap().contains("mount -t cgroup -o freezer"));

@@ -6,12 +6,17 @@ use super::{Check, Probe};
 /// `close_range` with close-on-exec 5.11, `openat2` 5.6, pidfds and `clone3` 5.3.
 const LEAST: (u32, u32) = (5, 15);
 
+/// The first with simple quotas of btrfs.
+const SIMPLE_QUOTAS: (u32, u32) = (6, 7);
+
 /// Open files that a few commands at once need at most.
 const FILES: u64 = 1024;
 
 pub(super) fn checks(probe: &Probe) -> Vec<Check> {
     let mut checks = vec![root(probe), version(probe), btrfs(probe), user_namespaces(probe), seccomp(probe)];
     checks.push(open_files(probe));
+    checks.push(networks(probe));
+    checks.push(quotas(probe));
     checks.extend(selinux(probe));
     checks.extend(apparmor(probe));
     checks
@@ -28,10 +33,23 @@ fn root(probe: &Probe) -> Check {
         .or("docker run --privileged --cgroupns=host …  # or run it on the host itself")
 }
 
-fn version(probe: &Probe) -> Check {
+fn release(probe: &Probe) -> (u32, u32) {
     let mut parts = probe.release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
-    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    Check::required("kernel", version >= LEAST, format!("Linux {}", probe.release)).or(format!(
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}
+
+/// Whether `--disk` can be kept, in a pool that is made for it.
+fn quotas(probe: &Probe) -> Check {
+    let found = |what: &str| format!("Linux {} {what}", probe.release);
+    match release(probe) >= SIMPLE_QUOTAS {
+        true => Check::recommended("disk quotas", true, "in pools made with `spark pool init --quota`"),
+        false => Check::recommended("disk quotas", false, found("has no simple quotas: `--disk` is refused"))
+            .or("apt-get install -t bookworm-backports linux-image-amd64 && reboot  # any Linux from 6.7 on"),
+    }
+}
+
+fn version(probe: &Probe) -> Check {
+    Check::required("kernel", release(probe) >= LEAST, format!("Linux {}", probe.release)).or(format!(
         "apt-get install linux-image-amd64 && reboot  # any Linux from {}.{} on",
         LEAST.0, LEAST.1
     ))
@@ -50,6 +68,28 @@ fn btrfs(probe: &Probe) -> Check {
     Check::required("btrfs filesystem", there || probe.has_module("btrfs"), found).or(
         "modprobe btrfs || apt-get install linux-image-amd64  # on the host itself, if this is a container",
     )
+}
+
+/// What project networks are made of. The kernel loads these by itself.
+fn networks(probe: &Probe) -> Check {
+    let lacking: Vec<&str> = ["bridge", "veth", "nf_tables"]
+        .into_iter()
+        .filter(|name| {
+            let built_in = match *name {
+                // Neither shows what it is when it is a part of the kernel.
+                "nf_tables" => probe.proc.join("sys/net/netfilter").exists(),
+                _ => probe.proc.join("sys/net/ipv4").exists() && !probe.modules.exists(),
+            };
+            !built_in && !probe.sys.join("module").join(name).exists() && !probe.has_module(name)
+        })
+        .collect();
+    let found = if lacking.is_empty() {
+        "bridge, veth, nf_tables".to_owned()
+    } else {
+        format!("the kernel lacks {}: sparks need `--network host` or `none`", lacking.join(", "))
+    };
+    Check::recommended("project networks", lacking.is_empty(), found)
+        .or("apt-get install linux-image-amd64 && reboot  # on the host itself, if this is a container")
 }
 
 fn user_namespaces(probe: &Probe) -> Check {
@@ -112,6 +152,14 @@ fn apparmor(probe: &Probe) -> Option<Check> {
 mod tests {
     use super::super::tests::Bare;
     use super::*;
+
+    #[test]
+    fn quotas_are_of_newer_kernels() {
+        let mut bare = Bare::new();
+        assert!(!quotas(&bare.probe).ok && quotas(&bare.probe).found.contains("6.1.0-9-amd64"));
+        bare.probe.release = "6.7.1".into();
+        assert!(quotas(&bare.probe).ok);
+    }
 
     #[test]
     fn root_has_to_be_the_hosts() {

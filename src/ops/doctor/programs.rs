@@ -6,7 +6,8 @@ use super::fix::Fix;
 use super::{Check, Probe, executable_in};
 
 /// Program, Debian package.
-const REQUIRED: [(&str, &str); 5] = [
+const REQUIRED: [(&str, &str); 6] = [
+    ("nft", "nftables"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("btrfs", "btrfs-progs"),
     ("mount", "mount"),

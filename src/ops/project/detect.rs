@@ -86,6 +86,15 @@ impl Owners {
 /// # Errors
 /// `denied` if it is somebody else's, `corrupt` if a `.git` file leads nowhere.
 pub(crate) fn around(dir: &Path, owners: &Owners) -> Result<Option<Repository>> {
+    Ok(find(dir, owners)?.map(|(repository, _)| repository))
+}
+
+/// The top of the work tree around a directory. `None` if there is none, also inside of a git directory.
+pub(crate) fn top_around(dir: &Path, owners: &Owners) -> Result<Option<PathBuf>> {
+    Ok(find(dir, owners)?.and_then(|(_, top)| top))
+}
+
+fn find(dir: &Path, owners: &Owners) -> Result<Option<(Repository, Option<PathBuf>)>> {
     let find = |e| Error::io("find the git repository around", dir)(e);
     let start = dir.canonicalize().map_err(find)?;
     let device = fs::metadata(&start).map_err(find)?.dev();
@@ -95,14 +104,14 @@ pub(crate) fn around(dir: &Path, owners: &Owners) -> Result<Option<Repository>> 
             break;
         }
         if let Some(found) = work_tree(dir, owners)? {
-            return Ok(Some(found));
+            return Ok(Some((found, Some(dir.to_owned()))));
         }
         if looks_like_git_dir(dir)? {
             owners.check(dir)?;
             // In a directory that everybody can write, such as /tmp, anybody can make one out of its owner's.
             owners.check(&dir.join("HEAD"))?;
             if gix_discover::is_git(dir).is_ok() {
-                return common_dir(dir, owners).map(Some);
+                return common_dir(dir, owners).map(|found| Some((found, None)));
             }
         }
     }

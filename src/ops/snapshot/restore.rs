@@ -154,11 +154,14 @@ impl Sparks {
         work: impl FnOnce() -> Result<(Name, SnapshotRecord)>,
     ) -> Result<Restored> {
         let ran = self.runs_on(&opened.record);
+        let give = || self.give(&opened.id.project, &opened.record.options);
+        // Before it is ended: without its secrets it would not come back.
+        let given = (ran && resume).then(give).transpose()?;
         self.end(&opened.record, Duration::ZERO)?;
         let done = fault::point("restore.ended").and_then(|()| work());
         drop(locks);
         if ran && (resume || done.is_err()) {
-            self.start(opened)?;
+            self.start(opened, given.map_or_else(give, Ok)?)?;
         }
         let (undo, record) = done?;
         let volumes = record.volumes.into_iter().map(|kept| kept.attached.volume).collect();

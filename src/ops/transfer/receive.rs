@@ -15,7 +15,7 @@ use super::format::{self, Incoming};
 use super::{Header, Point};
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
-use crate::domain::options::SparkOptions;
+use crate::domain::options::{Network, SparkOptions};
 use crate::domain::place::{SnapshotPaths, SparkPaths};
 use crate::domain::snapshot::{Kept, SnapshotRecord};
 use crate::domain::spark::{Id, Origin, SparkRecord};
@@ -32,6 +32,8 @@ pub struct Request {
     pub name: Option<SparkRef>,
     /// Of an increment, only add the snapshot: the spark's own files stay as they are.
     pub keep_files: bool,
+    /// The network of a new spark; what the stream says if none, but for the host's.
+    pub network: Option<Network>,
 }
 
 /// What was received.
@@ -60,18 +62,40 @@ impl Sparks {
         observer.step(&format!("receiving {}@{}", header.spark.name, header.snapshot.name), None);
         let stream = Stream { header, incoming, entries: limits.entries, observer };
         if stream.header.parent.is_some() {
+            if request.network.is_some() {
+                return Err(Error::Usage {
+                    message:
+                        "the network is chosen when a spark is made, and this stream brings one up to date"
+                            .into(),
+                    hint: None,
+                });
+            }
             self.receive_increment(stream, &name, request.keep_files)
         } else {
-            self.receive_whole(stream, &name)
+            self.receive_whole(stream, &name, request.network)
         }
     }
 
-    fn receive_whole(&self, stream: Stream<'_, impl Read>, name: &SparkRef) -> Result<Received> {
+    fn receive_whole(
+        &self,
+        mut stream: Stream<'_, impl Read>,
+        name: &SparkRef,
+        network: Option<Network>,
+    ) -> Result<Received> {
         let mut spark = SparkId { project: self.project_of(name)?, name: name.name.clone() };
         if self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
-        let (header, observer) = (stream.header.clone(), stream.observer);
+        let observer = stream.observer;
+        let wanted = &mut stream.header.spark.options.network;
+        if network.is_none() && *wanted == Network::Host {
+            observer.notice(
+                "left out that it was on the host's own network: it was another one; `receive --network host` gives it this one's",
+            );
+            *wanted = Network::Project;
+        }
+        *wanted = network.unwrap_or(*wanted);
+        let header = stream.header.clone();
         let (had, snapshot) = (header.spark.options.volumes.clone(), header.snapshot.name.clone());
         let mut record = record_of(header, observer)?;
         let stage = self.pool.stage()?;
@@ -90,7 +114,9 @@ impl Sparks {
         spark.project = self.ensure_project_of(name)?;
         // Its volumes come with it: there is none yet that anybody could take away.
         let volumes = Held::default();
-        let publication = Publication { record: &record, start: false, volumes: &volumes, copies: &copies };
+        let given = Default::default();
+        let publication =
+            Publication { record: &record, start: false, given, volumes: &volumes, copies: &copies };
         self.publish_spark(stage, &spark, &publication)?;
         tell_volumes(&had, &kept, observer);
         Ok(Received { spark, snapshot, restored: None })
@@ -248,6 +274,7 @@ fn record_of(header: Header, observer: &dyn Observer) -> Result<SparkRecord> {
         origin: Origin::Received { name, id: origin, snapshot: header.snapshot.name },
         options: usable(options, observer)?,
         ephemeral: false,
+        address: None,
         rest: Default::default(),
     })
 }
@@ -289,12 +316,25 @@ fn usable(mut options: SparkOptions, observer: &dyn Observer) -> Result<SparkOpt
     if let Some(bundle) = options.bundle.take_if(|b| !["default", "hardened"].contains(&b.as_str())) {
         observer.notice(&format!("left out the bundle template `{bundle}`: it is of the host it came from"));
     }
+    // A stranger's reference would have this host fetch its own secrets for what the stranger runs.
+    for (key, secret) in std::mem::take(&mut options.secrets) {
+        observer.notice(&format!(
+            "left out the secret {key}, which was {}: give it with `spark secrets set --spark`",
+            secret.reference
+        ));
+    }
     // It names the repository that `pull` writes into, which is another host's.
     if let Some(clone) = options.clone.take() {
         let inside = clone.path.display();
         observer.notice(&format!(
             "left out where the clone in {inside} came from: `spark pull` cannot fetch it back"
         ));
+    }
+    for port in std::mem::take(&mut options.ports) {
+        observer.notice(&format!("left out the published port {port}: it was of the host it came from"));
+    }
+    if std::mem::take(&mut options.allow_host) {
+        observer.notice("left out that it may reach the host: it was another one");
     }
     Ok(options)
 }

@@ -15,11 +15,13 @@ use crate::error::{Error, Result};
 use crate::sys;
 
 mod compare;
+mod layer;
 mod own;
 mod replay;
 mod walk;
 
 use compare::{Look, Tree, compare, kind};
+pub use layer::{Step, layer};
 pub use own::own_bytes;
 use replay::{Place, Replay};
 

@@ -2,7 +2,7 @@
 //!
 //! It owns three things: reaping whatever is orphaned in the PID namespace, the orderly stop
 //! (SIGTERM for all, then the end of the namespace once nothing is left or the grace is over), and
-//! the stop after idling if `argv[1]` gives a number of seconds.
+//! the stop after idling if `argv[1]` gives a number of seconds, or a signal has given another since.
 //!
 //! It must not allocate, open, read or write anything: it is resident in every spark for as long
 //! as that lives, and a few pages are all it may cost. It is built by the build script without
@@ -52,6 +52,8 @@ const SIGPWR: i32 = 30;
 /// SIGRTMIN+3 and SIGRTMIN+4 in glibc's counting, by which others ask an init to halt.
 const SIGHALT: i32 = 37;
 const SIGPOWEROFF: i32 = 38;
+/// Queued with the number of seconds to idle for from now on; 0 is never.
+const SIGIDLE: i32 = 50;
 
 const SI_QUEUE: i32 = -1;
 const ESRCH: isize = -3;
@@ -102,7 +104,7 @@ extern "C" fn run(stack: *const *const c_char) -> ! {
     unsafe { syscall(nr::PRCTL, 15, c"spark-init".as_ptr() as usize, 0, 0) };
 
     // SAFETY: argc is followed by argv[0], which there always is, and then argv[1] or a null.
-    let idle = seconds(unsafe { *stack.add(2) }).saturating_mul(1000);
+    let mut idle = seconds(unsafe { *stack.add(2) }).saturating_mul(1000);
     let mut stop: Option<Stop> = None;
     let mut alone_since: Option<i64> = None;
     loop {
@@ -158,6 +160,7 @@ extern "C" fn run(stack: *const *const c_char) -> ! {
                 }
             }
             SIGHUP | SIGUSR1 | SIGUSR2 => _ = kill_all(info.signo),
+            SIGIDLE if info.code == SI_QUEUE && info.value >= 0 => idle = i64::from(info.value) * 1000,
             _ => {}
         }
     }

@@ -1,6 +1,7 @@
 //! Stands by a command that runs in a spark: passes signals on, relays its terminal, and learns how it ended.
 //!
-//! Everything happens on one thread: the operations before and after need a process that has no other.
+//! Everything happens on one thread: the operations before and after need a process that has no other. What both `cli`
+//! and `oci` do, and neither may import from the other.
 
 use std::future::Future;
 use std::io;
@@ -14,10 +15,15 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::relay::{Relay, watch};
-use super::report::Status;
+mod relay;
+
+use relay::{Relay, watch};
+
 use crate::error::{Error, Result};
-use crate::ops::exec::{RawMode, Running};
+use crate::ops::exec::{PASSED_ON, RawMode, Running};
+
+/// An exit status.
+type Status = u8;
 
 /// What a command returns that was ended by its `--timeout`, as timeout(1) has it.
 const TIMED_OUT: Status = 124;
@@ -30,14 +36,14 @@ const LEFT: u64 = 1 << 20;
 
 /// Catches signals from the time it is made, so that none is lost while the command is being started.
 #[derive(Debug)]
-pub(crate) struct Supervisor {
+pub struct Supervisor {
     signals: Signals,
     runtime: Runtime,
 }
 
 impl Supervisor {
     /// Starts to catch signals.
-    pub(crate) fn prepare() -> Result<Supervisor> {
+    pub fn prepare() -> Result<Supervisor> {
         let prepared = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let inside = runtime.enter();
@@ -49,7 +55,7 @@ impl Supervisor {
     }
 
     /// Stands by until the command has ended, and returns its status.
-    pub(crate) fn attach(mut self, running: &Running, limit: Option<Duration>) -> Result<Status> {
+    pub fn attach(mut self, running: &Running, limit: Option<Duration>) -> Result<Status> {
         let signals = &mut self.signals;
         let result = self.runtime.block_on(async {
             match (&running.master, Relay::new(running)) {
@@ -129,6 +135,8 @@ async fn stand_by(
     let mut clock = Clock { next: limit.and_then(|limit| Instant::now().checked_add(limit)), expired: 0 };
     loop {
         tokio::select! {
+            // One that has ended was in time, however late this process gets to see it.
+            biased;
             ready = child.readable() => {
                 let mut ready = ready?;
                 if let Some(ended) = running.try_reap()? {
@@ -181,18 +189,12 @@ impl Signals {
     /// Catches them, but for those that this process was told to ignore, as nohup(1) and shells do.
     fn catch(status: &str) -> io::Result<Signals> {
         let ignored = ignored(status);
-        let all = [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-            SignalKind::quit(),
-            SignalKind::user_defined1(),
-            SignalKind::user_defined2(),
-            SignalKind::window_change(),
-        ];
-        let caught = all.into_iter().map(|kind| (kind.as_raw_value(), kind));
-        let caught = caught.filter(|(number, _)| ignored & (1 << (number - 1)) == 0);
-        caught.map(|(number, kind)| Ok((number, signal(kind)?))).collect::<io::Result<_>>().map(Signals)
+        let all = PASSED_ON.into_iter().chain([libc::SIGWINCH]);
+        let caught = all.filter(|number| ignored & (1 << (number - 1)) == 0);
+        caught
+            .map(|number| Ok((number, signal(SignalKind::from_raw(number))?)))
+            .collect::<io::Result<_>>()
+            .map(Signals)
     }
 
     /// The number of the next signal that arrives.

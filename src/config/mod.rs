@@ -1,0 +1,170 @@
+//! Configuration files: what they may say, and which of them counts.
+//!
+//! Owns the keys, the trust that each file gets, and the order of the files. Must not know where files are, or what is
+//! done with what they say: that is `ops::config`.
+
+mod file;
+mod keys;
+mod parse;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use keys::{KEYS, Key};
+
+use crate::domain::name::Name;
+use crate::domain::options::Changes;
+use crate::error::{Error, Result};
+use crate::sys::caller::Caller;
+
+/// What a repository's file is called.
+pub const IN_REPOSITORY: &str = ".spark.toml";
+
+/// Whose a file is. The first wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Anybody's: whoever wrote the repository.
+    Repository,
+    User,
+    System,
+}
+
+/// A value, as far as TOML knows it. Numbers are texts here: a key's own parser reads `"2G"` and `2` alike.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[serde(untagged)]
+pub enum Value {
+    Text(String),
+    Flag(bool),
+    List(Vec<String>),
+}
+
+/// One thing that a file sets.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    pub key: &'static Key,
+    /// Of a table, whose entries count one by one.
+    pub name: Option<String>,
+    pub value: Value,
+    pub level: Level,
+    pub path: PathBuf,
+    pub line: usize,
+}
+
+impl Entry {
+    /// As it would be written at the top of a file: `trash.keep`, `env.LANG`.
+    pub fn full_name(&self) -> String {
+        match &self.name {
+            Some(name) => format!("{}.{name}", self.key.name),
+            None => self.key.name.to_owned(),
+        }
+    }
+}
+
+/// What all files together say, typed.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// What a new spark is like where its command line says nothing.
+    pub create: Changes,
+    /// What it starts from.
+    pub base: Option<Name>,
+    /// The project of commands outside of every repository.
+    pub project: Option<Name>,
+    /// How long a deleted spark can be brought back.
+    pub trash_keep: Option<Duration>,
+    /// What `cmd://NAME` runs on the host.
+    pub secret_commands: BTreeMap<String, Vec<String>>,
+}
+
+/// Where the files are. One that is not there says nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Files {
+    /// The top of a work tree.
+    pub repository: Option<PathBuf>,
+    pub user: Option<PathBuf>,
+    /// The user's file was named, and has to be there.
+    pub user_is_named: bool,
+    pub system: Option<PathBuf>,
+}
+
+/// What the files say.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    entries: Vec<Entry>,
+}
+
+impl Config {
+    /// Reads and checks every file, whole.
+    ///
+    /// # Errors
+    /// `usage` with file and line for what no file may say, `denied` for what this one may not, and for a file that
+    /// somebody else could write.
+    pub fn load(files: &Files, caller: &Caller) -> Result<Config> {
+        let mut config = Config::default();
+        let mut add = |text: Option<String>, level, path: &Path| match text {
+            Some(text) => parse::parse(&text, level, path).map(|entries| config.entries.extend(entries)),
+            None => Ok(()),
+        };
+        if let Some(top) = &files.repository {
+            add(file::of_repository(top)?, Level::Repository, &top.join(IN_REPOSITORY))?;
+        }
+        if let Some(path) = &files.user {
+            let text = file::of_user(path, caller)?;
+            if text.is_none() && files.user_is_named {
+                return Err(Error::Usage {
+                    message: format!("there is no configuration file {}", path.display()),
+                    hint: Some("SPARK_CONFIG names it".into()),
+                });
+            }
+            add(text, Level::User, path)?;
+        }
+        if let Some(path) = &files.system {
+            add(file::of_system(path)?, Level::System, path)?;
+        }
+        Ok(config)
+    }
+
+    /// What counts, in the order of [`KEYS`].
+    pub fn effective(&self) -> Vec<&Entry> {
+        let mut all: HashMap<(&str, Option<&str>), Vec<&Entry>> = HashMap::new();
+        for entry in &self.entries {
+            all.entry((entry.key.name, entry.name.as_deref())).or_default().push(entry);
+        }
+        let mut chosen: Vec<&Entry> = all.into_values().filter_map(choose).collect();
+        let place = |key: &Key| KEYS.iter().position(|k| k.name == key.name);
+        chosen.sort_by(|a, b| (place(a.key), &a.name).cmp(&(place(b.key), &b.name)));
+        chosen
+    }
+
+    /// The same, typed.
+    ///
+    /// # Errors
+    /// None for what [`Config::load`] has taken.
+    pub fn settings(&self) -> Result<Settings> {
+        let mut settings = Settings::default();
+        for entry in self.effective() {
+            let applied =
+                (entry.key.apply)(&mut settings, entry.name.as_deref().unwrap_or_default(), &entry.value);
+            applied.map_err(|why| parse::at(&entry.path, entry.line, &why, None))?;
+        }
+        Ok(settings)
+    }
+}
+
+/// The first of several wins. A repository's file makes nothing looser than the user or the system has it.
+fn choose(entries: Vec<&Entry>) -> Option<&Entry> {
+    let first = *entries.iter().min_by_key(|e| e.level)?;
+    let own = entries.iter().filter(|e| e.level != Level::Repository).min_by_key(|e| e.level);
+    match (first.key.looseness, own) {
+        (Some(looseness), Some(own))
+            if first.level == Level::Repository && looseness(&first.value) >= looseness(&own.value) =>
+        {
+            Some(own)
+        }
+        _ => Some(first),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! Blobs by name, in a directory or in a tar archive, and how one is taken over: bounded, and verified.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use sha2::{Digest as _, Sha256};
+
+use super::manifest::Descriptor;
+use crate::domain::image::Digest;
+use crate::error::{Error, Result};
+use crate::image::archive::{Archive, Kind};
+use crate::image::compression;
+use crate::sys;
+
+/// Most entries of an archive of blobs: it has a few for every layer.
+const ENTRIES: usize = 10_000;
+
+/// How far a transfer is, and whether it is still wanted. Shared by who does it and who waits.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    pub(super) bytes: AtomicU64,
+    pub(super) stop: AtomicBool,
+}
+
+impl Heard {
+    /// So many bytes more.
+    ///
+    /// # Errors
+    /// `Interrupted` if they are not wanted any more.
+    pub(super) fn add(&self, bytes: usize) -> io::Result<()> {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        // Not `Interrupted`, which readers take for a reason to go on.
+        if self.stop.load(Ordering::Relaxed) { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+}
+
+/// Files by their names.
+#[derive(Debug)]
+pub(super) enum Files {
+    Dir(OwnedFd),
+    Tar {
+        file: Arc<File>,
+        /// Where each file's content is, and its bytes.
+        index: HashMap<String, (u64, u64)>,
+    },
+}
+
+/// A part of a file.
+struct Section {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Section {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = (self.end - self.at).min(buffer.len() as u64) as usize;
+        let n = self.file.read_at(&mut buffer[..most], self.at)?;
+        if n == 0 && most > 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it ends too early"));
+        }
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Files {
+    pub(super) fn dir(path: &Path) -> Result<Files> {
+        sys::file::open_dir(path).map(Files::Dir).map_err(Error::io("open", path))
+    }
+
+    /// Reads which files a tar archive has. A compressed one is decompressed first, to a file without a name in
+    /// `scratch`.
+    pub(super) fn tar(path: &Path, scratch: &Path, limit: u64) -> Result<Files> {
+        let damaged = |e: io::Error| Error::Image { what: path.display().to_string(), why: e.to_string() };
+        let mut file = File::open(path).map_err(Error::io("open", path))?;
+        let mut magic = [0; 6];
+        let read = file.read_at(&mut magic, 0).map_err(Error::io("read", path))?;
+        if read < magic.len() || compression::is_compressed(&magic) {
+            let mut plain = tempfile::tempfile_in(scratch).map_err(Error::io("create a file in", scratch))?;
+            let mut from = compression::open(&mut file).map_err(damaged)?;
+            let copied =
+                io::copy(&mut from.by_ref().take(limit.saturating_add(1)), &mut plain).map_err(damaged)?;
+            if copied > limit {
+                return Err(Error::io("make room for", path)(io::Error::from_raw_os_error(libc::ENOSPC)));
+            }
+            drop(from);
+            file = plain;
+        }
+        let file = Arc::new(file);
+        let end = file.metadata().map_err(Error::io("inspect", path))?.len();
+        index(&file, end).map(|index| Files::Tar { file: file.clone(), index }).map_err(damaged)
+    }
+
+    /// Opens one for reading, with its bytes.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidData` where it is no file.
+    pub(super) fn open(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
+        match self {
+            Files::Dir(dir) => {
+                let file = sys::beneath::open(dir, Path::new(name))?;
+                let meta = file.metadata()?;
+                if !meta.is_file() {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a file"));
+                }
+                Ok((Box::new(file), meta.len()))
+            }
+            Files::Tar { file, index } => {
+                let (at, size) = *index.get(name).ok_or(io::ErrorKind::NotFound)?;
+                Ok((Box::new(Section { file: file.clone(), at, end: at + size }), size))
+            }
+        }
+    }
+
+    /// Reads a small one. The error is why not, for the image's user.
+    pub(super) fn read(&self, name: &str, most: u64) -> std::result::Result<Vec<u8>, String> {
+        let read = || -> io::Result<Vec<u8>> {
+            let (from, size) = self.open(name)?;
+            if size > most {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too large"));
+            }
+            let mut bytes = Vec::new();
+            from.take(most).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => format!("it has no `{name}`"),
+            _ => format!("its `{name}` cannot be read: {e}"),
+        })
+    }
+}
+
+fn index(file: &Arc<File>, end: u64) -> io::Result<HashMap<String, (u64, u64)>> {
+    let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
+    let mut archive = Archive::new(Section { file: file.clone(), at: 0, end });
+    let (mut index, mut links) = (HashMap::new(), Vec::new());
+    let mut entries = 0;
+    while let Some(entry) = archive.next()? {
+        entries += 1;
+        if entries > ENTRIES {
+            return Err(bad("it has too many entries for an archive of an image"));
+        }
+        let Ok(name) = String::from_utf8(entry.name) else { continue };
+        let name = name.trim_start_matches("./").to_owned();
+        match entry.kind {
+            Kind::File if entry.pieces == [(0, entry.stored)] && entry.size == entry.stored => {
+                archive.pass_over(|input| {
+                    let at = input.at;
+                    // Its content is not read now. What is behind the end, the next header's read finds.
+                    input.at = (at + entry.stored).min(end);
+                    index.insert(name, (at, entry.stored));
+                });
+            }
+            // Docker wrote layers that are the same as links to the first of them.
+            Kind::Symlink | Kind::HardLink => links.push((name, entry.link)),
+            _ => {}
+        }
+    }
+    for (name, target) in links {
+        let Ok(target) = String::from_utf8(target) else { continue };
+        let target = target.trim_start_matches("../").trim_start_matches("./");
+        if let Some(place) = index.get(target).copied() {
+            index.insert(name, place);
+        }
+    }
+    Ok(index)
+}
+
+/// A blob that is being written: no more than it should have, and hashed on the way.
+pub(super) struct Taking<'a> {
+    file: File,
+    hash: Sha256,
+    left: u64,
+    wanted: &'a Descriptor,
+    heard: &'a Heard,
+}
+
+impl<'a> Taking<'a> {
+    /// Into a new file.
+    pub(super) fn begin(path: &Path, wanted: &'a Descriptor, heard: &'a Heard) -> io::Result<Taking<'a>> {
+        let file = File::create(path)?;
+        Ok(Taking { file, hash: Sha256::new(), left: wanted.size, wanted, heard })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(|| {
+            let why =
+                format!("a layer of it is larger than the {} bytes that it should have", self.wanted.size);
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        })?;
+        self.hash.update(bytes);
+        self.file.write_all(bytes)?;
+        self.heard.add(bytes.len())
+    }
+
+    /// How many bytes are missing.
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Begins again.
+    pub(super) fn restart(&mut self) -> io::Result<()> {
+        self.heard.bytes.fetch_sub(self.wanted.size - self.left, Ordering::Relaxed);
+        (self.left, self.hash) = (self.wanted.size, Sha256::new());
+        self.file.set_len(0)?;
+        self.file.rewind()
+    }
+
+    /// Fails unless it is what was wanted.
+    pub(super) fn finish(self) -> io::Result<()> {
+        let bad = |why: String| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        if self.left > 0 {
+            return bad(format!("a layer of it is cut off {} bytes before its end", self.left));
+        }
+        let found = Digest::of_hash(&self.hash.finalize());
+        if found != self.wanted.digest {
+            return bad(format!(
+                "a layer of it is not what it should be: {found}, and not {}",
+                self.wanted.digest
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Copies one blob.
+pub(super) fn take(mut from: impl Read, path: &Path, wanted: &Descriptor, heard: &Heard) -> io::Result<()> {
+    let mut taking = Taking::begin(path, wanted, heard)?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return taking.finish(),
+            n => taking.write(&buffer[..n])?,
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Images as they go out: a manifest and configuration of what there was and one layer more, written to a layout, to an
+//! archive, or ready for a registry.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use flate2::write::GzEncoder;
+use flate2::{Compression, GzBuilder};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::blobs::Files;
+use super::layout::blob;
+use super::manifest::{
+    DOCKER_MANIFEST, Descriptor, Index, MOST, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, REF_NAME, digest_of,
+    oci_type,
+};
+use crate::domain::image::{Digest, Platform};
+use crate::image::compression;
+use crate::image::pack::Packer;
+
+/// A finished image, its layers in files.
+#[derive(Debug)]
+pub struct Whole {
+    pub manifest: Vec<u8>,
+    pub media_type: String,
+    pub config: Vec<u8>,
+    /// The lowest first.
+    pub layers: Vec<(Descriptor, PathBuf)>,
+}
+
+/// A layer that was packed.
+#[derive(Debug)]
+pub struct NewLayer {
+    pub diff_id: Digest,
+    pub digest: Digest,
+    pub size: u64,
+    pub path: PathBuf,
+    /// When, and how it came to be, for the image's history: given, so that the same layer makes the same image.
+    pub created: String,
+    pub created_by: String,
+}
+
+/// Writes and hashes.
+#[derive(Debug)]
+struct Hashed<W> {
+    out: W,
+    hash: Sha256,
+    size: u64,
+}
+
+impl<W: Write> Hashed<W> {
+    fn new(out: W) -> Hashed<W> {
+        Hashed { out, hash: Sha256::new(), size: 0 }
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.hash.update(&bytes[..n]);
+        self.size += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// A layer while it is packed: the archive goes in.
+#[derive(Debug)]
+pub struct LayerFile {
+    inner: Hashed<GzEncoder<Hashed<io::BufWriter<File>>>>,
+    path: PathBuf,
+}
+
+impl LayerFile {
+    /// Begins a new file.
+    pub fn create(path: &Path) -> io::Result<LayerFile> {
+        let file = Hashed::new(io::BufWriter::with_capacity(256 << 10, File::create(path)?));
+        // No time, no name, and no system that would tell one host's from another's.
+        let zip = GzBuilder::new().mtime(0).operating_system(255).write(file, Compression::new(6));
+        Ok(LayerFile { inner: Hashed::new(zip), path: path.to_owned() })
+    }
+
+    /// The end of it.
+    pub fn finish(self, created: String, created_by: String) -> io::Result<NewLayer> {
+        let diff_id = Digest::of_hash(&self.inner.hash.finalize());
+        let mut file = self.inner.out.finish()?;
+        file.flush()?;
+        let digest = Digest::of_hash(&file.hash.finalize());
+        Ok(NewLayer { diff_id, digest, size: file.size, path: self.path, created, created_by })
+    }
+}
+
+impl Write for LayerFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.inner.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl Whole {
+    /// An image of one layer.
+    pub fn of(layer: NewLayer) -> serde_json::Result<Whole> {
+        let platform = Platform::default();
+        let config = json!({
+            "created": layer.created,
+            "architecture": platform.architecture,
+            "os": "linux",
+            "config": {
+                "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+                "Cmd": ["/bin/sh"],
+            },
+            "rootfs": { "type": "layers", "diff_ids": [] },
+            "history": [],
+        });
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": { "mediaType": OCI_CONFIG },
+            "layers": [],
+        });
+        let media_type = OCI_MANIFEST.to_owned();
+        let empty = Whole { manifest: Vec::new(), media_type, config: Vec::new(), layers: Vec::new() };
+        empty.with(manifest, config, layer)
+    }
+
+    /// The image with a layer upon those that it has.
+    pub fn and(self, layer: NewLayer) -> serde_json::Result<Whole> {
+        let manifest = serde_json::from_slice(&self.manifest)?;
+        let config = serde_json::from_slice(&self.config)?;
+        self.with(manifest, config, layer)
+    }
+
+    fn with(mut self, mut manifest: Value, mut config: Value, layer: NewLayer) -> serde_json::Result<Whole> {
+        config["created"] = json!(layer.created);
+        push(&mut config["rootfs"]["diff_ids"], json!(layer.diff_id));
+        let history = json!({ "created": layer.created, "created_by": layer.created_by });
+        push(&mut config["history"], history);
+        self.config = serde_json::to_vec(&config)?;
+        let kind = match self.media_type == DOCKER_MANIFEST {
+            true => "application/vnd.docker.image.rootfs.diff.tar.gzip".to_owned(),
+            false => format!("{OCI_LAYER}+gzip"),
+        };
+        let blob = Descriptor::new(&kind, layer.digest, layer.size);
+        manifest["config"]["digest"] = json!(digest_of(&self.config));
+        manifest["config"]["size"] = json!(self.config.len());
+        push(&mut manifest["layers"], serde_json::to_value(&blob)?);
+        self.layers.push((blob, layer.path));
+        self.manifest = serde_json::to_vec(&manifest)?;
+        Ok(self)
+    }
+
+    /// The same in the OCI's words, where it was in docker's: a layout has no others.
+    fn in_oci_words(mut self) -> serde_json::Result<Whole> {
+        if self.media_type != DOCKER_MANIFEST {
+            return Ok(self);
+        }
+        let mut manifest: Value = serde_json::from_slice(&self.manifest)?;
+        manifest["mediaType"] = json!(OCI_MANIFEST);
+        manifest["config"]["mediaType"] = json!(OCI_CONFIG);
+        for layer in manifest["layers"].as_array_mut().into_iter().flatten() {
+            let kind = layer["mediaType"].as_str().map(oci_type);
+            layer["mediaType"] = json!(kind);
+        }
+        self.manifest = serde_json::to_vec(&manifest)?;
+        self.media_type = OCI_MANIFEST.into();
+        Ok(self)
+    }
+
+    /// What its configuration is known by.
+    pub fn config_blob(&self) -> Descriptor {
+        let kind = match self.media_type == DOCKER_MANIFEST {
+            true => "application/vnd.docker.container.image.v1+json",
+            false => OCI_CONFIG,
+        };
+        Descriptor::new(kind, digest_of(&self.config), self.config.len() as u64)
+    }
+}
+
+fn push(list: &mut Value, item: Value) {
+    match list {
+        Value::Array(items) => items.push(item),
+        other => *other = Value::Array(vec![item]),
+    }
+}
+
+/// Does what it is given, as somebody else maybe.
+pub type Doing<'a> = dyn Fn(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()> + 'a;
+
+/// Writes an image into a layout, which is made if it is not there, under a name, which another image may have had. The
+/// index is replaced last: until then nothing has changed. Layers' files are opened by who calls, and
+/// everything is written by `write`.
+pub fn layout(whole: Whole, dir: &Path, tag: &str, write: &Doing<'_>) -> io::Result<()> {
+    let whole = whole.in_oci_words()?;
+    let blobs = dir.join("blobs/sha256");
+    write(&mut || {
+        std::fs::create_dir_all(&blobs)?;
+        if !dir.join("oci-layout").exists() {
+            replace(&dir.join("oci-layout"), &mut &br#"{"imageLayoutVersion":"1.0.0"}"#[..])?;
+        }
+        Ok(())
+    })?;
+    let at = |digest: &Digest| dir.join(blob(digest));
+    for (layer, path) in &whole.layers {
+        let mut file = File::open(path)?;
+        write(&mut || match std::fs::metadata(at(&layer.digest)) {
+            Ok(there) if there.len() == layer.size => Ok(()),
+            _ => replace(&at(&layer.digest), &mut file),
+        })?;
+    }
+    let manifest = Descriptor::new(OCI_MANIFEST, digest_of(&whole.manifest), whole.manifest.len() as u64);
+    write(&mut || {
+        replace(&at(&digest_of(&whole.config)), &mut &whole.config[..])?;
+        replace(&at(&manifest.digest), &mut &whole.manifest[..])?;
+        let mut index = match Files::dir(dir).map(|files| files.read("index.json", MOST)) {
+            Ok(Ok(text)) => serde_json::from_slice::<Index>(&text)?,
+            _ => Index { schema_version: 2, media_type: None, manifests: Vec::new() },
+        };
+        index.manifests.retain(|m| m.annotations.get(REF_NAME).is_none_or(|name| name != tag));
+        let annotations = [(REF_NAME.to_owned(), tag.to_owned())].into();
+        index.manifests.push(Descriptor { annotations, ..manifest.clone() });
+        replace(&dir.join("index.json"), &mut &serde_json::to_vec(&index)?[..])
+    })
+}
+
+/// Makes a file in a directory that is gone again unless it is given a name.
+pub fn new_file_in(dir: &Path) -> io::Result<tempfile::NamedTempFile> {
+    // What the system said is in the words of `tempfile` alone, but for its kind.
+    tempfile::NamedTempFile::new_in(dir).map_err(|e| {
+        let errno = match e.kind() {
+            io::ErrorKind::PermissionDenied => libc::EACCES,
+            io::ErrorKind::NotFound => libc::ENOENT,
+            io::ErrorKind::NotADirectory => libc::ENOTDIR,
+            io::ErrorKind::StorageFull => libc::ENOSPC,
+            io::ErrorKind::QuotaExceeded => libc::EDQUOT,
+            io::ErrorKind::ReadOnlyFilesystem => libc::EROFS,
+            _ => return e,
+        };
+        io::Error::from_raw_os_error(errno)
+    })
+}
+
+/// Writes a file whole or not at all.
+fn replace(path: &Path, from: &mut dyn Read) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(path);
+    let mut new = new_file_in(dir)?;
+    io::copy(from, &mut new)?;
+    new.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    new.as_file().sync_all()?;
+    new.persist(path).map(drop).map_err(|e| e.error)
+}
+
+/// Writes an image as `docker save` does, under a name.
+pub fn docker_archive(whole: &Whole, name: &str, out: impl Write) -> io::Result<()> {
+    let config = digest_of(&whole.config);
+    let config = format!("{}.json", config.hex());
+    let mut packer = Packer::new(out);
+    packer.file(&config, whole.config.len() as u64, &whole.config[..])?;
+    let mut names = Vec::new();
+    for (layer, path) in &whole.layers {
+        let name = format!("{}.tar", layer.digest.hex());
+        let open = || compression::open(File::open(path)?);
+        // Without compression, and its size comes first.
+        let size = io::copy(&mut open()?, &mut io::sink())?;
+        if !names.contains(&name) {
+            packer.file(&name, size, open()?)?;
+        }
+        names.push(name);
+    }
+    let manifest = json!([{ "Config": config, "RepoTags": [name], "Layers": names }]);
+    let manifest = serde_json::to_vec(&manifest)?;
+    packer.file("manifest.json", manifest.len() as u64, &manifest[..])?;
+    packer.finish()?.flush()
+}

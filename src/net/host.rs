@@ -1,0 +1,285 @@
+//! What all installations of a host share, in `/run/spark-nets`: whose bridges there are, which networks they have, and what
+//! of the host's own settings was changed for them. It is put back with the last bridge.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use super::chains::{self, Chain};
+use super::{PREFIX, link, nft, sysctl};
+use crate::domain::subnet::{Cidr, PREFIX4, Subnet};
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// The one place for the host.
+const DIR: &str = "/run/spark-nets";
+/// Our table that all installations share.
+const TABLE: &str = "spark-host";
+
+/// Networks that projects get, in the order of preference, as first address and bits.
+const POOLS: [(Ipv4Addr, u8); 3] = [
+    (Ipv4Addr::new(10, 128, 0, 0), 9),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+];
+
+/// What was changed.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+struct State {
+    bridges: Vec<String>,
+    /// `family/device/key` and what it was.
+    settings: BTreeMap<String, String>,
+    /// Families and tables and chains that our rules are in.
+    chains: Vec<Chain>,
+}
+
+/// Taken for every change of what is shared.
+pub(super) fn lock() -> Result<OwnedFd> {
+    let dir = Path::new(DIR);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))?;
+    let lock = sys::flock::lock_dir(dir, sys::flock::Mode::Exclusive).map_err(Error::io("lock", dir))?;
+    sweep()?;
+    Ok(lock)
+}
+
+/// Removes what any installation's killed command was writing.
+fn sweep() -> Result<()> {
+    let entries =
+        [Path::new(DIR), &ports()].map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
+    for path in entries.into_iter().flatten().map(|e| e.path()) {
+        if sys::file::is_abandoned(&path) {
+            sys::file::remove(&path).map_err(Error::io("remove", path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where claims on ports are.
+pub(super) fn ports() -> std::path::PathBuf {
+    Path::new(DIR).join("ports")
+}
+
+fn load() -> State {
+    std::fs::read(Path::new(DIR).join("state.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default()
+}
+
+fn save(state: &State) -> Result<()> {
+    let path = Path::new(DIR).join("state.json");
+    let text = serde_json::to_vec(state).map_err(|e| Error::corrupt(&path, e))?;
+    sys::file::replace_volatile(&path, &text).map_err(Error::io("write", path))
+}
+
+/// Chooses a project's networks: those that it had, unless something else of the host has them now. The caller holds the
+/// lock until the bridge is there.
+pub(super) fn choose(had: Option<Subnet>, seed: &[u8], used: &[Subnet]) -> Result<Subnet> {
+    let taken: Vec<Cidr> = routes4().into_iter().map(|(net, _)| net).chain(resolvers()).collect();
+    let free = |net: &Cidr| !taken.iter().any(|t| t.overlaps(net));
+    if let Some(had) = had.filter(|had| free(&had.net4())) {
+        return Ok(had);
+    }
+    let hash = super::hash(seed);
+    let v6 = had.map_or_else(
+        || {
+            let mut bytes = [0; 16];
+            bytes[0] = 0xfd;
+            bytes[1..8].copy_from_slice(&hash[..7]);
+            Ipv6Addr::from(bytes)
+        },
+        |had| had.v6,
+    );
+    let start = u32::from_be_bytes([hash[8], hash[9], hash[10], hash[11]]);
+    for (first, bits) in POOLS {
+        let count = 1 << (PREFIX4 - bits);
+        for n in 0..count {
+            let index = (start % count + n) % count;
+            let v4 = Ipv4Addr::from(u32::from(first) + (index << (32 - PREFIX4)));
+            let subnet = Subnet { v4, v6 };
+            if free(&subnet.net4()) && used.iter().all(|u| u.v4 != v4) {
+                return Ok(subnet);
+            }
+        }
+    }
+    Err(Error::Network {
+        what: "every network for a project is taken by this host's routes".into(),
+        hint: Some(
+            "look at `ip route`; a spark with `--network host` or `none` needs no network of its own".into(),
+        ),
+    })
+}
+
+/// The routes of IPv4 but the default one, with their devices.
+fn routes4() -> Vec<(Cidr, String)> {
+    let text = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let parsed = text.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let number = |n: usize| u32::from_str_radix(fields.get(n)?, 16).ok().map(u32::from_be);
+        let (address, mask) = (number(1)?, number(7)?);
+        let net = Cidr { address: IpAddr::V4(address.into()), prefix: mask.count_ones() as u8 };
+        Some((net, (*fields.first()?).to_owned()))
+    });
+    parsed.filter(|(net, _)| net.prefix > 0).collect()
+}
+
+/// The host's resolvers must not come to lie within a project's network.
+fn resolvers() -> Vec<Cidr> {
+    super::resolv::nameservers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+        .into_iter()
+        .map(Cidr::from)
+        .collect()
+}
+
+/// Devices that packets of sparks may leave by: those with a route.
+fn uplinks() -> (Vec<String>, Vec<String>) {
+    let all4 = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let all6 = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    let devices = |names: Vec<&str>| {
+        let mut names: Vec<String> =
+            names.into_iter().filter(|n| *n != "lo" && !n.starts_with(PREFIX)).map(str::to_owned).collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    (
+        devices(all4.lines().skip(1).filter_map(|l| l.split_whitespace().next()).collect()),
+        devices(all6.lines().filter_map(|l| l.split_whitespace().nth(9)).collect()),
+    )
+}
+
+/// Whether the host has a way to everywhere by IPv6.
+pub(super) fn has_route6() -> bool {
+    let text = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    text.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.len() > 9 && fields[1] == "00" && fields[0].bytes().all(|b| b == b'0') && fields[9] != "lo"
+    })
+}
+
+/// What every way out takes.
+pub(super) fn mtu() -> u32 {
+    let (up4, up6) = uplinks();
+    let sizes = up4.iter().chain(&up6).filter_map(|device| sys::net::mtu_of(device).ok());
+    // What IPv6 needs at least, and what an Ethernet takes.
+    sizes.min().unwrap_or(1500).clamp(1280, 1500)
+}
+
+/// Whether the host forwards for a bridge already.
+pub(super) fn forwards_for(bridge: &str) -> bool {
+    load().bridges.iter().any(|name| name == bridge)
+}
+
+/// Has the host forward for a bridge. The caller holds the lock.
+pub(super) fn acquire(bridge: &str) -> Result<()> {
+    let mut state = load();
+    state.bridges.retain(|name| name != bridge && link::exists(name));
+    state.bridges.push(bridge.to_owned());
+    let (up4, up6) = uplinks();
+    let mut wanted: Vec<(String, &str)> = up4.iter().map(|d| (format!("ipv4/{d}/forwarding"), "1")).collect();
+    if has_route6() {
+        if sysctl::get("ipv6", "all", "force_forwarding").is_some() {
+            wanted.extend(up6.iter().map(|d| (format!("ipv6/{d}/force_forwarding"), "1")));
+        } else {
+            // Older kernels know only all or nothing, and a host that forwards takes no routes from others unless told.
+            for device in &up6 {
+                if sysctl::get("ipv6", device, "accept_ra").as_deref() == Some("1") {
+                    wanted.push((format!("ipv6/{device}/accept_ra"), "2"));
+                }
+            }
+            wanted.push(("ipv6/all/forwarding".into(), "1"));
+        }
+    }
+    wanted.retain(|(key, value)| read(key).is_some_and(|now| now != *value));
+    for (key, _) in &wanted {
+        if let Some(now) = read(key) {
+            state.settings.entry(key.clone()).or_insert(now);
+        }
+    }
+    let dropping = chains::dropping()?;
+    for found in &dropping {
+        if !state.chains.contains(&found.chain) {
+            state.chains.push(found.chain.clone());
+        }
+    }
+    save(&state)?;
+    crate::fault::point("net-join.host-recorded")?;
+    if !wanted.is_empty() {
+        nft::run(&guard(&state))?;
+    }
+    for (key, value) in &wanted {
+        write(key, value)?;
+    }
+    for found in dropping.iter().filter(|found| !found.has_ours) {
+        nft::run(&chains::entry(&found.chain))?;
+    }
+    Ok(())
+}
+
+/// Whether a chain of somebody else would drop packets of sparks: it came after them, or somebody has flushed it.
+pub(super) fn is_cut() -> Result<bool> {
+    Ok(chains::dropping()?.iter().any(|found| !found.has_ours))
+}
+
+/// Without a bridge; with the last one, everything is put back. The caller holds the lock.
+pub(super) fn release(bridge: &str) -> Result<()> {
+    let mut state = load();
+    state.bridges.retain(|name| name != bridge && link::exists(name));
+    if !state.bridges.is_empty() {
+        return save(&state);
+    }
+    for (key, was) in &state.settings {
+        // A device may be gone, and then so is its setting.
+        if read(key).is_some() {
+            write(key, was)?;
+        }
+    }
+    for chain in &state.chains {
+        let [family, table, name] = chain;
+        for handle in chains::ours_in(chain) {
+            nft::run(&format!("delete rule {family} {table} {name} handle {handle}\n"))?;
+        }
+    }
+    if !state.settings.is_empty() {
+        nft::run(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"))?;
+    }
+    let path = Path::new(DIR).join("state.json");
+    sys::file::remove(&path).map_err(Error::io("remove", path))
+}
+
+fn read(key: &str) -> Option<String> {
+    let mut parts = key.split('/');
+    sysctl::get(parts.next()?, parts.next()?, parts.next()?)
+}
+
+fn write(key: &str, value: &str) -> Result<()> {
+    let parts: Vec<&str> = key.split('/').collect();
+    match parts.as_slice() {
+        [family, device, key] => sysctl::set(family, device, key, value),
+        _ => Ok(()),
+    }
+}
+
+/// A host that did not forward does so now for sparks, and still not between its own devices.
+fn guard(state: &State) -> String {
+    let devices: Vec<String> = state
+        .settings
+        .keys()
+        .filter(|key| key.ends_with("forwarding"))
+        .filter_map(|key| key.split('/').nth(1))
+        .filter(|device| *device != "all")
+        .map(|device| format!("\"{device}\""))
+        .collect();
+    let mut script = format!("add table inet {TABLE}\ndelete table inet {TABLE}\n");
+    if !devices.is_empty() {
+        let set = devices.join(", ");
+        script.push_str(&format!(
+            "table inet {TABLE} {{\n  chain forward {{\n    type filter hook forward priority filter; policy accept;\n    \
+             iifname {{ {set} }} oifname {{ {set} }} drop\n  }}\n}}\n"
+        ));
+    }
+    script
+}

@@ -1,0 +1,321 @@
+//! The command line as clap parses it: runc's words and options, those that do nothing here among them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs containers of OCI bundles, doing what their config.json says
+#[derive(Debug, Parser)]
+#[command(name = "spark-oci", version, disable_version_flag = true, arg_required_else_help = true)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    /// Print the version
+    #[arg(short = 'v', long = "version", action = clap::ArgAction::Version)]
+    version: Option<bool>,
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    Text,
+    Json,
+}
+
+/// Options before the command.
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Directory of the containers [default: containers/ in SPARK_RUN]
+    #[arg(long, value_name = "DIR")]
+    pub(super) root: Option<PathBuf>,
+    /// Append what goes wrong to a file
+    #[arg(long, value_name = "FILE")]
+    pub(super) log: Option<PathBuf>,
+    /// Format of the log
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(super) log_format: Format,
+    /// Log more
+    #[arg(long)]
+    pub(super) debug: bool,
+    /// Have systemd make the cgroups
+    #[arg(long)]
+    pub(super) systemd_cgroup: bool,
+    /// Taken for runc's sake: root is needed in any case
+    #[arg(long, hide = true, value_name = "BOOL")]
+    rootless: Option<String>,
+    /// Taken for runc's sake
+    #[arg(long, hide = true, value_name = "PATH")]
+    criu: Option<PathBuf>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    Create(CreateArgs),
+    /// Start the program of a container that was created
+    Start(One),
+    /// Print what a container is doing
+    State(One),
+    Kill(KillArgs),
+    Delete(DeleteArgs),
+    /// Freeze every process of a container
+    Pause(One),
+    /// Thaw every process of a container
+    Resume(One),
+    Exec(Box<ExecArgs>),
+    Run(RunArgs),
+    List(ListArgs),
+    Ps(PsArgs),
+    Events(EventsArgs),
+    Update(Box<UpdateArgs>),
+    /// Print what bundles may ask for
+    Features,
+    Spec(SpecArgs),
+}
+
+/// A container.
+#[derive(Debug, Args)]
+pub(super) struct One {
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+}
+
+/// What `create` and `run` have in common.
+#[derive(Debug, Args)]
+pub(super) struct BundleArgs {
+    /// Directory of the bundle
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(super) bundle: PathBuf,
+    /// Socket that gets the other side of the terminal
+    #[arg(long, value_name = "PATH")]
+    pub(super) console_socket: Option<PathBuf>,
+    /// File for the pid of the first process
+    #[arg(long, value_name = "FILE")]
+    pub(super) pid_file: Option<PathBuf>,
+    /// Pass this many descriptors on, from 3
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) preserve_fds: u32,
+    /// Move the root instead of pivoting to it, as on a ramdisk
+    #[arg(long)]
+    pub(super) no_pivot: bool,
+    /// Keep the caller's session keyring
+    #[arg(long)]
+    pub(super) no_new_keyring: bool,
+}
+
+/// Make a container of a bundle; its program waits for `start`
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    #[command(flatten)]
+    pub(super) of: BundleArgs,
+    /// Name of the new container
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+}
+
+/// Create, start and, unless detached, stand by a container until it ends
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) of: BundleArgs,
+    /// Do not wait for its end
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// Keep it when it has ended
+    #[arg(long)]
+    pub(super) keep: bool,
+    /// Leave reparented processes to the next subreaper
+    #[arg(long)]
+    pub(super) no_subreaper: bool,
+    /// Name of the new container
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+}
+
+/// Signal a container
+#[derive(Debug, Args)]
+pub(super) struct KillArgs {
+    /// Every process of it
+    #[arg(short, long)]
+    pub(super) all: bool,
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+    /// The signal, by name or number
+    #[arg(value_name = "SIGNAL", default_value = "SIGTERM", allow_hyphen_values = false)]
+    pub(super) signal: String,
+}
+
+/// Remove what is left of a container
+#[derive(Debug, Args)]
+pub(super) struct DeleteArgs {
+    /// End it first if it runs; one that is not there is no error
+    #[arg(short, long)]
+    pub(super) force: bool,
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+}
+
+/// Run another process in a container
+#[derive(Debug, Args)]
+pub(super) struct ExecArgs {
+    /// Socket that gets the other side of the terminal
+    #[arg(long, value_name = "PATH")]
+    pub(super) console_socket: Option<PathBuf>,
+    /// Working directory
+    #[arg(long, value_name = "DIR")]
+    pub(super) cwd: Option<PathBuf>,
+    /// Environment variable
+    #[arg(short, long, value_name = "K=V")]
+    pub(super) env: Vec<String>,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// User, and group
+    #[arg(short, long, value_name = "UID[:GID]")]
+    pub(super) user: Option<String>,
+    /// Another group
+    #[arg(short = 'g', long, value_name = "GID")]
+    pub(super) additional_gids: Vec<u32>,
+    /// File with the whole `process` object
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) process: Option<PathBuf>,
+    /// Do not wait for its end
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// File for its pid
+    #[arg(long, value_name = "FILE")]
+    pub(super) pid_file: Option<PathBuf>,
+    /// SELinux label
+    #[arg(long, value_name = "LABEL")]
+    pub(super) process_label: Option<String>,
+    /// AppArmor profile
+    #[arg(long, value_name = "PROFILE")]
+    pub(super) apparmor: Option<String>,
+    /// Forbid gaining privileges by executing
+    #[arg(long)]
+    pub(super) no_new_privs: bool,
+    /// Add a capability
+    #[arg(short, long, value_name = "CAP")]
+    pub(super) cap: Vec<String>,
+    /// Pass this many descriptors on, from 3
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) preserve_fds: u32,
+    /// Also in a paused container
+    #[arg(long)]
+    pub(super) ignore_paused: bool,
+    /// In a cgroup below the container's
+    #[arg(long, value_name = "PATH")]
+    pub(super) cgroup: Option<PathBuf>,
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+    /// The command
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) command: Vec<String>,
+}
+
+/// How a list is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Layout {
+    Table,
+    Json,
+}
+
+/// List containers
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Format
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(super) format: Layout,
+    /// Print ids only
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+}
+
+/// Show the processes of a container
+#[derive(Debug, Args)]
+pub(super) struct PsArgs {
+    /// Format
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(super) format: Layout,
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+    /// Options of ps
+    #[arg(value_name = "OPTION", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) options: Vec<String>,
+}
+
+/// Print what a container uses, again and again, and each time that it runs out of memory
+#[derive(Debug, Args)]
+pub(super) struct EventsArgs {
+    /// Seconds in between
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub(super) interval: String,
+    /// Once
+    #[arg(long)]
+    pub(super) stats: bool,
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+}
+
+/// Change what a container may use
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub(super) struct UpdateArgs {
+    /// File with the `resources` object, or -; other options do not count then
+    #[arg(short, long, value_name = "FILE", allow_hyphen_values = true)]
+    pub(super) resources: Option<PathBuf>,
+    #[arg(long, value_name = "N")]
+    pub(super) blkio_weight: Option<u16>,
+    #[arg(long, value_name = "µS")]
+    pub(super) cpu_period: Option<u64>,
+    #[arg(long, value_name = "µS")]
+    pub(super) cpu_quota: Option<i64>,
+    #[arg(long, value_name = "µS")]
+    pub(super) cpu_burst: Option<u64>,
+    #[arg(long, value_name = "µS")]
+    pub(super) cpu_rt_period: Option<u64>,
+    #[arg(long, value_name = "µS")]
+    pub(super) cpu_rt_runtime: Option<i64>,
+    #[arg(long, value_name = "N")]
+    pub(super) cpu_share: Option<u64>,
+    /// 1: run only when nobody else wants to
+    #[arg(long, value_name = "0|1")]
+    pub(super) cpu_idle: Option<i64>,
+    #[arg(long, value_name = "LIST")]
+    pub(super) cpuset_cpus: Option<String>,
+    #[arg(long, value_name = "LIST")]
+    pub(super) cpuset_mems: Option<String>,
+    #[arg(long, value_name = "BYTES")]
+    pub(super) memory: Option<String>,
+    #[arg(long, value_name = "BYTES")]
+    pub(super) memory_reservation: Option<String>,
+    #[arg(long, value_name = "BYTES")]
+    pub(super) memory_swap: Option<String>,
+    #[arg(long, value_name = "N")]
+    pub(super) pids_limit: Option<i64>,
+    /// Taken for runc's sake: the kernel has no such limit any more
+    #[arg(long, hide = true, value_name = "BYTES")]
+    kernel_memory: Option<String>,
+    /// The same
+    #[arg(long, hide = true, value_name = "BYTES")]
+    kernel_memory_tcp: Option<String>,
+    /// The container
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+}
+
+/// Write a config.json to start from
+#[derive(Debug, Args)]
+pub(super) struct SpecArgs {
+    /// Directory of the bundle
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(super) bundle: PathBuf,
+}

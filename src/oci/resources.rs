@@ -1,0 +1,158 @@
+//! `update`, `events`, `ps`: what containers may use, use, and run.
+
+use std::io::Read as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::args::{EventsArgs, Layout, PsArgs, UpdateArgs};
+use super::print;
+use crate::error::{Error, Result};
+use crate::ops::oci::{Heard, Runtime};
+
+/// Larger than any real object of resources.
+const MAX: u64 = 1 << 20;
+
+pub(super) fn update(runtime: &Runtime, args: &UpdateArgs) -> Result<u8> {
+    let resources = match args.resources.as_deref() {
+        None => of_options(args)?,
+        Some(path) => {
+            let mut text = String::new();
+            let read = match path.to_str() {
+                Some("-") => std::io::stdin().take(MAX).read_to_string(&mut text),
+                _ => std::fs::File::open(path).and_then(|f| f.take(MAX).read_to_string(&mut text)),
+            };
+            read.map_err(Error::io("read", path))?;
+            serde_json::from_str(&text).map_err(|e| Error::corrupt(path, e))?
+        }
+    };
+    runtime.update(&args.id, resources).map(|()| 0)
+}
+
+/// The specification's `linux.resources` of what the options say.
+fn of_options(args: &UpdateArgs) -> Result<Value> {
+    let mut made = json!({});
+    let mut set = |group: &str, key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            made[group][key] = value;
+        }
+    };
+    set("cpu", "period", args.cpu_period.map(Value::from));
+    set("cpu", "quota", args.cpu_quota.map(Value::from));
+    set("cpu", "burst", args.cpu_burst.map(Value::from));
+    set("cpu", "realtimePeriod", args.cpu_rt_period.map(Value::from));
+    set("cpu", "realtimeRuntime", args.cpu_rt_runtime.map(Value::from));
+    set("cpu", "shares", args.cpu_share.map(Value::from));
+    set("cpu", "idle", args.cpu_idle.map(Value::from));
+    set("cpu", "cpus", args.cpuset_cpus.clone().map(Value::from));
+    set("cpu", "mems", args.cpuset_mems.clone().map(Value::from));
+    set("memory", "limit", args.memory.as_deref().map(bytes).transpose()?);
+    set("memory", "reservation", args.memory_reservation.as_deref().map(bytes).transpose()?);
+    set("memory", "swap", args.memory_swap.as_deref().map(bytes).transpose()?);
+    set("pids", "limit", args.pids_limit.map(Value::from));
+    set("blockIO", "weight", args.blkio_weight.map(Value::from));
+    Ok(made)
+}
+
+/// Bytes as runc takes them: a number, with `k`, `m`, `g` or `t` for powers of 1024; -1 is no limit.
+fn bytes(text: &str) -> Result<Value> {
+    let wrong = || Error::usage(format!("`{}` is no number of bytes", text.escape_default()));
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches('b').trim_end_matches('i');
+    let (digits, shift) = match digits.chars().last() {
+        Some('k') => (&digits[..digits.len() - 1], 10),
+        Some('m') => (&digits[..digits.len() - 1], 20),
+        Some('g') => (&digits[..digits.len() - 1], 30),
+        Some('t') => (&digits[..digits.len() - 1], 40),
+        _ => (digits, 0),
+    };
+    let number: i64 = digits.parse().map_err(|_| wrong())?;
+    if number < -1 {
+        return Err(wrong());
+    }
+    number.checked_mul(if number < 0 { 1 } else { 1 << shift }).map(Value::from).ok_or_else(wrong)
+}
+
+pub(super) fn events(runtime: &Runtime, args: &EventsArgs) -> Result<u8> {
+    if args.stats {
+        return print::json(&runtime.stats(&args.id)?, false);
+    }
+    let pause = Duration::from_secs(seconds(&args.interval)?.max(1));
+    // Before anything is printed: who reads it may take that for the beginning.
+    let mut watch = runtime.watch(&args.id)?;
+    loop {
+        match runtime.stats(&args.id) {
+            Ok(stats) => print::json(&stats, false)?,
+            // It has ended meanwhile, and what it ended of is told still.
+            Err(Error::WrongState { .. } | Error::NotFound { .. }) => 0,
+            Err(e) => return Err(e),
+        };
+        let until = Instant::now() + pause;
+        loop {
+            match watch.next(until)? {
+                Heard::Oom => print::json(&json!({"type": "oom", "id": args.id}), false)?,
+                Heard::End => return Ok(0),
+                Heard::Nothing => break,
+            };
+        }
+    }
+}
+
+/// `5`, `5s`, `2m`.
+fn seconds(text: &str) -> Result<u64> {
+    let (digits, factor) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60),
+        None => (text.strip_suffix('s').unwrap_or(text), 1),
+    };
+    let number = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
+    number.ok_or_else(|| {
+        Error::usage(format!("`{}` is no interval: write it like `5s`", text.escape_default()))
+    })
+}
+
+pub(super) fn ps(runtime: &Runtime, args: &PsArgs) -> Result<u8> {
+    let pids = runtime.processes(&args.id)?;
+    if args.format == Layout::Json {
+        return print::json(&pids, false);
+    }
+    let options = if args.options.is_empty() { vec!["-ef".to_owned()] } else { args.options.clone() };
+    let out = Command::new("ps").args(options).output().map_err(Error::io("run", "ps"))?;
+    if !out.status.success() {
+        let detail = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+        return Err(Error::Program { program: "ps".into(), detail });
+    }
+    let text = String::from_utf8_lossy(&out.stdout);
+    let title = text.lines().next().unwrap_or_default();
+    let column = title.split_whitespace().position(|word| word == "PID");
+    let column = column.ok_or_else(|| Error::usage("these options of ps show no PID"))?;
+    let of_it = |line: &&str| {
+        let pid = line.split_whitespace().nth(column).and_then(|word| word.parse().ok());
+        pid.is_some_and(|pid| pids.contains(&pid))
+    };
+    let lines = std::iter::once(title).chain(text.lines().skip(1).filter(of_it));
+    print::text(&lines.map(|line| format!("{line}\n")).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units_and_may_be_without_limit() {
+        for (text, expected) in
+            [("1024", 1024), ("-1", -1), ("1k", 1024), ("2M", 2 << 20), ("1GiB", 1 << 30), ("3mb", 3 << 20)]
+        {
+            assert_eq!(bytes(text).unwrap(), json!(expected), "{text}");
+        }
+        for text in ["", "x", "-2", "1.5g", "9999999999t"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_interval_has_a_unit() {
+        assert_eq!((seconds("5").unwrap(), seconds("5s").unwrap(), seconds("2m").unwrap()), (5, 5, 120));
+        assert!(seconds("x").is_err());
+    }
+}

@@ -1,0 +1,168 @@
+//! `spark base export`: a base as an image, or as a plain archive.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::super::{Observer, Sparks};
+use crate::domain::base::BaseRecord;
+use crate::domain::image::{Digest, FromImage, LayerRecord, ManifestRecord};
+use crate::domain::name::Name;
+use crate::error::{Error, Result};
+use crate::image::oci::write::{self, LayerFile, NewLayer, Whole};
+use crate::image::oci::{Descriptor, MOST};
+use crate::image::pack::{self, Packed, Step};
+use crate::pool::{changes, record};
+use crate::sys;
+use crate::sys::caller::Caller;
+
+/// Where a base is to be written.
+#[derive(Debug)]
+pub enum Export {
+    /// A directory in the OCI image layout, and the image's name in it.
+    Layout {
+        dir: PathBuf,
+        tag: Option<String>,
+    },
+    /// What `docker load` reads, and the image's name.
+    DockerArchive {
+        file: PathBuf,
+        name: Option<String>,
+    },
+    /// Its files, in a tar archive.
+    Tar(PathBuf),
+    TarToStdout,
+}
+
+impl Sparks {
+    /// Writes a base to a file or directory of the caller's: as an image, the layers of the one that it was made from
+    /// and one more of what differs; or as its files. The same base gives the same bytes.
+    pub fn base_export(&self, name: &Name, to: Export, observer: &dyn Observer) -> Result<()> {
+        let (_, record, root) = self.find_base(Some(name))?;
+        let scratch = self.pool.stage()?;
+        match to {
+            Export::Tar(file) => self.write_file(&file, |out| {
+                observer.step("packing", None);
+                let (_, packed) = pack::pack_all(&root, out, &|bytes| observer.advance(bytes))?;
+                packed.notices().for_each(|notice| observer.notice(&notice));
+                Ok(())
+            }),
+            Export::TarToStdout => {
+                let out = io::BufWriter::with_capacity(256 << 10, io::stdout().lock());
+                let (mut out, packed) = pack::pack_all(&root, out, &|_| {})?;
+                packed.notices().for_each(|notice| observer.notice(&notice));
+                out.flush().map_err(Error::sys("write to standard output"))
+            }
+            Export::DockerArchive { file, name: tag } => {
+                let whole = self.whole(&record, &root, scratch.path(), observer)?;
+                let tag = tag.unwrap_or_else(|| format!("localhost/{name}:latest"));
+                observer.step("writing", None);
+                self.write_file(&file, |out| {
+                    write::docker_archive(&whole, &tag, out).map_err(Error::io("write", &file))
+                })
+            }
+            Export::Layout { dir, tag } => {
+                let whole = self.whole(&record, &root, scratch.path(), observer)?;
+                let tag = tag.unwrap_or_else(|| "latest".to_owned());
+                observer.step("writing", None);
+                let caller = Caller::find().map_err(Error::sys("find who calls"))?;
+                let write = |work: &mut dyn FnMut() -> io::Result<()>| caller.act(work);
+                write::layout(whole, &dir, &tag, &write).map_err(Error::io("write", &dir))
+            }
+        }
+    }
+
+    /// Writes a file of the caller's, whole or not at all.
+    fn write_file(
+        &self,
+        path: &Path,
+        fill: impl FnOnce(&mut io::BufWriter<File>) -> Result<()>,
+    ) -> Result<()> {
+        let caller = Caller::find().map_err(Error::sys("find who calls"))?;
+        let dir = path.parent().unwrap_or(path);
+        // As the caller: nothing is written that only root could write.
+        let new = caller.act(|| write::new_file_in(dir)).map_err(Error::io("create a file in", dir))?;
+        let file = new.as_file().try_clone().map_err(Error::io("write", path))?;
+        let mut out = io::BufWriter::with_capacity(256 << 10, file);
+        fill(&mut out)?;
+        let done = || -> io::Result<()> {
+            out.flush()?;
+            out.get_ref().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+            out.get_ref().sync_all()?;
+            caller.act(|| new.persist(path).map(drop).map_err(|e| e.error))
+        };
+        done().map_err(Error::io("write", path))
+    }
+
+    /// A base as an image, in files of the pool and of `scratch`.
+    pub(super) fn whole(
+        &self,
+        record: &BaseRecord,
+        root: &Path,
+        scratch: &Path,
+        observer: &dyn Observer,
+    ) -> Result<Whole> {
+        let path = scratch.join("layer.tar.gz");
+        let image = match &record.image {
+            Some(image) => self.read_image(image)?,
+            None => None,
+        };
+        if record.image.is_some() && image.is_none() {
+            observer.notice("the layers of the base's image are gone: it becomes one layer of all its files");
+        }
+        let created = record.created.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        let progress = |bytes| observer.advance(bytes);
+        let finish = |(layer, packed): (LayerFile, Packed)| -> Result<NewLayer> {
+            packed.notices().for_each(|notice| observer.notice(&notice));
+            let by = format!("spark base {}", record.origin);
+            layer.finish(created, by).map_err(Error::io("write", &path))
+        };
+        let create = || LayerFile::create(&path).map_err(Error::io("create", &path));
+        let whole = match image {
+            Some((whole, below)) => {
+                observer.step("comparing", None);
+                let steps = changes::layer(&below, root)?;
+                if steps.is_empty() {
+                    return Ok(whole);
+                }
+                observer.step("packing what differs", None);
+                let steps = steps.into_iter().map(|(path, step)| match step {
+                    changes::Step::Write => Step::Write(path),
+                    changes::Step::Hide => Step::Hide(path),
+                });
+                whole.and(finish(pack::pack(root, steps, create()?, &progress)?)?)
+            }
+            None => {
+                observer.step("packing", None);
+                Whole::of(finish(pack::pack_all(root, create()?, &progress)?)?)
+            }
+        };
+        whole.map_err(|e| Error::Sys { action: "describe an image", source: e.into() })
+    }
+
+    /// The image that a base was made from, and its root. None if a part of it is gone.
+    fn read_image(&self, image: &FromImage) -> Result<Option<(Whole, PathBuf)>> {
+        let dir = self.pool.paths.manifest(&image.digest);
+        let Some(kept) = record::read::<ManifestRecord>(&dir.join("image.json"))? else { return Ok(None) };
+        let read = |name: &str| {
+            let path = dir.join(name);
+            let file = File::open(&path).and_then(|file| sys::file::read_bounded(file, MOST));
+            file.map_err(Error::io("read", path))
+        };
+        let Some(top) = kept.chains.last() else { return Ok(None) };
+        let mut layers = Vec::new();
+        for chain in &kept.chains {
+            let Some(layer) = self.read_layer(chain)? else { return Ok(None) };
+            layers.push(layer);
+        }
+        let (manifest, config) = (read("manifest.json")?, read("config.json")?);
+        let whole = Whole { manifest, media_type: kept.media_type.clone(), config, layers };
+        Ok(Some((whole, self.pool.paths.layer(top).join("root"))))
+    }
+
+    fn read_layer(&self, chain: &Digest) -> Result<Option<(Descriptor, PathBuf)>> {
+        let dir = self.pool.paths.layer(chain);
+        let Some(record) = record::read::<LayerRecord>(&dir.join("layer.json"))? else { return Ok(None) };
+        Ok(Some((Descriptor::new(&record.media_type, record.digest, record.size), dir.join("blob"))))
+    }
+}

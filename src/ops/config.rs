@@ -1,0 +1,109 @@
+//! `config`: where the configuration files are, what they say together, and where each value came from.
+
+use std::path::{Path, PathBuf};
+
+pub use crate::config::{Level, Settings, Value};
+
+use super::project::detect::{self, Owners};
+use crate::config::{Config, Files, KEYS};
+use crate::domain::options::SparkOptions;
+use crate::error::{Error, Result};
+use crate::sys::caller::Caller;
+
+/// The host's own file.
+pub const SYSTEM: &str = "/etc/spark/config.toml";
+
+/// Where to look.
+#[derive(Debug, Clone)]
+pub struct Sources<'a> {
+    /// Where the repository is looked for.
+    pub cwd: &'a Path,
+    /// `SPARK_CONFIG`: instead of the user's own file, and it has to be there.
+    pub user: Option<PathBuf>,
+    /// Usually [`SYSTEM`].
+    pub system: &'a Path,
+}
+
+/// All files, checked.
+#[derive(Debug, Clone)]
+pub struct Loaded(Config);
+
+/// One value, and where it came from.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Row {
+    /// As it would be written at the top of a file.
+    pub key: String,
+    /// None where nothing is set and there is nothing to be told about that.
+    pub value: Option<Value>,
+    /// `FILE:LINE`, a variable, an option, or `default`.
+    pub from: String,
+    pub file: Option<PathBuf>,
+    pub line: Option<usize>,
+}
+
+impl Row {
+    /// A value that is in no file.
+    pub fn new(key: &str, value: Option<String>, from: &str) -> Row {
+        Row { key: key.into(), value: value.map(Value::Text), from: from.into(), file: None, line: None }
+    }
+}
+
+/// Reads the files of the user and of the host: what no repository has a say in.
+pub fn load_own(sources: &Sources<'_>) -> Result<Loaded> {
+    load_with(sources, None)
+}
+
+/// Reads all files. A repository that is somebody else's, or damaged, says nothing: commands that need it tell.
+pub fn load(sources: &Sources<'_>) -> Result<Loaded> {
+    load_with(sources, detect::top_around(sources.cwd, &Owners::of_caller()).ok().flatten())
+}
+
+fn load_with(sources: &Sources<'_>, repository: Option<PathBuf>) -> Result<Loaded> {
+    let caller = Caller::find().map_err(Error::io("read", "/etc/passwd"))?;
+    let files = Files {
+        repository,
+        user_is_named: sources.user.is_some(),
+        user: Some(sources.user.clone().unwrap_or_else(|| caller.home.join(".config/spark/config.toml"))),
+        system: Some(sources.system.to_owned()),
+    };
+    Config::load(&files, &caller).map(Loaded)
+}
+
+/// Whether a directory is in a repository, whoever's: there the repository says what the project is.
+pub fn is_in_repository(dir: &Path) -> bool {
+    !matches!(detect::around(dir, &Owners::of_caller()), Ok(None))
+}
+
+impl Loaded {
+    /// What the files say together.
+    pub fn settings(&self) -> Result<Settings> {
+        self.0.settings()
+    }
+
+    /// Every key with its effective value, those of `given` instead of what files say.
+    pub fn rows(&self, given: Vec<Row>) -> Vec<Row> {
+        let defaults = serde_json::to_value(SparkOptions::default()).unwrap_or_default();
+        let effective = self.0.effective();
+        let mut rows = Vec::new();
+        for key in KEYS {
+            if let Some(row) = given.iter().find(|row| row.key == key.name) {
+                rows.push(row.clone());
+                continue;
+            }
+            let before = rows.len();
+            rows.extend(effective.iter().filter(|entry| entry.key.name == key.name).map(|entry| Row {
+                key: entry.full_name(),
+                value: Some(entry.value.clone()),
+                from: format!("{}:{}", entry.path.display(), entry.line),
+                file: Some(entry.path.clone()),
+                line: Some(entry.line),
+            }));
+            if rows.len() == before {
+                let default = key.default.or_else(|| defaults[key.name].as_str());
+                rows.push(Row::new(key.name, default.map(str::to_owned), "default"));
+            }
+        }
+        rows.extend(given.into_iter().filter(|row| KEYS.iter().all(|key| key.name != row.key)));
+        rows
+    }
+}

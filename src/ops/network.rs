@@ -1,0 +1,333 @@
+//! Networks of sparks: an address for life, a place in the project's network while it runs, published ports.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::ToSocketAddrs;
+use std::os::fd::{AsRawFd, RawFd};
+
+use super::origin::Found;
+use super::spark::SparkId;
+use super::{Observer, Sparks};
+use crate::bundle::spec;
+use crate::domain::FORMAT;
+use crate::domain::egress::{Egress, Host};
+use crate::domain::name::{Name, SparkRef};
+use crate::domain::options::Network;
+use crate::domain::place::SparkPaths;
+use crate::domain::port::Published;
+use crate::domain::spark::{Id, SparkRecord};
+use crate::domain::subnet::{NetworkRecord, Subnet};
+use crate::error::{Error, Result};
+use crate::net::{Member, Nets, resolv};
+use crate::pool::{names_in, record};
+use crate::runtime::launch::Wiring;
+use crate::runtime::live;
+use crate::sys;
+use crate::sys::flock::Mode;
+
+/// The network of a spark that starts: what this process does about it, and what its helper does.
+pub(super) struct Wire {
+    pub here: Here,
+    pub helper: Box<dyn Wiring>,
+}
+
+/// In this process, while the helper makes the container.
+#[derive(Debug)]
+pub(super) struct Here {
+    nets: Nets,
+    member: Member,
+    done: File,
+}
+
+impl Here {
+    /// Lets the spark into its network, and tells the helper.
+    pub(super) fn join(mut self) -> Result<()> {
+        self.nets.join(&self.member)?;
+        // The helper may have failed, and says why itself.
+        let _ = self.done.write_all(b"+");
+        Ok(())
+    }
+}
+
+/// In the helper. Nothing of the spark runs before the packet filter knows it.
+#[derive(Debug)]
+struct Helper {
+    nets: Nets,
+    member: Member,
+    /// The other process's end of the pipe, which a fork has too.
+    done: RawFd,
+    wait: File,
+}
+
+impl Wiring for Helper {
+    fn begin(&self) {
+        // So that the pipe ends with the other process.
+        sys::exec::let_go(&[self.done]);
+    }
+
+    fn outside(&self, pid: i32) -> Result<()> {
+        let mut byte = [0];
+        let joined = (&self.wait).read(&mut byte).map_err(Error::sys("wait for the network"))?;
+        if joined == 0 {
+            return Err(Error::Network { what: "its network could not be set up".into(), hint: None });
+        }
+        self.nets.plug(&self.member, pid)
+    }
+
+    fn inside(&self) -> Result<()> {
+        self.nets.set_up_inside(&self.member)
+    }
+}
+
+/// What a spark's `/etc/resolv.conf` says.
+pub(super) fn resolv_conf(network: Network) -> String {
+    match network {
+        Network::Project => {
+            let (text, found) = resolv::for_project();
+            if !found {
+                tracing::warn!(
+                    "the host's resolver is on its loopback device: sparks find no names of the internet"
+                );
+            }
+            text
+        }
+        Network::Host | Network::None => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    }
+}
+
+impl Sparks {
+    pub(super) fn nets(&self) -> Nets {
+        Nets::of(&self.pool.place.run)
+    }
+
+    /// Gives a new spark the number that it keeps, if it is to have a network.
+    pub(super) fn give_address(&self, project: &Name, record: &mut SparkRecord) -> Result<()> {
+        if record.options.network == Network::Project {
+            let known = || self.numbers_of(project);
+            record.address = Some(self.nets().claim_number(project, &record.id, record.address, known)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn give_address_back(&self, spark: &SparkId, record: &SparkRecord) {
+        if let Some(number) = record.address {
+            self.nets().release_number(&spark.project, &record.id, number);
+        }
+    }
+
+    /// What all records of a project say.
+    fn numbers_of(&self, project: &Name) -> Vec<(Id, u16)> {
+        let sparks = self.sparks_of(project).unwrap_or_default();
+        sparks.iter().filter_map(|s| self.record(s).ok()).filter_map(|r| Some((r.id, r.address?))).collect()
+    }
+
+    /// Prepares the network of a spark that is about to start. The caller holds its exclusive lock.
+    pub(super) fn wire(&self, spark: &SparkId, record: &SparkRecord) -> Result<Option<Wire>> {
+        if record.options.network != Network::Project {
+            return Ok(None);
+        }
+        let nets = self.nets();
+        let mut given = record.clone();
+        self.give_address(&spark.project, &mut given)?;
+        if given.address != record.address {
+            record::replace(&SparkPaths(&self.dir(spark)).record(), &given)?;
+        }
+        let path = self.pool.paths.network(&spark.project);
+        // A damaged one is made anew: the addresses may be others then.
+        let known = record::read::<NetworkRecord>(&path).unwrap_or_default();
+        let egress = given.options.egress.clone().or_else(|| known.as_ref().and_then(|k| k.egress.clone()));
+        let (egress, names) = resolved(egress)?;
+        let had = known.as_ref().map(|known| known.subnet);
+        let member = Member {
+            id: given.id.clone(),
+            project: spark.project.clone(),
+            name: spark.name.clone(),
+            hostname: Some(spec::hostname(&given.options, &spark.name)),
+            bridge: nets.bridge(&spark.project),
+            subnet: had.unwrap_or(Subnet { v4: [0; 4].into(), v6: [0; 16].into() }),
+            number: given.address.unwrap_or_default(),
+            ports: given.options.ports,
+            egress,
+            names,
+            allow_host: given.options.allow_host,
+            has_route6: false,
+            mtu: 0,
+        };
+        let member = nets.reserve(member, had, || self.subnets(&spark.project))?;
+        if had != Some(member.subnet) {
+            let (egress, rest) = known.map(|k| (k.egress, k.rest)).unwrap_or_default();
+            let new = NetworkRecord { version: FORMAT, subnet: member.subnet, egress, rest };
+            record::replace(&path, &new)?;
+        }
+        let (wait, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|e| Error::sys("make a pipe")(e.into()))?;
+        let helper =
+            Helper { nets: nets.clone(), member: member.clone(), done: done.as_raw_fd(), wait: wait.into() };
+        Ok(Some(Wire { here: Here { nets, member, done: done.into() }, helper: Box::new(helper) }))
+    }
+
+    /// The subnets of the other projects.
+    fn subnets(&self, but: &Name) -> Vec<Subnet> {
+        let projects = names_in(&self.pool.paths.projects()).unwrap_or_default();
+        let others = projects.iter().filter(|p| *p != but).map(|p| self.pool.paths.network(p));
+        others
+            .filter_map(|path| record::read::<NetworkRecord>(&path).ok().flatten())
+            .map(|r| r.subnet)
+            .collect()
+    }
+
+    /// Removes the networks of sparks that have ended by themselves or were killed. Costs one look into a directory where
+    /// there are none.
+    pub fn collect_networks(&self) -> Result<()> {
+        self.left_networks().iter().try_for_each(|id| self.drop_network(id))
+    }
+
+    /// The sparks that have a network and no use for it.
+    pub(super) fn left_networks(&self) -> Vec<Id> {
+        self.nets().without_device().into_iter().filter(|id| self.is_over(id).is_some()).collect()
+    }
+
+    fn drop_network(&self, id: &Id) -> Result<()> {
+        match self.is_over(id) {
+            Some(_lock) => self.nets().leave(id),
+            None => Ok(()),
+        }
+    }
+
+    /// The lock of a spark that does not run and that nobody starts. None if that cannot be said.
+    fn is_over(&self, id: &Id) -> Option<Option<std::os::fd::OwnedFd>> {
+        if live::read(&self.pool.place.bundle(id)).is_some() {
+            return None;
+        }
+        match self.pool.find_container(id.as_str()) {
+            Ok(None) => Some(None),
+            Ok(Some(found)) => {
+                let dir = self.pool.paths.spark(&found.project, &found.name);
+                let lock = sys::flock::try_lock_dir(&dir).ok().flatten()?;
+                // It may have been started in between.
+                live::read(&self.pool.place.bundle(id)).is_none().then_some(Some(lock))
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// The published ports of a spark.
+    pub fn ports(&self, spark: &SparkRef) -> Result<Vec<Published>> {
+        Ok(self.record(&self.resolve(spark)?)?.options.ports)
+    }
+
+    /// The published ports of all sparks of the project, by name.
+    pub fn all_ports(&self) -> Result<Vec<(Name, Published)>> {
+        let mut all = Vec::new();
+        for spark in self.sparks_of(&self.project()?)? {
+            match self.record(&spark) {
+                Ok(record) => all.extend(record.options.ports.into_iter().map(|p| (spark.name.clone(), p))),
+                // It has none that anybody could know of.
+                Err(e) => tracing::warn!("no ports of {}: {e}", spark.name),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Publishes more ports of a spark, at once if it runs.
+    ///
+    /// # Errors
+    /// `network` if one is taken, naming who has it: then none is published.
+    pub fn open_ports(&self, spark: &SparkRef, ports: &[Published]) -> Result<()> {
+        self.change_ports(spark, |had| {
+            had.retain(|port| !ports.contains(port));
+            had.extend_from_slice(ports);
+            Ok(())
+        })
+    }
+
+    /// Takes ports of a spark back. Connections that are open stay open.
+    pub fn close_ports(&self, spark: &SparkRef, ports: &[Published]) -> Result<()> {
+        self.change_ports(spark, |had| {
+            if let Some(missing) = ports.iter().find(|port| !had.contains(port)) {
+                return Err(Error::Network {
+                    what: format!("`{spark}` does not publish {missing}"),
+                    hint: Some(format!("see what it publishes with `spark port {spark}`")),
+                });
+            }
+            had.retain(|port| !ports.contains(port));
+            Ok(())
+        })
+    }
+
+    fn change_ports(
+        &self,
+        spark: &SparkRef,
+        change: impl FnOnce(&mut Vec<Published>) -> Result<()>,
+    ) -> Result<()> {
+        let mut opened = self.open_spark(&self.resolve(spark)?, Mode::Exclusive)?;
+        if opened.record.options.network != Network::Project {
+            return Err(Error::WrongState {
+                action: "publish ports of",
+                kind: "spark",
+                name: spark.to_string(),
+                state: "not in its project's network".into(),
+                hint: "make it with `--network project`".into(),
+            });
+        }
+        let before = opened.record.options.ports.clone();
+        change(&mut opened.record.options.ports)?;
+        let (id, ports) = (&opened.record.id, &opened.record.options.ports);
+        self.nets().refuse_taken(ports, id)?;
+        let path = SparkPaths(&opened.dir).record();
+        record::replace(&path, &opened.record)?;
+        crate::fault::point("port.recorded")?;
+        self.nets().publish(id, ports).map(drop).map_err(|first| {
+            opened.record.options.ports = before;
+            match record::replace(&path, &opened.record) {
+                Ok(()) => first,
+                Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
+            }
+        })
+    }
+}
+
+impl Found {
+    /// Says which ports a new spark does not get.
+    pub(super) fn tell_ports(&self, record: &SparkRecord, observer: &dyn Observer) {
+        let lost: Vec<String> = self
+            .options
+            .ports
+            .iter()
+            .filter(|port| !record.options.ports.contains(port))
+            .map(ToString::to_string)
+            .collect();
+        if !lost.is_empty() && !record.ephemeral {
+            observer.notice(&format!(
+                "not published for the new spark, but still for its origin: {}",
+                lost.join(", ")
+            ));
+        }
+    }
+}
+
+type Resolved = (Option<Vec<(crate::domain::subnet::Cidr, Option<u16>)>>, Vec<(String, std::net::IpAddr)>);
+
+/// Rules with addresses in the place of names. What a name means is decided here, once: inside, it means the same.
+fn resolved(egress: Option<Egress>) -> Result<Resolved> {
+    let Some(Egress::Only(allowed)) = egress else { return Ok((None, Vec::new())) };
+    let (mut nets, mut names) = (Vec::new(), Vec::new());
+    for to in allowed {
+        match to.host {
+            Host::Net(net) => nets.push((net, to.port)),
+            Host::Name(name) => {
+                let found = (name.as_str(), 0).to_socket_addrs().map_err(|e| Error::Network {
+                    what: format!("cannot find the address of `{name}`, which `--egress` allows: {e}"),
+                    hint: Some("give its address instead of its name".into()),
+                })?;
+                for ip in found.map(|a| a.ip().to_canonical()) {
+                    nets.push((ip.into(), to.port));
+                    if !names.contains(&(name.clone(), ip)) {
+                        names.push((name.clone(), ip));
+                    }
+                }
+            }
+        }
+    }
+    Ok((Some(nets), names))
+}

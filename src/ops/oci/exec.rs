@@ -1,0 +1,169 @@
+//! `exec`: one more process in a container.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Capabilities, Capability, LinuxSeccomp, Process};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use serde_json::Value;
+
+use super::{Runtime, write_pid};
+use crate::bundle::seccomp;
+use crate::error::{Error, Result};
+use crate::ops::exec::Running;
+use crate::runtime::cgroup::Cgroup;
+use crate::runtime::confine::Confinement;
+use crate::runtime::enter::Failure;
+use crate::runtime::strict::{Container, Entry, State, process_of};
+use crate::sys;
+use crate::sys::flock::Mode;
+
+/// What to run, and how.
+#[derive(Debug, Clone)]
+pub struct Exec {
+    /// The specification's `process` object.
+    pub process: Process,
+    pub pid_file: Option<PathBuf>,
+    /// A socket that gets the other side of the terminal.
+    pub console_socket: Option<PathBuf>,
+    /// How many descriptors after the standard ones it inherits.
+    pub preserve_fds: u32,
+    /// Also where every process is frozen: it is then as well.
+    pub ignore_paused: bool,
+    /// A cgroup below the container's.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl Runtime {
+    /// The `process` object that a container was made with: what a command is run with that is given as words.
+    pub fn process(&self, id: &str) -> Result<Process> {
+        let container = self.container(id)?;
+        let config = container.config()?;
+        process_of(config["process"].clone())
+            .map_err(|e| Error::corrupt(&container.dir().join("config.json"), e))
+    }
+
+    /// Runs a process in a container. It is a child of this one.
+    ///
+    /// # Errors
+    /// With the errno if the program could not be executed.
+    pub fn exec(&self, id: &str, exec: &Exec) -> Result<Running> {
+        let container = self.container(id)?;
+        let preserve_fds = super::create::inherited(exec.preserve_fds);
+        let exec = &Exec { preserve_fds, ..exec.clone() };
+        let running = {
+            let lock = container.lock(Mode::Shared)?;
+            match container.state()? {
+                State::Created | State::Running => {}
+                // It freezes on its way in, and whoever thaws it needs the lock.
+                State::Paused if exec.ignore_paused => drop(lock),
+                other => return Err(container.refused("exec in", other)),
+            }
+            enter(&container, exec)?
+        };
+        let told = || -> Result<()> {
+            if let (Some(socket), Some(master)) = (&exec.console_socket, &running.master) {
+                send_terminal(socket, master).map_err(Error::io("send the terminal to", socket))?;
+            }
+            exec.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, running.pid))
+        };
+        told().inspect_err(|_| {
+            let _ = running.signal(libc::SIGKILL);
+            let _ = running.wait();
+        })?;
+        Ok(running)
+    }
+}
+
+/// Reads a `process` object.
+pub fn read_process(path: &Path) -> Result<Process> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let content = sys::file::read_bounded(file, 16 << 20).map_err(Error::io("read", path))?;
+    serde_json::from_slice(&content).and_then(process_of).map_err(|e| Error::corrupt(path, e))
+}
+
+/// Adds capabilities to all sets that a process has, but for those that outlive an execution.
+///
+/// # Errors
+/// `usage` for a name that is none.
+pub fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+    let parse = |name: &String| {
+        let known: Result<Capability, _> = serde_json::from_value(Value::from(name.to_ascii_uppercase()));
+        known.map_err(|_| Error::usage(format!("`{}` is no capability", name.escape_default())))
+    };
+    let more = names.iter().map(parse).collect::<Result<Capabilities>>()?;
+    if more.is_empty() {
+        return Ok(());
+    }
+    let mut lists = process.capabilities().clone().unwrap_or_default();
+    let with = |list: &Option<Capabilities>| Some(list.iter().flatten().chain(&more).copied().collect());
+    let (bounding, effective, permitted) =
+        (with(lists.bounding()), with(lists.effective()), with(lists.permitted()));
+    lists.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+    process.set_capabilities(Some(lists));
+    Ok(())
+}
+
+fn enter(container: &Container, exec: &Exec) -> Result<Running> {
+    let init = container.init().ok_or_else(|| container.refused("exec in", State::Creating))?;
+    let config = container.config()?;
+    let filter = filter(&config)?;
+    let entry = Entry {
+        init,
+        confinement: Confinement::strict(&exec.process, filter),
+        process: exec.process.clone(),
+        cgroup: exec.cgroup.clone(),
+        preserve_fds: exec.preserve_fds,
+        personality: personality(&config),
+        container: container.clone(),
+    };
+    let group = Cgroup::new(&container.cgroup()?);
+    let oom_kills = group.oom_kills().unwrap_or_default();
+    match entry.start() {
+        Ok(entered) => Running::of(entered, group, oom_kills),
+        Err(Failure::Other(e)) => Err(e),
+        Err(Failure::Exec(source)) => {
+            let command = exec.process.args().iter().flatten().next();
+            Err(Error::Io { action: "execute", path: command.cloned().unwrap_or_default().into(), source })
+        }
+    }
+}
+
+/// The system call filter of a container, compiled.
+fn filter(config: &Value) -> Result<Option<Vec<u8>>> {
+    let Some(profile) = config.pointer("/linux/seccomp").filter(|p| !p.is_null()) else { return Ok(None) };
+    let profile: LinuxSeccomp = serde_json::from_value(profile.clone()).map_err(|e| Error::NotSupported {
+        what: format!("the container's system call filter is not understood: {e}"),
+        hint: None,
+    })?;
+    seccomp::compile(&profile).map(Some)
+}
+
+/// The execution domain that a container asks for. libcontainer has checked it.
+fn personality(config: &Value) -> Option<u32> {
+    match config.pointer("/linux/personality/domain")?.as_str()? {
+        "LINUX32" => Some(0x0008),
+        _ => Some(0),
+    }
+}
+
+/// Sends a terminal over a socket, as runc does: its name, and the descriptor.
+fn send_terminal(path: &Path, master: impl AsFd) -> io::Result<()> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    sys::net::connect_unix(&socket, path)?;
+    // Whoever gets it expects it as opened by openpty(3).
+    let settings = rustix::fs::fcntl_getfl(&master)?;
+    rustix::fs::fcntl_setfl(&master, settings - rustix::fs::OFlags::NONBLOCK)?;
+    let fds = [master.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    rustix::net::sendmsg(&socket, &[IoSlice::new(b"/dev/ptmx")], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! `create --run`: what an image runs, as a detached command at each start of a spark.
+
+use std::io::Write;
+
+use super::Sparks;
+use super::exec::Command;
+use super::spark::SparkId;
+use crate::domain::options::SparkOptions;
+use crate::domain::place::SparkPaths;
+use crate::error::{Error, Result};
+
+/// Fails for a spark that is to run what its image runs, and whose image says nothing, or that has none.
+pub(super) fn check(options: &SparkOptions) -> Result<()> {
+    if !options.run {
+        return Ok(());
+    }
+    let why = match &options.image {
+        None => "it is not from an image",
+        Some(image) if image.config.command().is_empty() => "its image does not say what to run",
+        Some(_) => return Ok(()),
+    };
+    Err(Error::Usage {
+        message: format!("`--run` has no meaning for this spark: {why}"),
+        hint: Some("run a command in it: `spark exec -d NAME -- CMD`".into()),
+    })
+}
+
+impl Sparks {
+    /// Starts what a spark's image runs, if it is to. It writes to the spark's log.
+    ///
+    /// # Errors
+    /// [`Error::Exec`] if it could not be executed.
+    pub(super) fn run_service(&self, spark: &SparkId, options: &SparkOptions) -> Result<()> {
+        let Some(image) = options.image.as_ref().filter(|_| options.run) else { return Ok(()) };
+        let argv: Vec<_> = image.config.command().into_iter().map(Into::into).collect();
+        // A shell would be what runs nothing.
+        if argv.is_empty() {
+            return Ok(());
+        }
+        // Where an image says nothing, its programs run at the top, and not at home.
+        let workdir = Some(options.workdir.clone().unwrap_or_else(|| "/".into()));
+        let stop_signal = Some(image.config.stop_signal());
+        self.exec_detached(spark, &Command { argv, workdir, stop_signal, ..Command::default() }).map(drop)
+    }
+
+    /// The same at a resume: one that cannot run is told in the log, so that one can still get in and mend it.
+    pub(super) fn run_service_again(&self, spark: &SparkId) -> Result<()> {
+        let options = self.record(spark)?.options;
+        let Err(failed) = self.run_service(spark, &options) else { return Ok(()) };
+        tracing::warn!(%spark, "{failed}");
+        let path = SparkPaths(&self.dir(spark)).log();
+        let mut log = std::fs::OpenOptions::new().append(true).create(true).open(&path);
+        let written =
+            log.as_mut().map_err(|e| e.kind().into()).and_then(|log| writeln!(log, "spark: {failed}"));
+        written.map_err(Error::io("write", path))
+    }
+}

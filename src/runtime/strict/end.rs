@@ -1,0 +1,152 @@
+//! Signals, and the removal of all that is left.
+
+use std::time::Duration;
+
+use super::making::Making;
+use super::scope;
+use super::state::{Container, State};
+use crate::error::{Error, Result};
+use crate::runtime::live;
+use crate::sys;
+use crate::sys::flock::Mode;
+
+/// How long a container that runs may take to end by itself where it is to be deleted.
+const GRACE: Duration = Duration::from_millis(100);
+/// How long what was killed has to be gone.
+const END: Duration = Duration::from_secs(10);
+
+impl Container {
+    /// Starts the program of a container that is made.
+    pub fn start(&self) -> Result<()> {
+        let _lock = self.lock(Mode::Exclusive)?;
+        match self.state()? {
+            State::Created => {}
+            other => return Err(self.refused("start", other)),
+        }
+        let mut container =
+            libcontainer::container::Container::load(self.dir()).map_err(|e| self.failed("start", &e))?;
+        container.start().map_err(|e| self.failed("start", &e))
+    }
+
+    /// Freezes every process.
+    pub fn pause(&self) -> Result<()> {
+        let _lock = self.lock(Mode::Exclusive)?;
+        match self.state()? {
+            State::Running => self.handle()?.pause(),
+            other => Err(self.refused("pause", other)),
+        }
+    }
+
+    /// Thaws every process.
+    pub fn resume(&self) -> Result<()> {
+        let _lock = self.lock(Mode::Exclusive)?;
+        match self.state()? {
+            State::Paused => self.handle()?.thaw(),
+            other => Err(self.refused("resume", other)),
+        }
+    }
+
+    /// Signals its first process, or every one.
+    ///
+    /// # Errors
+    /// `wrong_state` if it has ended, unless every process is meant: some may have stayed.
+    pub fn kill(&self, signal: i32, all: bool) -> Result<()> {
+        let state = self.state()?;
+        match state {
+            State::Created | State::Running | State::Paused => {}
+            State::Stopped if all => {}
+            other => return Err(self.refused("kill", other)),
+        }
+        let cgroup = self.cgroup()?;
+        if all {
+            for (_, process) in live::members(&cgroup) {
+                // What has ended meanwhile needs none.
+                let _ = sys::process::signal_number(process, signal);
+            }
+        } else {
+            let init = self.init().ok_or_else(|| self.refused("kill", state))?;
+            let process = init.open().map_err(|_| self.refused("kill", State::Stopped))?;
+            sys::process::signal_number(process, signal).map_err(Error::sys("signal the container"))?;
+        }
+        if signal == libc::SIGKILL && state == State::Paused {
+            // With cgroup v1, what is frozen does not even die.
+            live::thaw(&cgroup).map_err(Error::sys("thaw the container"))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of a container, running its `poststop` hooks.
+    ///
+    /// # Errors
+    /// `wrong_state` if it runs, unless forced; then it is ended, and one that is being made is when it is there.
+    pub fn delete(&self, force: bool) -> Result<()> {
+        let _making = match force.then(|| Making::of(self)).transpose() {
+            Err(Error::NotFound { .. }) => return Ok(()),
+            making => making?,
+        };
+        if !force {
+            self.forsaken()?;
+        }
+        let _lock = match self.lock(Mode::Exclusive) {
+            Err(Error::NotFound { .. }) if force => return Ok(()),
+            lock => lock?,
+        };
+        if !force && matches!(self.state(), Ok(State::Running)) {
+            // Its program may be about to end.
+            let init = self.init().and_then(|init| init.open().ok());
+            init.map(|init| sys::process::wait_end(init, Some(GRACE)));
+        }
+        match self.state() {
+            Ok(state @ (State::Running | State::Paused | State::Creating)) if !force => {
+                return Err(self.refused("delete", state));
+            }
+            Err(e) if !force => return Err(e),
+            _ => {}
+        }
+        self.remove()
+    }
+
+    /// Ends and removes it, whatever state it is in. The caller has the lock.
+    ///
+    /// # Errors
+    /// What a `poststop` hook failed with: all is removed then, too.
+    pub(super) fn remove(&self) -> Result<()> {
+        let handle = match self.handle() {
+            Ok(handle) => handle,
+            // Killed before it was known which cgroup it gets, and so before anything ran.
+            Err(_) => return std::fs::remove_dir_all(self.dir()).map_err(Error::io("remove", self.dir())),
+        };
+        let scope = scope::of(&handle.cgroup);
+        self.end_all(&handle.cgroup);
+        if let Some(name) = scope {
+            // It takes the cgroup with it: two who remove that would be in each other's way.
+            scope::stop(&name);
+        }
+        let removed = self.libcontainer().and_then(|mut state| {
+            // Nobody may have that number but the one who is dead.
+            state.pid = None;
+            let mut container = libcontainer::container::Container { state, root: self.dir() };
+            container.delete(true).map_err(|e| self.failed("delete", &e))
+        });
+        if self.dir().exists() || !handle.cgroups().is_empty() {
+            handle.purge()?;
+        }
+        removed
+    }
+
+    /// Ends every process, and waits for that.
+    fn end_all(&self, cgroup: &std::path::Path) {
+        let init = self.init().and_then(|init| init.open().ok());
+        let members = live::members(cgroup);
+        let all: Vec<_> = init.into_iter().chain(members.into_iter().map(|(_, fd)| fd)).collect();
+        for process in &all {
+            let _ = sys::process::signal(process, rustix::process::Signal::KILL);
+        }
+        if !all.is_empty() {
+            let _ = live::thaw(cgroup);
+        }
+        for process in &all {
+            let _ = sys::process::wait_end(process, Some(END));
+        }
+    }
+}

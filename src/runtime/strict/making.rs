@@ -1,0 +1,128 @@
+//! Who makes a container at this moment: nobody else may have its name, and what a maker that was killed has left goes.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::state::Container;
+use crate::error::{Error, Result};
+use crate::sys;
+use crate::sys::flock::Mode;
+
+/// What its directory beside the containers begins with. No container's name does.
+pub(super) const PREFIX: &str = ".new-";
+
+/// How long the kernel may take to let go of what a process had that ends.
+const LETTING_GO: Duration = Duration::from_secs(2);
+
+/// The name of a container, held for whoever makes or ends it.
+///
+/// It is a lock on a directory of its own, since the container's is libcontainer's to make. The directory is there from
+/// before anything of the container is until after its record is: if it is there and nobody holds it, the maker was killed.
+#[derive(Debug)]
+pub(super) struct Making {
+    dir: PathBuf,
+    lock: OwnedFd,
+}
+
+impl Making {
+    /// Waits for whoever makes a container of this name. What one that was killed has left of it is removed.
+    ///
+    /// # Errors
+    /// `not_found` if not even the root is there.
+    pub(super) fn of(container: &Container) -> Result<Making> {
+        let dir = dir(container);
+        let lock = loop {
+            match fs::create_dir(&dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(container.missing()),
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::io("create", dir)(e));
+                }
+                _ => {}
+            }
+            match sys::flock::lock_dir(&dir, Mode::Exclusive) {
+                // Whoever had it is done.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                lock => break lock.map_err(Error::io("lock", &dir))?,
+            }
+        };
+        let making = Making { dir, lock };
+        making.sweep(container)?;
+        Ok(making)
+    }
+
+    /// The same where that was killed, and none otherwise: without waiting for one that is at work.
+    fn abandoned(container: &Container) -> Result<Option<Making>> {
+        let dir = dir(container);
+        let failed = Error::io("lock", &dir);
+        let free = || -> io::Result<Option<OwnedFd>> {
+            let deadline = Instant::now() + LETTING_GO;
+            loop {
+                if let Some(lock) = sys::flock::try_lock_dir(&dir)? {
+                    return Ok(Some(lock));
+                }
+                // libcontainer's clones of it may be left, which wait for it.
+                let held = sys::file::open_dir(&dir)?;
+                sys::flock::end_orphans(&held)?;
+                if sys::flock::is_held(&held)? || Instant::now() > deadline {
+                    return Ok(None);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        match free() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            free => free.map_err(failed).map(|lock| lock.map(|lock| Making { dir, lock })),
+        }
+    }
+
+    /// Where it may put what it needs: gone when it is done.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Removes the container if it is half-made.
+    fn sweep(&self, container: &Container) -> Result<()> {
+        let mut before = fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))?;
+        let begun = before.next().is_some();
+        if begun && container.init().is_none() && container.dir().exists() {
+            tracing::info!("removing {}, whose maker was killed", container.id);
+            container.remove()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        // While it is held, so that nobody takes it for abandoned.
+        let _ = fs::remove_dir_all(&self.dir);
+        // The first process has the descriptor too until it executes its program.
+        let _ = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock);
+    }
+}
+
+fn dir(container: &Container) -> PathBuf {
+    container.root.join(format!("{PREFIX}{}", container.id))
+}
+
+impl Container {
+    /// Removes what makers that were killed have left in a directory of containers.
+    pub fn sweep(root: &Path) {
+        let names = fs::read_dir(root).into_iter().flatten().flatten().map(|e| e.file_name());
+        for name in names {
+            let id = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+            let Some(container) = id.and_then(|id| Container::new(root, id).ok()) else { continue };
+            if let Err(e) = container.forsaken() {
+                tracing::warn!("cannot remove what is left of {}: {e}", container.id);
+            }
+        }
+    }
+
+    /// Removes what is left if its maker was killed.
+    pub(super) fn forsaken(&self) -> Result<()> {
+        Making::abandoned(self)?.map_or(Ok(()), |making| making.sweep(self))
+    }
+}

@@ -1,0 +1,313 @@
+//! A 1Password Connect server, asked over its REST API: vaults and items by name or id, each item once.
+//!
+//! It is asked in a process of its own, which ends with all that its buffers hold.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Asked, Host, Secret, failed, transport};
+use crate::domain::secret::{MAX_ALL, MAX_VALUE, Reference};
+use crate::error::{Error, Result};
+use crate::sys;
+use crate::sys::job::Limits;
+use crate::sys::process::Ended;
+
+/// Larger than any item.
+const RESPONSE: u64 = 4 << 20;
+
+/// Which server, and the right to ask it.
+pub(super) struct Server {
+    host: String,
+    token: age::secrecy::SecretString,
+}
+
+impl Server {
+    /// The one of the caller's environment.
+    pub(super) fn configured() -> Option<Server> {
+        let of = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let host = of("OP_CONNECT_HOST")?;
+        Some(Server { host: host.trim_end_matches('/').to_owned(), token: of("OP_CONNECT_TOKEN")?.into() })
+    }
+}
+
+/// What went wrong: of which reference, in words, and what to do.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Failure {
+    which: usize,
+    why: String,
+    hint: String,
+}
+
+pub(super) type Found<T> = std::result::Result<T, (String, &'static str)>;
+
+pub(super) fn resolve(host: &Host, server: &Server, wanted: &[&Reference]) -> Result<Vec<Secret>> {
+    let ids = host.caller.is_another().then_some(&host.caller.ids);
+    let limits = Limits { ids, timeout: host.settings.timeout, most: MAX_ALL + 8 * wanted.len() };
+    let timeout = host.settings.timeout;
+    let outcome = sys::job::fork(|to| report(fetch(server, wanted, timeout), &mut File::from(to)), &limits)
+        .map_err(Error::sys("ask the Connect server"))?;
+    let asked = Asked { program: "the Connect server", reference: wanted[0], most: limits.most };
+    let done = host.done(outcome, &asked)?;
+    let unknown = || failed(wanted[0], "the Connect server could not be asked", "see `spark -v …`");
+    if done.ended != Ended::Exited(0) {
+        let failure: Failure = serde_json::from_slice(&done.errors).map_err(|_| unknown())?;
+        let reference = wanted.get(failure.which).ok_or_else(unknown)?;
+        return Err(failed(reference, failure.why, failure.hint));
+    }
+    let mut rest = done.output.bytes();
+    let mut values = Vec::with_capacity(wanted.len());
+    for _ in wanted {
+        let (length, after) = rest.split_first_chunk().ok_or_else(unknown)?;
+        let length = u32::from_le_bytes(*length) as usize;
+        values.push(super::secret(after.get(..length).ok_or_else(unknown)?)?);
+        rest = &after[length..];
+    }
+    Ok(values)
+}
+
+/// In the process that asks: the values with their lengths on its output, or what went wrong on standard error.
+fn report(fetched: std::result::Result<Vec<String>, Failure>, to: &mut File) -> i32 {
+    let written = match fetched {
+        Ok(values) => values.iter().try_for_each(|value| {
+            to.write_all(&(value.len() as u32).to_le_bytes())?;
+            to.write_all(value.as_bytes())
+        }),
+        Err(failure) => {
+            let _ = serde_json::to_writer(std::io::stderr(), &failure);
+            return 1;
+        }
+    };
+    if written.is_ok() { 0 } else { 2 }
+}
+
+fn fetch(
+    server: &Server,
+    wanted: &[&Reference],
+    timeout: Duration,
+) -> std::result::Result<Vec<String>, Failure> {
+    let fails = |which| move |(why, hint): (String, &str)| Failure { which, why, hint: hint.into() };
+    let mut client = Client::new(server, timeout).map_err(fails(0))?;
+    wanted
+        .iter()
+        .enumerate()
+        .map(|(which, reference)| client.value(reference).map_err(fails(which)))
+        .collect()
+}
+
+struct Client<'a> {
+    agent: ureq::Agent,
+    server: &'a Server,
+    /// Ids by name.
+    vaults: BTreeMap<String, String>,
+    /// Items by vault id and name.
+    items: BTreeMap<(String, String), Value>,
+}
+
+impl Client<'_> {
+    fn new(server: &Server, timeout: Duration) -> Found<Client<'_>> {
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(timeout))
+            .http_status_as_error(false)
+            // The token is for this server and no other.
+            .max_redirects(0);
+        let config = match transport::is_encrypted(&server.host)? {
+            true => config.tls_config(transport::tls()?),
+            // A proxy would have all of it in the clear.
+            false => config.proxy(None),
+        };
+        let (vaults, items) = Default::default();
+        Ok(Client { agent: config.build().new_agent(), server, vaults, items })
+    }
+
+    fn value(&mut self, reference: &Reference) -> Found<String> {
+        let (path, query) = reference.rest().split_once('?').unwrap_or((reference.rest(), ""));
+        let parts: Vec<&str> = path.split('/').collect();
+        let (section, field) = match parts[2..] {
+            [field] => (None, field),
+            [section, field] => (Some(section), field),
+            _ => return Err(("it is no reference".into(), "write op://vault/item/field")),
+        };
+        let vault = self.vault(parts[0])?;
+        let item = self.item(&vault, parts[1])?;
+        let found = field_of(item, section, field)?;
+        let name = match query {
+            "" => "value",
+            "attribute=otp" | "attribute=totp" => "totp",
+            _ => return Err((format!("Connect cannot give `?{query}`"), "use `op` for it")),
+        };
+        match found.get(name).and_then(Value::as_str) {
+            Some(value) if value.len() > MAX_VALUE => Err((
+                format!("it is larger than {} KiB", MAX_VALUE >> 10),
+                "keep large files in a data volume, or mount them with `--mount`",
+            )),
+            Some(value) => Ok(value.to_owned()),
+            None => Ok(String::new()),
+        }
+    }
+
+    fn vault(&mut self, name: &str) -> Found<String> {
+        if let Some(id) = self.vaults.get(name) {
+            return Ok(id.clone());
+        }
+        let named = self.list("/v1/vaults", "name", name)?;
+        let id = match (only(&named), named.len()) {
+            (Some(id), _) => id,
+            (None, 0) if is_id(name) => match self.get(&format!("/v1/vaults/{name}"))? {
+                Some(_) => name.to_owned(),
+                None => return Err(no_vault()),
+            },
+            (None, 0) => return Err(no_vault()),
+            _ => {
+                return Err((
+                    "more than one vault matches".into(),
+                    "write the vault's id instead of its name",
+                ));
+            }
+        };
+        self.vaults.insert(name.to_owned(), id.clone());
+        Ok(id)
+    }
+
+    fn item(&mut self, vault: &str, name: &str) -> Found<&Value> {
+        let key = (vault.to_owned(), name.to_owned());
+        if !self.items.contains_key(&key) {
+            let named = self.list(&format!("/v1/vaults/{vault}/items"), "title", name)?;
+            let id = match (only(&named), named.len()) {
+                (Some(id), _) => id,
+                (None, 0) if is_id(name) => name.to_owned(),
+                (None, 0) => return Err(no_item()),
+                _ => {
+                    return Err((
+                        "more than one item matches".into(),
+                        "write the item's id instead of its name",
+                    ));
+                }
+            };
+            let item = self.get(&format!("/v1/vaults/{vault}/items/{id}"))?.ok_or_else(no_item)?;
+            self.items.insert(key.clone(), item);
+        }
+        self.items.get(&key).ok_or_else(no_item)
+    }
+
+    /// Those whose `attribute` is `name`.
+    fn list(&self, path: &str, attribute: &str, name: &str) -> Found<Vec<Value>> {
+        let filter = encoded(&format!("{attribute} eq \"{name}\""));
+        match self.get(&format!("{path}?filter={filter}"))? {
+            Some(Value::Array(list)) => Ok(list),
+            _ => Err(not_connect()),
+        }
+    }
+
+    /// `None` for what is not there.
+    fn get(&self, path: &str) -> Found<Option<Value>> {
+        use age::secrecy::ExposeSecret;
+        let url = format!("{}{path}", self.server.host);
+        let token = format!("Bearer {}", self.server.token.expose_secret());
+        let asked =
+            self.agent.get(url).header("Authorization", token).header("Accept", "application/json").call();
+        let mut response = asked.map_err(transport::unreached)?;
+        match response.status().as_u16() {
+            200 => {}
+            404 => return Ok(None),
+            401 | 403 => {
+                let hint = "see whether OP_CONNECT_TOKEN is right, and may read this vault";
+                return Err(("the Connect server refuses the token".into(), hint));
+            }
+            429 => return Err(("the Connect server's rate limit is reached".into(), "wait, and try again")),
+            status => {
+                return Err((format!("the Connect server answered with status {status}"), "look at its log"));
+            }
+        }
+        let mut body = Vec::new();
+        let read = response.body_mut().as_reader().take(RESPONSE).read_to_end(&mut body);
+        read.map_err(|e| (format!("the Connect server's answer was cut: {e}"), "try again"))?;
+        serde_json::from_slice(&body).map(Some).map_err(|_| not_connect())
+    }
+}
+
+fn no_vault() -> (String, &'static str) {
+    ("there is no such vault that the token may read".into(), "see which vaults the token was made for")
+}
+
+fn no_item() -> (String, &'static str) {
+    ("there is no such item in the vault".into(), "see the items of the vault in 1Password")
+}
+
+fn not_connect() -> (String, &'static str) {
+    ("what answered is no Connect server".into(), "see whether OP_CONNECT_HOST is right")
+}
+
+/// The id of the only one.
+fn only(list: &[Value]) -> Option<String> {
+    match list {
+        [one] => one.get("id").and_then(Value::as_str).filter(|id| is_id(id)).map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// 26 letters and digits.
+fn is_id(text: &str) -> bool {
+    text.len() == 26 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+/// The field of an item that has an id or a label, in a section that has one if that is named.
+fn field_of<'a>(item: &'a Value, section: Option<&str>, field: &str) -> Found<&'a Value> {
+    let none = |what: &str| (format!("the item has no such {what}"), "see its fields in 1Password");
+    let list = |name: &str| item.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let is = |value: &Value, name: &str| ["id", "label"].iter().any(|key| value[*key].as_str() == Some(name));
+    let wanted = match section {
+        None => None,
+        Some(name) => {
+            let found = list("sections").iter().find(|s| is(s, name)).ok_or_else(|| none("section"))?;
+            Some(found["id"].as_str().unwrap_or_default())
+        }
+    };
+    let there = |f: &&Value| is(f, field) && wanted.is_none_or(|id| f["section"]["id"].as_str() == Some(id));
+    let found: Vec<&Value> = list("fields").iter().filter(there).collect();
+    match found[..] {
+        [] => Err(none("field")),
+        [one] => Ok(one),
+        // One that is in no section is what is meant where none is named.
+        _ => found.iter().find(|f| f.get("section").is_none()).copied().ok_or_else(|| {
+            ("more than one field matches".into(), "name its section: op://vault/item/section/field")
+        }),
+    }
+}
+
+/// Percent-encoded for a query: RFC 3986's unreserved characters stay.
+fn encoded(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_field_is_found_by_label_or_id_and_by_its_section() {
+        let item = json!({
+            "sections": [{"id": "s1", "label": "db"}],
+            "fields": [
+                {"id": "password", "label": "password", "value": "top"},
+                {"id": "f1", "label": "password", "value": "inner", "section": {"id": "s1"}},
+                {"id": "f2", "label": "host", "section": {"id": "s1"}},
+            ],
+        });
+        assert_eq!(field_of(&item, None, "password").unwrap()["value"], "top");
+        assert_eq!(field_of(&item, Some("db"), "password").unwrap()["value"], "inner");
+        assert_eq!(field_of(&item, Some("s1"), "f1").unwrap()["value"], "inner");
+        assert!(field_of(&item, Some("x"), "password").is_err() && field_of(&item, None, "nope").is_err());
+    }
+
+    #[test]
+    fn a_filter_is_encoded() {
+        assert_eq!(encoded("name eq \"a b\""), "name%20eq%20%22a%20b%22");
+    }
+}

@@ -1,0 +1,553 @@
+//! Networks of projects, on a host of their own: a network namespace with a way to another one, which is the internet.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use crate::common::{Machine, Output, is_running, wait_for};
+
+/// A host and, beyond it, the internet. What they have is their kernel's own: links, routes, packet filter, settings.
+struct Host {
+    machine: Machine,
+    name: String,
+    /// What serves in its namespaces, each with a process group of its own.
+    servers: RefCell<Vec<Child>>,
+}
+
+const HOST4: &str = "198.51.100.1";
+const BEYOND4: &str = "198.51.100.2";
+const HOST6: &str = "2001:db8:1::1";
+const BEYOND6: &str = "2001:db8:1::2";
+
+impl Host {
+    fn new() -> Host {
+        let machine = Machine::new().with_base();
+        let run = machine.place().run;
+        let name = run.file_name().unwrap().to_str().unwrap().trim_start_matches("sparks-test-").to_owned();
+        let host = Host { machine, name, servers: RefCell::default() };
+        // `/run/spark-nets` is a host's, and this is another one.
+        std::fs::create_dir_all("/run/spark-nets").unwrap();
+        std::fs::create_dir(host.nets()).unwrap();
+        for which in ["h", "i"] {
+            host.ok("ip", &["netns", "add", &host.netns(which)]);
+            host.ok("ip", &["-n", &host.netns(which), "link", "set", "lo", "up"]);
+        }
+        let (h, i) = (host.netns("h"), host.netns("i"));
+        host.ok("ip", &["-n", &h, "link", "add", "up0", "type", "veth", "peer", "name", "up0", "netns", &i]);
+        for (ns, four, six) in [(&h, HOST4, HOST6), (&i, BEYOND4, BEYOND6)] {
+            host.ok("ip", &["-n", ns, "addr", "add", &format!("{four}/24"), "dev", "up0"]);
+            host.ok("ip", &["-n", ns, "addr", "add", &format!("{six}/64"), "dev", "up0", "nodad"]);
+            host.ok("ip", &["-n", ns, "link", "set", "up0", "up"]);
+        }
+        // A host that forwards nothing by itself.
+        host.on_host(&["sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"]);
+        host.ok("ip", &["-n", &h, "route", "add", "default", "via", BEYOND4]);
+        host.ok("ip", &["-n", &h, "-6", "route", "add", "default", "via", BEYOND6]);
+        // What clouds tell secrets at, beyond this host.
+        host.ok("ip", &["-n", &i, "addr", "add", "169.254.169.254/32", "dev", "lo"]);
+        for (ns, port, says) in [(&i, "80", "beyond"), (&i, "81", "other"), (&h, "7000", "host")] {
+            let mut listen = inside(ns);
+            listen.args(["busybox", "nc", "-ll", "-p", port, "-e", "echo", says]);
+            host.background(listen);
+        }
+        for (ns, port) in [(&i, "80"), (&i, "81"), (&h, "7000")] {
+            assert!(wait_for(|| !inside(ns)
+                .args(["ss", "-Hltn", &format!("sport = :{port}")])
+                .output()
+                .unwrap()
+                .stdout
+                .is_empty()));
+        }
+        host
+    }
+
+    fn netns(&self, which: &str) -> String {
+        format!("spt-{}-{which}", self.name)
+    }
+
+    fn nets(&self) -> PathBuf {
+        self.machine.work().join("nets")
+    }
+
+    /// Ends with the namespace.
+    fn background(&self, mut command: Command) {
+        use std::os::unix::process::CommandExt;
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).process_group(0);
+        self.servers.borrow_mut().push(command.spawn().unwrap());
+    }
+
+    #[track_caller]
+    fn ok(&self, program: &str, args: &[&str]) -> String {
+        Output::of(program, Command::new(program).args(args)).ok()
+    }
+
+    /// Runs something on the host, and returns what it prints.
+    #[track_caller]
+    fn on_host(&self, args: &[&str]) -> String {
+        Output::of(&args.join(" "), inside(&self.netns("h")).args(args)).ok()
+    }
+
+    fn spark(&self, args: &[&str]) -> Output {
+        let inner = self.machine.command(args);
+        let mut command = inside(&self.netns("h"));
+        command
+            // Not private: a copy of another test's mount would keep that alive.
+            .args(["unshare", "-m", "--propagation", "slave"])
+            .args(["sh", "-c", "mount --bind \"$0\" /run/spark-nets && exec \"$@\""])
+            .arg(self.nets())
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .current_dir(self.machine.work());
+        for (key, value) in inner.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        Output::of(&args.join(" "), &mut command)
+    }
+
+    /// Makes a spark that says its name on port 80.
+    fn talker(&self, spark: &str, options: &[&str]) {
+        self.spark(&[&["create", spark], options].concat()).ok();
+        self.talk(spark);
+    }
+
+    fn talk(&self, spark: &str) {
+        self.spark(&["exec", "-d", spark, "--", "busybox", "nc", "-ll", "-p", "80", "-e", "echo", spark])
+            .ok();
+        let listens =
+            || self.spark(&["exec", spark, "--", "sh", "-c", "netstat -ltn | grep -q :80"]).status() == 0;
+        assert!(wait_for(listens));
+    }
+
+    /// What a spark hears at each of several addresses, `-` where it is nothing.
+    fn hears(&self, spark: &str, addresses: &[String]) -> Vec<String> {
+        let each = "for at; do nc -w 4 $at </dev/null 2>/dev/null | grep . || echo -; done";
+        let script = [
+            &["exec", spark, "--", "sh", "-c", each, "sh"][..],
+            &addresses.iter().map(String::as_str).collect::<Vec<_>>(),
+        ]
+        .concat();
+        self.spark(&script).stdout().lines().map(str::to_owned).collect()
+    }
+
+    /// The same for one address.
+    fn hears_at(&self, spark: &str, address: &str) -> String {
+        self.hears(spark, &[address.to_owned()]).concat()
+    }
+
+    /// What the host, or the internet, hears.
+    fn heard_by(&self, which: &str, address: &str) -> String {
+        let mut command = inside(&self.netns(which));
+        command.args(["sh", "-c", &format!("busybox nc -w 3 {address} </dev/null 2>/dev/null")]);
+        Output::of(address, &mut command).stdout().trim().to_owned()
+    }
+
+    fn addresses(&self, spark: &str) -> (String, String) {
+        let network = self.spark(&["--json", "info", spark]).json()["network"].clone();
+        let text =
+            |key: &str| network[key].as_str().unwrap_or_else(|| panic!("{spark}: {network}")).to_owned();
+        (text("ipv4"), text("ipv6"))
+    }
+
+    /// All that a network changes.
+    fn state(&self) -> String {
+        let settings = "cat /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv6/conf/*/*forwarding /proc/sys/net/ipv6/conf/*/accept_ra";
+        self.on_host(&[
+            "sh",
+            "-c",
+            &format!("ip -o link | cut -d' ' -f2; ip route; ip -6 route; nft list ruleset; {settings}"),
+        ])
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for server in self.servers.get_mut() {
+            let _ = Command::new("kill").args(["--", &format!("-{}", server.id())]).status();
+            let _ = server.wait();
+        }
+        for which in ["h", "i"] {
+            let _ = Command::new("ip").args(["netns", "delete", &self.netns(which)]).status();
+        }
+    }
+}
+
+fn inside(netns: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{netns}"));
+    command
+}
+
+const SPARKS: [&str; 6] = ["one/a", "one/b", "one/c", "two/a", "two/b", "two/c"];
+
+/// Every spark of two projects tries every other, by both families: those of its project answer, and no other.
+fn try_all_pairs(host: &Host) {
+    for spark in SPARKS {
+        host.talker(spark, &[]);
+    }
+    let at: Vec<_> = SPARKS.iter().map(|spark| host.addresses(spark)).collect();
+    let targets: Vec<String> =
+        at.iter().flat_map(|(v4, v6)| [format!("{v4} 80"), format!("{v6} 80")]).collect();
+    for from in SPARKS {
+        let heard = host.hears(from, &targets);
+        let expected: Vec<&str> =
+            SPARKS.iter().flat_map(|to| [if to[..3] == from[..3] { *to } else { "-" }; 2]).collect();
+        assert_eq!(heard, expected, "what {from} hears");
+    }
+}
+
+#[test]
+fn sparks_reach_those_of_their_project_and_no_others() {
+    let host = Host::new();
+    let before = host.state();
+    try_all_pairs(&host);
+    let names = ["b 80", "b.one.spark 80", "b.two.spark 80", "c 80"].map(str::to_owned);
+    assert_eq!(host.hears("one/a", &names), ["one/b", "one/b", "-", "one/c"]);
+    // Its own and the other project's bridge, the host, what clouds have; and beyond, which is the control.
+    let other = host.addresses("two/a").0;
+    let bridge_of = |address: &str| format!("{}.1 7000", address.rsplit_once('.').unwrap().0);
+    let own = host.addresses("one/a").0;
+    let refused = [
+        bridge_of(&own),
+        bridge_of(&other),
+        format!("{HOST4} 7000"),
+        format!("{HOST6} 7000"),
+        "169.254.169.254 80".into(),
+    ];
+    assert_eq!(host.hears("one/a", &refused), ["-"; 5]);
+    assert_eq!(host.hears("one/a", &[format!("{BEYOND4} 80"), format!("{BEYOND6} 80")]), ["beyond"; 2]);
+    // Nobody from beyond gets in unasked, though the packets come.
+    host.ok("ip", &["-n", &host.netns("i"), "route", "add", "10.128.0.0/9", "via", HOST4]);
+    assert_eq!(
+        (host.heard_by("i", &format!("{own} 80")), host.heard_by("h", &format!("{own} 80"))),
+        ("".into(), "one/a".into())
+    );
+
+    host.spark(&["create", "three/a", "--allow-host"]).ok();
+    let allowed = [format!("{HOST4} 7000"), "169.254.169.254 80".into(), format!("{other} 80")];
+    assert_eq!(host.hears("three/a", &allowed), ["host", "beyond", "-"]);
+    host.spark(&[&["stop", "three/a"], &SPARKS[..]].concat()).ok();
+    assert_eq!(host.state(), before);
+}
+
+#[test]
+fn a_host_that_drops_forwarded_packets_lets_those_of_sparks_pass_and_is_left_as_it_was() {
+    let host = Host::new();
+    let docker = "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }; \
+                  add chain ip filter DOCKER-USER; add rule ip filter FORWARD jump DOCKER-USER; \
+                  add rule ip filter DOCKER-USER counter return; \
+                  add table ip6 filter; add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }";
+    host.on_host(&["nft", docker]);
+    // Bridged packets go through these chains too where this is set.
+    for family in ["ip", "ip6"] {
+        host.on_host(&["sh", "-c", &format!("echo 1 > /proc/sys/net/bridge/bridge-nf-call-{family}tables")]);
+    }
+    let before = host.state();
+    try_all_pairs(&host);
+    assert_eq!(host.hears("one/a", &[format!("{BEYOND4} 80"), format!("{BEYOND6} 80")]), ["beyond"; 2]);
+    host.spark(&[&["stop"], &SPARKS[..]].concat()).ok();
+    assert_eq!(host.state(), before);
+}
+
+#[test]
+fn what_a_spark_does_with_its_own_device_gets_it_nowhere() {
+    let host = Host::new();
+    for spark in ["one/a", "two/a", "two/b"] {
+        host.talker(spark, &[]);
+    }
+    let pid = host.spark(&["--json", "info", "one/a"]).json()["pid"].to_string();
+    let own = host.addresses("one/a").0;
+    let other = host.addresses("two/a").0;
+    let with = |args: &[&str]| {
+        Output::of(&args.join(" "), Command::new("nsenter").args(["-t", &pid, "-n"]).args(args))
+    };
+    let ping = |to: &str| with(&["ping", "-c1", "-W1", to]).status() == 0;
+    assert!(wait_for(|| ping(BEYOND4)), "the control");
+    // As a spark of the other project, as another one of its own, and with another card.
+    let neighbour = format!("{}/9", other.rsplit_once('.').unwrap().0.to_owned() + ".77");
+    with(&["ip", "addr", "add", &neighbour, "dev", "eth0"]).ok();
+    assert!(!ping(&other));
+    with(&["ip", "addr", "del", &neighbour, "dev", "eth0"]).ok();
+    let spoofed = own.rsplit_once('.').unwrap().0.to_owned() + ".99";
+    with(&["ip", "addr", "add", &format!("{spoofed}/20"), "dev", "eth0"]).ok();
+    assert_eq!(with(&["ping", "-c1", "-W1", "-I", &spoofed, BEYOND4]).status(), 1);
+    assert!(wait_for(|| ping(BEYOND4)));
+    with(&["ip", "link", "set", "eth0", "address", "06:00:00:00:00:99"]).ok();
+    assert!(!ping(BEYOND4));
+}
+
+#[test]
+fn ports_lead_to_a_spark_and_follow_it_through_stop_and_resume() {
+    let host = Host::new();
+    host.talker(
+        "web",
+        &["-p", "8080:80", "-p", "127.0.0.1:8090:80", "-p", "8053:80/udp", "-p", "9000-9002:80-82"],
+    );
+    let reached = |host: &Host| {
+        for at in [format!("{HOST4} 8080"), format!("{HOST6} 8080"), format!("{HOST4} 9000")] {
+            assert_eq!(host.heard_by("i", &at), "web", "{at}");
+        }
+        for at in ["127.0.0.1 8080", "127.0.0.1 8090", &format!("{HOST4} 8080")] {
+            assert_eq!(host.heard_by("h", at), "web", "{at}");
+        }
+        assert_eq!(host.heard_by("i", &format!("{HOST4} 8090")), "");
+        assert_eq!(host.heard_by("i", &format!("{HOST4} 9001")), "", "nobody listens there");
+    };
+    reached(&host);
+    let pid = host.spark(&["--json", "info", "web"]).json()["pid"].to_string();
+    let mut echo = Command::new("nsenter");
+    echo.args(["-t", &pid, "-n", "socat", "UDP4-RECVFROM:80,fork", "EXEC:cat"]);
+    host.background(echo);
+    let send = || {
+        let mut send = inside(&host.netns("i"));
+        send.args(["sh", "-c", &format!("echo datagram | socat -t 2 - UDP4:{HOST4}:8053")]);
+        Output::of("socat", &mut send).stdout()
+    };
+    assert!(wait_for(|| send() == "datagram\n"), "UDP");
+    // Another project gets nowhere through the host's address, and nobody takes a port twice.
+    host.spark(&["create", "two/a"]).ok();
+    assert_eq!(host.hears_at("two/a", &format!("{HOST4} 8080")), "-");
+    let told = host.spark(&["--json", "create", "other", "-p", "127.0.0.1:8080:80"]).fails_with("network");
+    assert!(told.contains("spark `web`"), "{told}");
+    let told = host.spark(&["--json", "create", "other", "-p", "7000:80"]).fails_with("network");
+    assert!(told.contains("busybox") || told.contains("process"), "{told}");
+    assert_eq!(host.spark(&["--json", "list", "-q"]).json(), serde_json::json!(["web"]));
+
+    host.spark(&["stop", "web"]).ok();
+    assert_eq!(host.heard_by("i", &format!("{HOST4} 8080")), "");
+    host.spark(&["create", "other", "-p", "8080:80"]).ok();
+    let told = host.spark(&["--json", "resume", "web"]).fails_with("network");
+    assert!(told.contains("spark `other`"), "{told}");
+    host.spark(&["port", "close", "other", "8080:80"]).ok();
+    host.spark(&["resume", "web"]).ok();
+    host.talk("web");
+    reached(&host);
+
+    host.spark(&["port", "open", "web", "8070:80"]).ok();
+    assert_eq!(host.heard_by("i", &format!("{HOST4} 8070")), "web");
+    host.spark(&["port", "close", "web", "8080:80"]).ok();
+    assert_eq!(host.heard_by("i", &format!("{HOST4} 8080")), "");
+    let forked = host.spark(&["fork", "web", "copy"]);
+    assert!(forked.stderr().contains("8070:80"), "{}", forked.stderr());
+    assert_eq!(host.spark(&["--json", "port", "copy"]).json(), serde_json::json!([]));
+    let all = host.spark(&["--json", "port"]).json();
+    let row = serde_json::json!({"name": "web", "host": "8070", "spark": 80, "protocol": "tcp"});
+    assert!(all.as_array().unwrap().contains(&row), "{all}");
+    host.spark(&["port"]).ok();
+}
+
+#[test]
+fn rules_for_what_leaves_let_that_pass_and_nothing_else() {
+    let host = Host::new();
+    host.talker("web", &[]);
+    let tries =
+        [format!("{BEYOND4} 80"), format!("{BEYOND4} 81"), format!("{BEYOND6} 80"), "web 80".to_owned()];
+    for (name, rules, heard) in [
+        ("all", "all", ["beyond", "other", "beyond", "web"]),
+        ("none", "deny", ["-", "-", "-", "web"]),
+        ("net", "allow=198.51.100.0/24", ["beyond", "other", "-", "web"]),
+        ("port", "allow=198.51.100.2:81,[2001:db8:1::/48]:80", ["-", "other", "beyond", "web"]),
+        ("elsewhere", "allow=203.0.113.0/24,198.51.100.2:82", ["-", "-", "-", "web"]),
+    ] {
+        host.spark(&["create", name, "--egress", rules]).ok();
+        assert_eq!(host.hears(name, &tries), heard, "{rules}");
+    }
+    // A name means what it meant when the spark started, and is known inside.
+    host.spark(&["create", "named", "--egress", "allow=localhost:80"]).ok();
+    assert!(host.spark(&["exec", "named", "--", "cat", "/etc/hosts"]).ok().contains("127.0.0.1\tlocalhost"));
+    assert_eq!(host.hears_at("named", &tries[0]), "-");
+    host.spark(&["--json", "create", "lost", "--egress", "allow=no-such-name.invalid"]).fails_with("network");
+    assert!(host.spark(&["--json", "info", "lost"]).status() != 0);
+}
+
+#[test]
+fn a_spark_keeps_its_address_and_the_others_know_its_name() {
+    let host = Host::new();
+    for spark in ["a", "b"] {
+        host.talker(spark, &[]);
+    }
+    let (a, b) = (host.addresses("a"), host.addresses("b"));
+    assert_ne!(a, b);
+    host.spark(&["rename", "b", "c"]).ok();
+    assert_eq!(host.hears("a", &["c 80".into(), "b 80".into()]), ["b", "-"]);
+    host.spark(&["stop", "c"]).ok();
+    assert_eq!(host.hears_at("a", "c 80"), "-");
+    host.spark(&["create", "d"]).ok();
+    host.spark(&["resume", "c"]).ok();
+    assert_eq!((host.addresses("a"), host.addresses("c")), (a.clone(), b.clone()));
+    assert_ne!(host.addresses("d"), b);
+    // What is in the spark's own root is hidden, and what is mounted over it cannot be changed.
+    assert!(host.spark(&["exec", "a", "--", "sh", "-c", "echo x > /etc/hosts"]).status() != 0);
+    host.spark(&["delete", "-f", "--now", "d"]).ok();
+    assert!(!host.spark(&["exec", "a", "--", "cat", "/etc/hosts"]).ok().contains("\td "));
+}
+
+#[test]
+fn a_project_has_room_for_as_many_as_a_bridge_has_ports() {
+    let host = Host::new();
+    host.spark(&["create", "web"]).ok();
+    let nets = sparks::net::Nets::of(&host.machine.place().run);
+    let web = nets.members().remove(0);
+    // As if they ran: each has a device, or would be taken for one that ended.
+    let (mut links, mut files) = (String::new(), Vec::new());
+    for number in 100..100 + 1021 {
+        let id = sparks::domain::spark::Id::generate();
+        let device = id.as_str()[14..].to_ascii_lowercase();
+        links += &format!("link add spv{device} type veth peer name peer{number}\n");
+        let member =
+            sparks::net::Member { id, name: format!("w{number}").parse().unwrap(), number, ..web.clone() };
+        files.push(nets.dir_of_members().join(member.id.as_str()));
+        std::fs::write(&files[files.len() - 1], serde_json::to_vec(&member).unwrap()).unwrap();
+    }
+    let batch = host.machine.work().join("links");
+    std::fs::write(&batch, links).unwrap();
+    host.on_host(&["ip", "-batch", batch.to_str().unwrap()]);
+    let told = host.spark(&["--json", "create", "more"]).fails_with("network");
+    assert!(told.contains("is full"), "{told}");
+    assert_eq!(host.spark(&["--json", "list", "-q"]).json(), serde_json::json!(["web"]));
+    host.on_host(&["ip", "link", "del", "peer500"]);
+    host.spark(&["create", "more"]).ok();
+    files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+}
+
+#[test]
+fn a_spark_that_ended_by_itself_leaves_nothing_once_a_command_ran() {
+    let host = Host::new();
+    let before = host.state();
+    host.talker("web", &["-p", "8080:80"]);
+    assert_eq!(host.heard_by("i", &format!("{HOST4} 8080")), "web");
+    let pid = host.spark(&["--json", "info", "web"]).json()["pid"].to_string();
+    host.ok("kill", &["-9", &pid]);
+    assert!(
+        wait_for(|| !host.on_host(&["ip", "-o", "link"]).contains("spv")),
+        "the device goes with the namespace"
+    );
+    assert!(wait_for(|| !is_running(pid.parse().unwrap())));
+    assert_eq!(host.heard_by("i", &format!("{HOST4} 8080")), "");
+    host.spark(&["list"]).ok();
+    assert_eq!(host.state(), before);
+}
+
+/// Without a word to anybody, since nothing of ours runs then. The host has just spoken with the spark and believes to know
+/// where it is, or has forgotten; and there is another one, for which the bridge stays up.
+#[test]
+fn a_published_port_of_a_spark_that_ended_by_itself_refuses_at_once() {
+    let host = Host::new();
+    host.talker("web", &["-p", "8080:80", "--idle-stop", "1s"]);
+    host.talker("other", &[]);
+    // An address where nobody is, on a bridge as the kernel makes them.
+    let (h, ways) = (host.netns("h"), [HOST4, HOST6, "127.0.0.1"]);
+    host.ok("ip", &["-n", &h, "link", "add", "plain", "type", "bridge"]);
+    host.ok("ip", &["-n", &h, "addr", "add", "203.0.113.1/24", "dev", "plain"]);
+    host.ok("ip", &["-n", &h, "link", "set", "plain", "up"]);
+    let connect = |which: &str, to: &str, port: &str| {
+        let begun = std::time::Instant::now();
+        let mut command = inside(&host.netns(which));
+        let out = command.args(["busybox", "nc", "-w", "20", to, port]).stdin(std::process::Stdio::null());
+        let out = out.output().unwrap();
+        (begun.elapsed(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+    };
+    // Without nft_reject_netdev in the kernel, the first connection takes until the second SYN.
+    let reject = "add table netdev t; add chain netdev t c { type filter hook ingress device \"plain\" priority 0; }; \
+                  add rule netdev t c meta l4proto tcp reject with tcp reset";
+    let at_once = inside(&h).args(["nft", "-c", reject]).output().unwrap().status.success();
+    let which = |to: &str| if to == "127.0.0.1" { "h" } else { "i" };
+    let (nobody, said) = connect("h", "203.0.113.2", "80");
+    assert!(said.contains("No route to host"), "{said}");
+    for end in ["idle", "killed"] {
+        for to in ways {
+            assert_eq!(connect(which(to), to, "8080").1, "web\n", "{to}");
+        }
+        let pid = host.spark(&["--json", "info", "web"]).json()["pid"].to_string();
+        // No command of ours from here on: it would take the port back.
+        let port = format!("spv{}", id_of(&host, "web")[14..].to_lowercase());
+        match end {
+            "idle" => drop(host.spark(&["exec", "web", "--", "sh", "-c", "kill -9 -1"]).ok()),
+            _ => drop(host.ok("kill", &["-9", &pid])),
+        }
+        assert!(wait_for(|| !host.on_host(&["ip", "-o", "link"]).contains(&port)));
+        // As if it were long ago.
+        if end == "killed" && at_once {
+            host.on_host(&["ip", "neigh", "flush", "all"]);
+        }
+        for to in ways {
+            let (took, said) = connect(which(to), to, "8080");
+            assert!(!at_once || said.contains("Connection refused"), "{end}, {to}: {said}");
+            assert!(
+                took * if at_once { 4 } else { 2 } < nobody,
+                "{end}, {to}: {took:?}, and {nobody:?} where nobody is"
+            );
+        }
+        host.spark(&["resume", "web"]).ok();
+        host.talk("web");
+    }
+}
+
+fn id_of(host: &Host, spark: &str) -> String {
+    host.spark(&["--json", "info", spark]).json()["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn rules_that_somebody_flushed_are_there_again_after_gc() {
+    let host = Host::new();
+    for spark in ["one/a", "two/a"] {
+        host.talker(spark, &[]);
+    }
+    let other = format!("{} 80", host.addresses("two/a").0);
+    host.on_host(&["nft", "flush", "ruleset"]);
+    assert_eq!(host.hears_at("one/a", &other), "two/a", "the control: without rules all is open");
+    host.spark(&["gc"]).ok();
+    assert_eq!(host.hears_at("one/a", &other), "-");
+}
+
+/// Docker, and firewalls of others, that come when sparks run already, or put their chains in anew.
+#[test]
+fn chains_of_others_that_come_later_let_sparks_pass_after_gc_or_the_next_start() {
+    let host = Host::new();
+    let beyond = || host.hears("web", &[format!("{BEYOND4} 80"), format!("{BEYOND6} 80")]);
+    let hook = "type filter hook forward priority 0; policy";
+    let docker = format!(
+        "table ip filter {{ chain DOCKER-USER {{ }}; chain FORWARD {{ {hook} drop; jump DOCKER-USER; }}; }}"
+    );
+    let fire = format!(
+        "table inet fire {{ chain last {{ {hook} accept; iifname \"lo\" accept; reject with icmpx admin-prohibited; }}; }}"
+    );
+    for (rules, table, heard) in [(docker, "ip filter", ["-", "beyond"]), (fire, "inet fire", ["-", "-"])] {
+        let apply = || host.on_host(&["nft", &format!("add table {table}; delete table {table}; {rules}")]);
+        apply();
+        let with_rules = host.state();
+        host.on_host(&["nft", &format!("delete table {table}")]);
+        host.spark(&["create", "web"]).ok();
+        assert_eq!(beyond(), ["beyond"; 2]);
+        apply();
+        assert_eq!(beyond(), heard, "the control: {rules}");
+        assert!(host.spark(&["gc", "--dry-run"]).ok().contains("drops what sparks send"));
+        host.spark(&["gc"]).ok();
+        assert_eq!(beyond(), ["beyond"; 2], "after gc: {rules}");
+        assert!(!host.spark(&["gc"]).ok().contains("packet filter"));
+        apply();
+        assert_eq!(beyond(), heard, "the control: {rules}");
+        host.spark(&["create", "other"]).ok();
+        assert_eq!(beyond(), ["beyond"; 2], "after a start: {rules}");
+        host.spark(&["delete", "-f", "--now", "web", "other"]).ok();
+        assert_eq!(host.state(), with_rules);
+        host.on_host(&["nft", &format!("delete table {table}")]);
+    }
+}
+
+#[test]
+fn two_hundred_sparks_leave_the_host_as_it_was() {
+    let host = Host::new();
+    let before = host.state();
+    host.spark(&["create", "web"]).ok();
+    host.spark(&["fork", "-n", "199", "web", "w"]).ok();
+    assert_eq!(host.on_host(&["ip", "-o", "link"]).matches(": spv").count(), 200);
+    let names = host.spark(&["--json", "list", "-q"]).json();
+    let names: Vec<&str> = names.as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
+    assert_eq!(names.len(), 200);
+    host.spark(&[&["stop"], &names[..]].concat()).ok();
+    assert_eq!(host.state(), before);
+    assert!(host.on_host(&["ip", "netns", "list"]).lines().all(|l| l.starts_with("spt-")));
+}

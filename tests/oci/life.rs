@@ -1,0 +1,186 @@
+//! The life of a container, and what is refused in it.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::bundle::{Host, cgroups};
+use crate::common::wait_for;
+
+const SLEEP: &[&str] = &["sleep", "1000"];
+
+#[test]
+fn a_container_is_created_started_ended_and_deleted() {
+    let host = Host::new();
+    host.configure(SLEEP, |c| c["annotations"] = json!({"a": "b"}));
+    let pid_file = host.dir().join("pid");
+    assert_eq!(host.quietly(&["create", "--pid-file", pid_file.to_str().unwrap(), "c1"]), 0);
+    let state = host.state("c1");
+    assert_eq!((&state["status"], &state["id"]), (&json!("created"), &json!("c1")));
+    assert_eq!(state["bundle"], host.bundle().to_str().unwrap());
+    assert_eq!(state["annotations"], json!({"a": "b"}));
+    assert_eq!(std::fs::read_to_string(&pid_file).unwrap(), state["pid"].to_string());
+    host.oci(&["start", "c1"]).ok();
+    assert_eq!(host.state("c1")["status"], "running");
+    let list: Value = serde_json::from_str(&host.oci(&["list", "-f", "json"]).ok()).unwrap();
+    assert_eq!((&list[0]["id"], &list[0]["status"]), (&json!("c1"), &json!("running")));
+
+    host.oci(&["kill", "c1", "KILL"]).ok();
+    assert!(wait_for(|| host.state("c1")["status"] == "stopped"));
+    assert!(host.state("c1").get("pid").is_none());
+    host.oci(&["delete", "c1"]).ok();
+    assert_eq!(host.oci(&["list", "-q"]).ok(), "");
+    assert!(cgroups("c1").is_empty());
+}
+
+#[test]
+fn what_its_state_does_not_allow_is_refused() {
+    let host = Host::new();
+    host.configure(SLEEP, |_| {});
+    host.start("c");
+    let refused = |args: &[&str], words: &str| {
+        let out = host.oci(args);
+        // runc's, where 1 could be the command's own.
+        let status = if args[0] == "exec" { 255 } else { 1 };
+        assert_eq!(out.status(), status, "{args:?}");
+        assert!(out.stderr().contains(words), "{args:?}: {}", out.stderr());
+    };
+    refused(&["start", "c"], "it is running");
+    refused(&["create", "c"], "exists already");
+    refused(&["delete", "c"], "it is running");
+    refused(&["resume", "c"], "it is running");
+    refused(&["kill", "c", "NOPE"], "is no signal");
+    host.oci(&["pause", "c"]).ok();
+    assert_eq!(host.state("c")["status"], "paused");
+    refused(&["exec", "c", "true"], "it is paused");
+    refused(&["pause", "c"], "it is paused");
+    host.oci(&["resume", "c"]).ok();
+    host.oci(&["kill", "c", "9"]).ok();
+    assert!(wait_for(|| host.state("c")["status"] == "stopped"));
+    // What containerd and podman look for.
+    refused(&["kill", "c", "TERM"], "container not running");
+    refused(&["exec", "c", "true"], "it is stopped");
+    refused(&["start", "c"], "it is stopped");
+    host.oci(&["delete", "c"]).ok();
+    for verb in ["state", "start", "delete", "pause", "resume", "kill"] {
+        refused(&[verb, "c"], "container `c` does not exist");
+    }
+    host.oci(&["delete", "--force", "c"]).ok();
+}
+
+#[test]
+fn a_create_that_fails_leaves_nothing() {
+    let host = Host::new();
+    let pid_file = host.dir().join("pid");
+    let create = ["create", "--pid-file", pid_file.to_str().unwrap(), "failing"];
+    host.configure(&["nosuch"], |_| {});
+    let out = host.oci(&create);
+    assert_eq!(out.status(), 1);
+    assert!(out.stderr().contains("executable file not found in $PATH"), "{}", out.stderr());
+    host.configure(SLEEP, |c| c["process"]["cwd"] = json!("/nosuch"));
+    assert_eq!(host.oci(&create).status(), 1);
+    host.configure(SLEEP, |c| c["mounts"][0]["source"] = json!(7));
+    assert_eq!(host.oci(&create).status(), 1);
+    host.configure(SLEEP, |c| c["root"]["path"] = json!("nosuch"));
+    let out = host.oci(&create);
+    let said = format!("cannot find the root filesystem {}/nosuch", host.bundle().display());
+    assert!(out.status() == 1 && out.stderr().contains(&said), "{}", out.stderr());
+    // It is made, and then its pid cannot be told.
+    host.configure(SLEEP, |_| {});
+    assert_eq!(host.quietly(&["create", "--pid-file", "/proc/nosuch/pid", "failing"]), 1);
+    assert!(!pid_file.exists());
+    assert_eq!(host.oci(&["list", "-q"]).ok(), "");
+    assert_eq!(std::fs::read_dir(host.run().join("containers")).unwrap().count(), 0);
+    assert!(cgroups("failing").is_empty());
+}
+
+#[test]
+fn hooks_run_in_order_and_know_the_bundle() {
+    let host = Host::new();
+    let log = host.out("log");
+    let hook = |name: &str, at: &Path| {
+        let script = format!(
+            "echo {name} $(tr -d '\\n' | sed 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/') >>{}",
+            at.display()
+        );
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}])
+    };
+    host.configure(&["true"], |c| {
+        let inside = Path::new("/out/log");
+        c["hooks"] = json!({
+            "prestart": hook("prestart", &log),
+            "createRuntime": hook("createRuntime", &log),
+            "createContainer": hook("createContainer", &log),
+            "startContainer": hook("startContainer", inside),
+            "poststart": hook("poststart", &log),
+            "poststop": hook("poststop", &log),
+        });
+    });
+    host.start("c");
+    assert!(wait_for(|| host.state("c")["status"] == "stopped"));
+    host.oci(&["delete", "c"]).ok();
+    let bundle = host.bundle();
+    let lines = std::fs::read_to_string(&log).unwrap();
+    let mut names = Vec::new();
+    for line in lines.lines() {
+        let (name, where_) = line.split_once(' ').unwrap();
+        assert_eq!(Path::new(where_), bundle, "{line}");
+        names.push(name);
+    }
+    // The program starts while poststart hooks run, after startContainer was done or not.
+    names.sort_by_key(|n| {
+        ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"]
+            .iter()
+            .position(|o| o == n)
+    });
+    assert_eq!(
+        names,
+        ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"]
+    );
+    assert!(
+        lines.starts_with("prestart") && lines.trim_end().lines().last().unwrap().starts_with("poststop")
+    );
+}
+
+#[test]
+fn a_poststop_hook_that_fails_is_told_of_and_everything_is_gone() {
+    let host = Host::new();
+    host.configure(&["true"], |c| {
+        c["hooks"] = json!({"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", "exit 3"]}]});
+    });
+    host.start("c");
+    assert!(wait_for(|| host.state("c")["status"] == "stopped"));
+    assert_eq!(host.oci(&["delete", "c"]).status(), 1);
+    assert_eq!(host.oci(&["list", "-q"]).ok(), "");
+}
+
+#[test]
+fn a_container_in_the_foreground_gives_its_status_and_is_gone() {
+    let host = Host::new();
+    host.configure(&["sh", "-c", "echo out; echo err >/dev/stderr; exit 7"], |_| {});
+    let out = host.oci(&["run", "c"]);
+    assert_eq!((out.status(), out.stdout().as_str(), out.stderr().as_str()), (7, "out\n", "err\n"));
+    assert_eq!(host.oci(&["list", "-q"]).ok(), "");
+    assert_eq!(host.oci(&["run", "--keep", "c"]).status(), 7);
+    assert_eq!(host.state("c")["status"], "stopped");
+    host.oci(&["delete", "c"]).ok();
+    host.configure(SLEEP, |_| {});
+    assert_eq!(host.quietly(&["run", "--detach", "c"]), 0);
+    assert_eq!(host.state("c")["status"], "running");
+}
+
+#[test]
+fn a_container_in_the_foreground_has_the_callers_terminal() {
+    let host = Host::new();
+    host.configure(&["sh", "-c", "tty; ls -l /dev/console | cut -c1; stty size"], |c| {
+        c["process"]["terminal"] = json!(true);
+        c["process"]["consoleSize"] = json!({"height": 11, "width": 22});
+    });
+    let line = format!("stty rows 33 cols 44; exec {} run c", env!("CARGO_BIN_EXE_spark-oci"));
+    let mut script = std::process::Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).current_dir(host.bundle()).env("SPARK_RUN", host.run());
+    let out = script.stdin(std::process::Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).replace('\r', "");
+    assert!(text.contains("/dev/pts/0\nc\n"), "{text:?}");
+    assert!(out.status.success());
+}
