@@ -98,7 +98,7 @@ class Machine:
     def __exit__(self, *_):
         if self.shell:
             self.shell.stdin.close()
-            self.shell.wait(timeout=60)
+            self.shell.wait(timeout=300)
         self.once("spark list -a -q | xargs -r spark stop -t 0; true")
         self.once(f"! mountpoint -q {self.dir}/root/pool || umount {self.dir}/root/pool")
         shutil.rmtree(self.dir)
@@ -107,7 +107,7 @@ class Machine:
     def once(self, command):
         subprocess.run(
             command, shell=True, env=self.env, cwd=f"{self.dir}/work", check=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=120,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=600,
         )
 
     def type(self, command):

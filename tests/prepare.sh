@@ -45,7 +45,8 @@ install_missing() { # PKG...
         is_installed "$package" || missing+=("$package")
     done
     [ "${#missing[@]}" != 0 ] || return 0
-    command=(apt-get install -y --no-install-recommends "${missing[@]}")
+    # A machine that has just begun may be at its own updates.
+    command=(apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "${missing[@]}")
     export DEBIAN_FRONTEND=noninteractive
     # A fresh machine has no package lists, and an old one lists what is gone.
     echo '$ apt-get update'

@@ -76,17 +76,19 @@ part_vm() {
     mkdir -p "$work/bin" "$work/oci"
     build_release && cp "$release/spark" "$work/bin/" || return
     cp "$release"/{spark,spark-oci,containerd-shim-spark-v1} /usr/bin/{containerd,ctr} "$work/oci/" || return
-    # Side by side: each is emulated by one thread, and waits for most of the time.
-    tests/vm/run.sh "$work/bin" --guest network.sh >"$work/networks.log" 2>&1 &
+    # Side by side: each is emulated by one thread.
+    in_vm networks "$work/bin" --guest network.sh &
     networks=$!
-    tests/vm/run.sh "$work/oci" --guest oci.sh >"$work/oci.log" 2>&1 &
+    in_vm oci "$work/oci" --guest oci.sh &
     oci=$!
-    tests/vm/run.sh "$work/bin" || status=1
+    in_vm life "$work/bin" || status=1
     wait "$networks" || status=1
-    cat "$work/networks.log"
     wait "$oci" || status=1
-    cat "$work/oci.log"
     return "$status"
+}
+
+in_vm() { # NAME ARGUMENT...
+    tests/vm/run.sh "${@:2}" 2>&1 | sed -u "s/^/$1: /"
 }
 
 # Compares what this machine has now with what it had before.
@@ -175,10 +177,10 @@ summary=()
 job=
 timer=
 
-# Adds up what a log counts: Rust's `test result:` lines, and `N passed, N failed`.
+# Adds up what a log counts: Rust's `test result:` lines, and `N passed, N failed`, of a VM with its name before it.
 counts_in() { # LOG
     awk '
-        /^test result: / || /^[0-9]+ passed, [0-9]+ failed$/ {
+        /^test result: / || /^([a-z]+: )?[0-9]+ passed, [0-9]+ failed$/ {
             for (i = 2; i <= NF; i++) {
                 if ($i ~ /^passed/) good += $(i - 1)
                 if ($i ~ /^failed/) bad += $(i - 1)

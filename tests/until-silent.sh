@@ -4,6 +4,13 @@
 # usage: until-silent.sh SECONDS FILE...
 patience=$1
 shift
-while written=$(stat -c %Y "$@") || exit; [ $(($(date +%s) - $(sort -n <<<"$written" | tail -n 1))) -lt "$patience" ]; do
+# Counted, not read from a clock: that one jumps where it is set, or where a machine was suspended.
+silent=0
+before=
+while [ "$silent" -lt "$patience" ]; do
+    now=$(stat -c '%y %s' "$@") || exit
+    [ "$now" = "$before" ] || silent=0
+    before=$now
     sleep 2
+    silent=$((silent + 2))
 done

@@ -6,6 +6,7 @@ use std::io;
 use std::net::TcpListener;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -48,11 +49,23 @@ async fn relay(service: &mut Service<'_>, listener: TcpListener, idle: Duration)
                 }
             }
             Some(_) = connections.join_next() => {}
-            () = tokio::time::sleep(idle), if connections.is_empty() => return Ok(status),
+            () = tokio::time::sleep(idle), if connections.is_empty() => {
+                // After a standstill of the machine both may have come, the end of the time and somebody.
+                if !has_waiting(&listener) {
+                    return Ok(status);
+                }
+                tokio::task::yield_now().await;
+            }
             _ = terminate.recv() => return Ok(0),
             _ = interrupt.recv() => return Ok(0),
         }
     }
+}
+
+/// Whether somebody is there to be accepted.
+fn has_waiting(listener: &tokio::net::TcpListener) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(rustix::event::poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&now)), Ok(1..))
 }
 
 /// Both ways, until both have ended. How is a matter between the two sides.

@@ -109,7 +109,9 @@ async fn with_terminal(
         tokio::select! {
             () = &mut output => break,
             () = sleep(QUIET) => {
-                if !relay.writing() && (relay.moved() == before || before - begun > LEFT) {
+                // On a machine that stood still both have come, the time and what there is to be read.
+                let quiet = relay.moved() == before && !relay.has_more();
+                if !relay.writing() && (quiet || before - begun > LEFT) {
                     break;
                 }
             }

@@ -67,6 +67,11 @@ impl<'a> Relay<'a> {
         self.writing.get()
     }
 
+    /// Whether the command's terminal has something to be read. Asking makes the kernel pass on what is on its way.
+    pub(crate) fn has_more(&self) -> bool {
+        is_ready(self.master.get_ref(), PollFlags::IN)
+    }
+
     /// The command has ended: when its terminal says so too, nothing more comes.
     pub(crate) fn ended(&self) {
         self.ended.set(true);
@@ -256,8 +261,8 @@ fn open_anew(fd: BorrowedFd<'_>, number: i32, interest: Interest) -> Option<Owne
 }
 
 /// Whether a call would not block now. An error or a hangup does not block either.
-fn is_ready(fd: &OwnedFd, flags: PollFlags) -> bool {
-    let mut fds = [PollFd::new(fd, flags)];
+fn is_ready(fd: impl AsFd, flags: PollFlags) -> bool {
+    let mut fds = [PollFd::new(&fd, flags)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(0) | Err(_))
 }

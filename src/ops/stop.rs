@@ -81,7 +81,7 @@ impl Ending<'_> {
             }
         }
         let _ = sys::process::signal(&pidfd, rustix::process::Signal::KILL);
-        if sys::process::wait_end(&pidfd, Some(GRACE)).map_err(Error::sys("wait for PID 1"))? {
+        if sys::process::wait_end(&pidfd, Some(sys::process::TO_END)).map_err(Error::sys("wait for PID 1"))? {
             Ok(())
         } else {
             let what = format!("spark {}", self.container);

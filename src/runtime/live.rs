@@ -96,7 +96,7 @@ impl Live {
     pub fn has_ended(&self) -> bool {
         match self.pidfd() {
             Ok(pidfd) if sys::process::is_ending(&self.init) => {
-                sys::process::wait_end(pidfd, Some(Duration::from_secs(10))).unwrap_or(false)
+                sys::process::wait_end(pidfd, Some(sys::process::TO_END)).unwrap_or(false)
             }
             Ok(_) => false,
             Err(_) => true,
@@ -143,7 +143,7 @@ pub struct Stillness {
 }
 
 /// How long processes have to come to a stand: those that wait for a disk do so first.
-const STANDSTILL: Duration = Duration::from_secs(1);
+const STANDSTILL: Duration = Duration::from_secs(5);
 
 impl Stillness {
     pub fn of(bundle: &Path) -> Stillness {

@@ -46,7 +46,18 @@ impl Handle {
 
     /// Freezes every process.
     pub fn pause(&self) -> Result<()> {
-        self.load("pause")?.pause().map_err(|e| self.failed("pause", e))
+        // With cgroup v1 libcgroups gives them half a second to come to a stand, and lets go of them then. What waits for
+        // a disk, or for a busy processor, may need longer.
+        let mut left = 20;
+        loop {
+            match self.load("pause")?.pause() {
+                Err(e) if left > 0 => {
+                    tracing::debug!(id = %self.id, "it does not stand still yet: {e}");
+                    left -= 1;
+                }
+                other => return other.map_err(|e| self.failed("pause", e)),
+            }
+        }
     }
 
     /// Thaws every process.

@@ -139,7 +139,7 @@ fn end_all(find: impl Fn() -> io::Result<Vec<i32>>) -> io::Result<()> {
             tracing::info!(pid, "ending what a killed process left waiting");
             // What has ended meanwhile is as well.
             let _ = super::process::signal(&pidfd, rustix::process::Signal::KILL);
-            super::process::wait_end(&pidfd, Some(Duration::from_secs(5)))?;
+            super::process::wait_end(&pidfd, Some(super::process::TO_END))?;
         }
     }
     Ok(())

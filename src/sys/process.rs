@@ -8,6 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 pub use rustix::process::Pid;
 use rustix::process::{PidfdFlags, Signal};
 
+/// How long what is ending may take: what was killed while it waits for a disk ends when that has answered.
+pub const TO_END: Duration = Duration::from_secs(60);
+
 /// A process, told apart from a later one with the same number.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ProcessId {
@@ -233,7 +236,7 @@ pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
 /// its memory, and for a moment it is there still.
 fn alone_soon() -> bool {
     // On a busy host that moment lasts until the thread has had its turn.
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + TO_END;
     while !single_threaded() {
         if Instant::now() > deadline {
             return false;

@@ -122,7 +122,7 @@ fn busy() {
     let id = machine.spark(&["info", "web", "--json"]).json()["id"].as_str().unwrap().to_owned();
     let below = cgroups(&id).into_iter().find(|d| d.join("cgroup.procs").exists()).unwrap().join("theirs");
     std::fs::create_dir(&below).unwrap();
-    let mut theirs = Command::new("sleep").arg("100").spawn().unwrap();
+    let mut theirs = Command::new("sleep").arg("1000").spawn().unwrap();
     std::fs::write(below.join("cgroup.procs"), theirs.id().to_string()).unwrap();
     let refused = machine.spark(&["--json", "stop", "web", "-t", "0"]);
     theirs.kill().unwrap();

@@ -24,7 +24,7 @@ with grpc.insecure_channel("unix://" + socket) as channel:
         response_deserializer=response.FromString,
     )
     try:
-        answer = call(request, timeout=60)
+        answer = call(request, timeout=300)
     except grpc.RpcError as e:
         print(f"{e.code().name}: {e.details()}", file=sys.stderr)
         sys.exit(1)

@@ -16,7 +16,7 @@ pub const PAUSE: &str = "localhost/spark-test/pause:1";
 pub const RUNTIME: &str = "io.containerd.spark.v1";
 
 /// A deadline, for machines that have much else to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One containerd with its state, and one namespace in it.
 pub struct Daemon {
@@ -79,10 +79,10 @@ state = "{state}"
 [grpc]
   address = "{socket}"
 [timeouts]
-  "io.containerd.timeout.shim.cleanup" = "60s"
-  "io.containerd.timeout.shim.load" = "60s"
-  "io.containerd.timeout.shim.shutdown" = "60s"
-  "io.containerd.timeout.task.state" = "60s"
+  "io.containerd.timeout.shim.cleanup" = "300s"
+  "io.containerd.timeout.shim.load" = "300s"
+  "io.containerd.timeout.shim.shutdown" = "300s"
+  "io.containerd.timeout.task.state" = "300s"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{PAUSE}"
   disable_apparmor = true
@@ -172,7 +172,7 @@ state = "{state}"
     /// `ctr` with arguments.
     pub fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["-k", "2", "300", "ctr", "--address"]).arg(self.socket());
+        command.args(["-k", "2", "600", "ctr", "--address"]).arg(self.socket());
         command.args(["--namespace", &self.namespace]);
         for argument in arguments {
             command.arg(argument);
@@ -235,7 +235,7 @@ state = "{state}"
         }
         let mut child = Command::new("timeout")
             // Debian's, which has Debian's modules: another may come before it in PATH.
-            .args(["-k", "2", "90", "/usr/bin/python3"])
+            .args(["-k", "2", "600", "/usr/bin/python3"])
             .arg(here.join("cri.py"))
             .arg(self.dir.path())
             .arg(self.socket())

@@ -57,7 +57,7 @@ impl Pool<'_> {
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new("timeout");
         command
-            .args(["-k", "2", "60", env!("CARGO_BIN_EXE_spark")])
+            .args(["-k", "2", "600", env!("CARGO_BIN_EXE_spark")])
             .args(line.split(' '))
             .env("SPARK_ROOT", self.root)
             .env("SPARK_RUN", self.run)

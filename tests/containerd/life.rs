@@ -81,7 +81,7 @@ fn terminals_have_the_size_of_the_callers() {
     let in_terminal = |command: String| {
         let whole = format!("stty rows 33 cols 77; {command}");
         let output = Command::new("timeout")
-            .args(["-k", "2", "60", "script", "-qec", &whole, "/dev/null"])
+            .args(["-k", "2", "600", "script", "-qec", &whole, "/dev/null"])
             .stdin(Stdio::null())
             .output()
             .unwrap();

@@ -16,7 +16,7 @@ struct Runc<'a>(&'a Path, String);
 impl Runc<'_> {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["20", "runc", "--root"]).arg(self.0).args(args).arg(&self.1);
+        command.args(["300", "runc", "--root"]).arg(self.0).args(args).arg(&self.1);
         command
     }
 }
@@ -88,7 +88,7 @@ fn runc_runs_the_bundle_of_a_spark() {
     let script = "id -u; echo $GREETING; hostname; cat /spark-mark; echo; touch /made /spark/all/made; \
                   grep -E '^(Seccomp|CapEff):' /proc/self/status; cat /proc/self/uid_map";
     let mut exec = Command::new("timeout");
-    exec.args(["20", "runc", "--root"]).arg(&run).args(["exec", &runc.1, "/bin/sh", "-c", script]);
+    exec.args(["300", "runc", "--root"]).arg(&run).args(["exec", &runc.1, "/bin/sh", "-c", script]);
     let output = exec.stdin(Stdio::null()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

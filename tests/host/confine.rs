@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 
 use crate::common::{Machine, cgroups, wait_for};
-use crate::inside::{USER, init, machine, output_within, sh, spark};
+use crate::inside::{USER, init, machine, output_in_time, sh, spark};
 
 const NAMESPACES: [&str; 6] = ["user", "mnt", "pid", "uts", "ipc", "cgroup"];
 
@@ -137,7 +137,7 @@ fn nothing_of_the_callers_gets_inside() {
     };
     let mut create = machine.command(&["create", "web", "--base", "minimal"]);
     inherit(&mut create);
-    assert!(output_within(create, 20, b"").status.success());
+    assert!(output_in_time(create, b"").status.success());
     let pid = init(&machine, "web");
     let fds = |pid| -> Vec<String> {
         let names = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
@@ -157,7 +157,7 @@ fn nothing_of_the_callers_gets_inside() {
                 machine.command(&["exec", terminal, "-u", user, "web", "--", "/bin/sh", "-c", script]);
             inherit(&mut exec);
             exec.env("HOST_CANARY", "1").env("LD_PRELOAD", "");
-            let output = output_within(exec, 20, b"");
+            let output = output_in_time(exec, b"");
             let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
             assert!(text.starts_with("0\n1\n2\n3\nGroups:\t"), "{user} {terminal}: {text}");
             assert!(!text.contains("27") && !text.contains("HOST_CANARY"), "{user} {terminal}: {text}");

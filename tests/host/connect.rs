@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::common::{Machine, wait_for};
+use crate::common::{Machine, PATIENCE, wait_for};
 
 /// A listening socket that starts a relay when somebody connects, again and again.
 struct Activation<'a> {
@@ -41,8 +41,12 @@ impl<'a> Activation<'a> {
 
 /// Says something to whoever listens, and returns what they say.
 fn ask(address: SocketAddr, what: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    say(TcpStream::connect(address).unwrap(), what)
+}
+
+/// The same, where one is connected.
+fn say(mut stream: TcpStream, what: &str) -> String {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(what.as_bytes()).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut said = String::new();
@@ -68,8 +72,10 @@ fn a_connection_resumes_a_spark_and_it_ends_when_nobody_is_connected() {
         let address = activation.address();
         let relay = std::thread::scope(|scope| {
             // All of them before the relay is there: the second round shows that none gets lost between two.
+            let streams: Vec<_> = (0..5).map(|_| TcpStream::connect(address).unwrap()).collect();
+            let clients = streams.into_iter().enumerate();
             let clients: Vec<_> =
-                (0..5).map(|n| scope.spawn(move || ask(address, &format!("hello {n}")))).collect();
+                clients.map(|(n, stream)| scope.spawn(move || say(stream, &format!("hello {n}")))).collect();
             let relay = activation.activate();
             for (n, client) in clients.into_iter().enumerate() {
                 assert_eq!(client.join().unwrap(), format!("hello {n}"));
@@ -93,6 +99,7 @@ fn an_open_connection_keeps_a_spark_and_a_relay_that_is_told_to_end_takes_its_se
     let args = [&["up-on-connect", "web", "7000", "--serve", "--idle", "500ms", "--"][..], &SERVER].concat();
     let activation = Activation::of(&machine, &args);
     let mut client = TcpStream::connect(activation.address()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut relay = activation.activate();
     let mut said = [0; 5];
     for word in ["first", "later"] {
@@ -130,8 +137,10 @@ fn a_server_that_cannot_start_hangs_up_and_says_why() {
         let client = std::thread::spawn(move || {
             let mut client = TcpStream::connect(address).unwrap();
             let mut said = Vec::new();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
             // Reset or closed, but ended.
-            let _ = client.read_to_end(&mut said);
+            let error = client.read_to_end(&mut said).err().map(|e| e.kind());
+            assert_ne!(error, Some(std::io::ErrorKind::WouldBlock), "nobody hangs up");
             said
         });
         let output = activation.activate().wait_with_output().unwrap();

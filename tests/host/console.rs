@@ -5,14 +5,14 @@ use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
-use crate::common::Machine;
+use crate::common::{Machine, PATIENCE};
 
 fn machine() -> Machine {
     let machine = Machine::new();
@@ -95,7 +95,7 @@ impl Screen {
     /// Waits until a text is shown, after what was waited for before.
     #[track_caller]
     pub(crate) fn sees(&mut self, text: &str) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while !self.shown[self.read..].contains(text) {
             assert!(Instant::now() < deadline, "`{text}` is not shown:\n{}", &self.shown[self.read..]);
             self.look();
@@ -129,7 +129,7 @@ impl Screen {
     /// How it ends, which it has to do soon; the terminal's modes are what they were.
     #[track_caller]
     pub(crate) fn ends(mut self) -> (i32, String) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         let status = loop {
             self.look();
             if let Some(status) = self.child.try_wait().unwrap() {

@@ -250,6 +250,18 @@ fn a_file_that_was_replaced_is_modified_unless_it_is_the_same_again() {
     );
 }
 
+/// The time of the quickest of three runs, the machine having much else to do, and what the last gave.
+fn quickest<T>(run: impl Fn() -> T) -> (std::time::Duration, T) {
+    let once = || {
+        let began = std::time::Instant::now();
+        let got = run();
+        (began.elapsed(), got)
+    };
+    let first = once().0.min(once().0);
+    let (last, got) = once();
+    (first.min(last), got)
+}
+
 #[test]
 fn ten_changes_in_a_hundred_thousand_files_are_found_without_looking_at_the_others() {
     let machine = Machine::new();
@@ -266,12 +278,8 @@ fn ten_changes_in_a_hundred_thousand_files_are_found_without_looking_at_the_othe
         fs::write(root.join(format!("{}/{}", dir * 10, dir * 100)), "changed").unwrap();
     }
     btrfs::snapshot_read_only(&root, &after).unwrap();
-    let began = std::time::Instant::now();
-    let found = changes::between(&before, &after).unwrap();
-    let took = began.elapsed();
-    let began = std::time::Instant::now();
-    let all = sketch(&after).len();
-    let walk = began.elapsed();
+    let (took, found) = quickest(|| changes::between(&before, &after).unwrap());
+    let (walk, all) = quickest(|| sketch(&after).len());
     println!("{took:?} for 10 changes, {walk:?} to walk {all} once, {} commands", found.commands);
     assert_eq!(all, 100_101);
     assert_eq!(found.changes.len(), 10);

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::inside::{USER, machine, output_within, probe, program, root, sh, spark};
+use crate::inside::{USER, machine, output_in_time, probe, program, root, sh, spark};
 
 /// What each system call of `probe calls` ends with, where it is not EPERM.
 const OTHER: [(&str, &str); 6] = [
@@ -140,7 +140,7 @@ fn a_leaked_descriptor_of_a_directory_leads_nowhere() {
                 Ok(())
             });
         }
-        output_within(command, 20, b"")
+        output_in_time(command, b"")
     };
     let text = |output: &std::process::Output| {
         String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::{Machine, Output, wait_for};
+use crate::common::{Machine, Output, PATIENCE, wait_for};
 
 /// A machine with a running spark `web`.
 fn machine() -> Machine {
@@ -66,7 +66,7 @@ impl Background {
     #[track_caller]
     pub(crate) fn status(&mut self) -> i32 {
         let mut status = None;
-        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let deadline = std::time::Instant::now() + PATIENCE;
         while status.is_none() && std::time::Instant::now() < deadline {
             status = self.child.try_wait().unwrap();
             std::thread::sleep(Duration::from_millis(5));
@@ -292,10 +292,15 @@ fn a_time_limit_ends_all_that_the_command_began() {
     assert_eq!(output.status(), 124);
     assert!(wait_for(|| inside(&machine, "sh") == 0));
     // One that cleans up may do so, and the answer is still that the time was up.
-    let output = within("3s", "trap 'echo bye; exit 0' TERM; while :; do sleep 0.02; done");
-    assert_eq!((output.status(), output.stdout().as_str()), (124, "bye\n"));
+    // On a machine that is so busy that the shell has not come that far, again.
+    let cleaned_up = || {
+        let output = within("3s", "trap 'echo bye; exit 0' TERM; while :; do sleep 0.02; done");
+        assert_eq!(output.status(), 124);
+        output.stdout() == "bye\n"
+    };
+    assert!(wait_for(cleaned_up));
     // And one that is quick is not touched.
-    assert_eq!(within("1m", "exit 7").status(), 7);
+    assert_eq!(within("10m", "exit 7").status(), 7);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::{Machine, tree};
-use crate::inside::{bare, machine, output_within, root};
+use crate::inside::{bare, machine, output_in_time, root};
 
 /// Replaces a path inside by whatever `make` makes there.
 fn replace(path: &Path, make: &dyn Fn(&Path)) {
@@ -25,12 +25,12 @@ fn fifo(path: &Path) {
 
 /// Starts it and runs a command, within a time. Whether it started.
 fn start(machine: &Machine, what: &str) -> bool {
-    let resumed = output_within(machine.command(&["resume", "web", "--json"]), 30, b"");
+    let resumed = output_in_time(machine.command(&["resume", "web", "--json"]), b"");
     if resumed.status.success() {
         let run = machine.command(&["exec", "-T", "web", "--", "/bin/busybox", "true"]);
-        let ran = output_within(run, 30, b"");
+        let ran = output_in_time(run, b"");
         let console = machine.command(&["exec", "-t", "web", "--", "/bin/busybox", "true"]);
-        let console = output_within(console, 30, b"");
+        let console = output_in_time(console, b"");
         for output in [ran, console] {
             let code = output.status.code();
             let said = String::from_utf8_lossy(&output.stderr);
@@ -151,7 +151,7 @@ fn no_module_of_the_c_library_is_loaded_from_inside() {
         &["exec", "-T", "web", "--", "/bin/busybox", "true"],
         &["exec", "-t", "-u", "1000", "web", "--", "/bin/busybox", "true"],
     ] {
-        assert!(output_within(machine.command(run), 20, b"").status.success(), "{run:?}");
+        assert!(output_in_time(machine.command(run), b"").status.success(), "{run:?}");
         assert!(!inside.join("loaded").exists(), "{run:?} ran code of the spark's before it was confined");
     }
     // The test does what it says: a program of the C library's inside does load it.
@@ -176,7 +176,7 @@ fn users_are_not_looked_up_outside_and_a_huge_or_strange_file_hangs_nobody() {
         replace(&passwd, &|p| symlink(&link, p).unwrap());
         let run = machine.command(&["exec", "-T", "-u", "eve", "web", "--", "true"]);
         assert_eq!(
-            output_within(run, 10, fs::read(&host).unwrap().as_slice()).status.code(),
+            output_in_time(run, fs::read(&host).unwrap().as_slice()).status.code(),
             Some(125),
             "{link:?}"
         );
@@ -192,7 +192,7 @@ fn users_are_not_looked_up_outside_and_a_huge_or_strange_file_hangs_nobody() {
         for user in ["0", "1000"] {
             let run =
                 machine.command(&["exec", "-T", "-u", user, "web", "--", "grep", "Uid", "/proc/self/status"]);
-            let output = output_within(run, 10, b"");
+            let output = output_in_time(run, b"");
             let uid = String::from_utf8_lossy(&output.stdout).split_whitespace().nth(1).map(str::to_owned);
             assert_eq!(uid.as_deref(), Some(user), "{n}: {}", String::from_utf8_lossy(&output.stderr));
         }

@@ -88,8 +88,10 @@ fn it_is_set_and_taken_off_while_a_spark_runs() {
     let machine = Machine::new().with_base();
     machine.spark(&["create", "web"]).ok();
     machine.spark(&["create", "kept", "--idle-stop", "6s"]).ok();
-    let pids = ["web", "kept"].map(|name| info(&machine, name)["pid"].clone());
     machine.spark(&["set", "kept", "--idle-stop", "never"]).ok();
+    // On a machine that stood still for so long it has ended meanwhile.
+    machine.spark(&["resume", "kept"]).ok();
+    let pids = ["web", "kept"].map(|name| info(&machine, name)["pid"].clone());
     machine.spark(&["set", "web", "--idle-stop", "1s"]).ok();
     let said = ["web", "kept"].map(|name| info(&machine, name)["options"]["idle_stop"].clone());
     assert_eq!(said, [1, 0]);
@@ -159,10 +161,10 @@ fn commands_that_come_and_go_between_two_looks_keep_a_spark() {
     let machine = Machine::new().with_base();
     machine.spark(&["create", "web", "--idle-stop", "3s"]).ok();
     let kept = wait_for(|| {
+        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
         machine.spark(&["exec", "web", "true"]).ok();
         let first = info(&machine, "web")["pid"].clone();
         let until = Instant::now() + Duration::from_secs(7);
-        let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
         while Instant::now() < until {
             machine.spark(&["exec", "web", "true"]).ok();
             longest = longest.max(last.elapsed());
@@ -170,6 +172,7 @@ fn commands_that_come_and_go_between_two_looks_keep_a_spark() {
             std::thread::sleep(Duration::from_millis(400));
         }
         let same = info(&machine, "web")["pid"] == first;
+        longest = longest.max(last.elapsed());
         // Where the machine was so slow that it did idle, this has shown nothing.
         assert!(same || longest > Duration::from_secs(2), "ended, and was never left alone for {longest:?}");
         same
@@ -181,14 +184,21 @@ fn commands_that_come_and_go_between_two_looks_keep_a_spark() {
 fn a_pause_is_no_idling() {
     let machine = Machine::new().with_base();
     machine.spark(&["create", "web", "--idle-stop", "4s"]).ok();
-    let first = info(&machine, "web")["pid"].clone();
-    machine.spark(&["pause", "web"]).ok();
-    // Longer than it may idle.
-    std::thread::sleep(Duration::from_secs(5));
-    assert_eq!(info(&machine, "web")["state"], "paused");
-    machine.spark(&["resume", "web"]).ok();
-    assert_eq!(machine.spark(&["exec", "web", "echo", "still"]).ok(), "still\n");
-    assert_eq!(info(&machine, "web")["pid"], first);
+    // Again, where the machine was so slow that it did idle.
+    let kept = wait_for(|| {
+        machine.spark(&["resume", "web"]).ok();
+        let first = info(&machine, "web")["pid"].clone();
+        if machine.spark(&["pause", "web"]).status() != 0 {
+            return false;
+        }
+        // Longer than it may idle.
+        std::thread::sleep(Duration::from_secs(5));
+        assert_eq!(info(&machine, "web")["state"], "paused");
+        machine.spark(&["resume", "web"]).ok();
+        assert_eq!(machine.spark(&["exec", "web", "echo", "still"]).ok(), "still\n");
+        info(&machine, "web")["pid"] == first
+    });
+    assert!(kept);
 }
 
 #[test]
@@ -239,22 +249,25 @@ fn what_ended_by_itself_makes_room_for_what_starts() {
 struct Leaving(i32);
 
 impl Leaving {
-    /// Waits until it is there. What is traced belongs to this thread.
-    fn hold(pid: i32) -> Leaving {
+    /// Waits until it is there, which `idle` lets it come to. What is traced belongs to this thread.
+    fn hold(pid: i32, idle: impl FnOnce() + Send) -> Leaving {
         trace(libc::PTRACE_SEIZE, pid, libc::PTRACE_O_TRACESYSGOOD);
         trace(libc::PTRACE_INTERRUPT, pid, 0);
-        loop {
-            let mut status = 0;
-            // SAFETY: waitpid(2) writes to the status, which outlives the call.
-            #[allow(unsafe_code)]
-            let got = unsafe { libc::waitpid(pid, &mut status, 0) };
-            assert_eq!(got, pid, "{}", std::io::Error::last_os_error());
-            let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
-            if call.split(' ').next() == Some(&libc::SYS_exit_group.to_string()) {
-                return Leaving(pid);
+        std::thread::scope(|scope| {
+            scope.spawn(idle);
+            loop {
+                let mut status = 0;
+                // SAFETY: waitpid(2) writes to the status, which outlives the call.
+                #[allow(unsafe_code)]
+                let got = unsafe { libc::waitpid(pid, &mut status, 0) };
+                assert_eq!(got, pid, "{}", std::io::Error::last_os_error());
+                let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap();
+                if call.split(' ').next() == Some(&libc::SYS_exit_group.to_string()) {
+                    return Leaving(pid);
+                }
+                trace(libc::PTRACE_SYSCALL, pid, 0);
             }
-            trace(libc::PTRACE_SYSCALL, pid, 0);
-        }
+        })
     }
 
     fn let_go(self) {
@@ -274,12 +287,13 @@ fn trace(request: u32, pid: i32, data: i32) {
 #[test]
 fn a_command_that_enters_while_pid_1_is_leaving_is_run_by_the_next() {
     let machine = Machine::new().with_base();
-    // So long, that what comes before the hold is done by then.
-    machine.spark(&["create", "web", "--idle-stop", "5s"]).ok();
+    machine.spark(&["create", "web"]).ok();
     for time_to_begin in [Duration::ZERO, Duration::from_millis(500)] {
+        machine.spark(&["set", "web", "--idle-stop", "never"]).ok();
         machine.spark(&["resume", "web"]).ok();
         let before = info(&machine, "web")["pid"].as_i64().unwrap() as i32;
-        let leaving = Leaving::hold(before);
+        let leaving =
+            Leaving::hold(before, || drop(machine.spark(&["set", "web", "--idle-stop", "1s"]).ok()));
         let script = "echo begun >> /begun; sleep 1; echo done";
         let mut command = machine.command(&["exec", "web", "--", "sh", "-c", script]);
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -1,13 +1,13 @@
 //! What the tests of confinement share: sparks of a minimal base, with a program inside that makes system calls.
 
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use crate::common::{Machine, Output};
+use crate::common::{Machine, Output, PATIENCE};
 
 /// A user inside, as `-u` takes it, who owns nothing.
 pub(crate) const USER: &str = "1000:1000";
@@ -58,18 +58,21 @@ pub(crate) fn probe() -> &'static Path {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host/probe.c");
         let gcc = Command::new("gcc").args(["-static", "-O1", "-Wall", "-o"]).arg(&new).arg(source).status();
         assert!(gcc.expect("these tests need gcc: `apt-get install gcc libc6-dev`").success());
+        // In a directory of whoever builds: they can remove it.
+        let owner = std::fs::metadata(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::chown(&new, Some(owner.uid()), Some(owner.gid())).unwrap();
         std::fs::rename(new, &path).unwrap();
         path
     })
 }
 
 /// Waits for a child, but not for ever.
-pub(crate) fn output_within(mut command: Command, seconds: u64, input: &[u8]) -> std::process::Output {
+pub(crate) fn output_in_time(mut command: Command, input: &[u8]) -> std::process::Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // What ends at once does not read.
     let _ = child.stdin.take().unwrap().write_all(input);
-    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let deadline = Instant::now() + PATIENCE;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
             child.kill().unwrap();

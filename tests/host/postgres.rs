@@ -7,7 +7,9 @@ use crate::consistency::{Store, Subject, replace};
 const CLUSTER: &str = "var/lib/postgresql/15/main";
 
 const POSTGRES: Store = Store {
+    // It waits for a start and a stop no longer than a minute by itself.
     prepare: r#"
+        echo "pg_ctl_options = '-t 3600'" >/etc/postgresql/15/main/pg_ctl.conf
         pg_ctlcluster 15 main start
         as() { runuser -u postgres -- "$@"; }
         as createdb bench

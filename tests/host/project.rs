@@ -12,7 +12,7 @@ use sparks::error::Code;
 use sparks::ops::Sparks;
 use sparks::sys::flock::{self, Mode};
 
-use crate::common::Machine;
+use crate::common::{Machine, PATIENCE};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -202,7 +202,7 @@ fn a_delete_waits_for_who_publishes_into_the_project_and_then_refuses() {
         assert!(deleted.recv_timeout(Duration::from_millis(200)).is_err(), "it did not wait");
         fs::create_dir(path.join("sparks/web")).unwrap();
         drop(creator);
-        let e = deleted.recv_timeout(Duration::from_secs(10)).unwrap().unwrap_err();
+        let e = deleted.recv_timeout(PATIENCE).unwrap().unwrap_err();
         assert_eq!(e.code(), Code::WrongState);
     });
     assert!(path.join("sparks/web").exists());

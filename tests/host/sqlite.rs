@@ -18,7 +18,7 @@ SQL
     load: Some(
         r#"
         while :; do
-            sqlite3 -cmd '.timeout 20000' /srv/app.db "BEGIN IMMEDIATE;
+            sqlite3 -cmd '.timeout 300000' /srv/app.db "BEGIN IMMEDIATE;
                 UPDATE account SET balance = balance - 1, note = hex(randomblob(30000)) WHERE name = 'a';
                 UPDATE account SET balance = balance + 1, note = hex(randomblob(30000)) WHERE name = 'b';
                 COMMIT;"
@@ -26,7 +26,7 @@ SQL
         "#,
     ),
     // Without stdbuf the answers would wait in a buffer.
-    writer: "exec stdbuf -oL sqlite3 -cmd '.timeout 20000' -cmd 'PRAGMA synchronous = FULL' /srv/app.db",
+    writer: "exec stdbuf -oL sqlite3 -cmd '.timeout 300000' -cmd 'PRAGMA synchronous = FULL' /srv/app.db",
     // A second statement, since RETURNING would answer before the commit.
     statement: |writer, id| {
         format!("INSERT INTO seen VALUES ({writer}, {id}); SELECT max(id) FROM seen WHERE writer = {writer};")
@@ -51,7 +51,7 @@ fn sqlite_has_in_every_fork_what_was_committed_before_its_snapshot() {
     // nothing copies the log back meanwhile.
     let logged = Store {
         load: None,
-        writer: "exec stdbuf -oL sqlite3 -cmd '.timeout 20000' -cmd '.output /dev/null' \
+        writer: "exec stdbuf -oL sqlite3 -cmd '.timeout 300000' -cmd '.output /dev/null' \
                  -cmd 'PRAGMA wal_autocheckpoint = 0' -cmd '.output' /srv/app.db",
         ..SQLITE
     };

@@ -1,11 +1,9 @@
 //! Starts that end by themselves, at once, or side by side.
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::common::{Machine, wait_for};
+use crate::common::{Machine, PATIENCE, wait_for};
 use crate::exec::Background;
 use crate::inside::{bare, init, machine, sh};
 
@@ -29,7 +27,7 @@ fn names(machine: &Machine) -> String {
 fn kill(machine: &Machine, name: &str) {
     let pidfd = sparks::sys::process::pidfd_open(init(machine, name)).unwrap();
     sparks::sys::process::signal(&pidfd, Signal::KILL).unwrap();
-    assert!(sparks::sys::process::wait_end(&pidfd, Some(Duration::from_secs(20))).unwrap());
+    assert!(sparks::sys::process::wait_end(&pidfd, Some(PATIENCE)).unwrap());
 }
 
 #[test]

@@ -13,7 +13,7 @@ fn script(host: &Host, text: &str) -> Output {
     // Those who know cgroup v1 or v2 alone must not see a mixture.
     let text = format!("umount /sys/fs/cgroup/unified 2>/dev/null; set -e\n{text}");
     Command::new("unshare")
-        .args(["-m", "--propagation", "slave", "timeout", "-k", "5", "500", "bash", "-c", &text])
+        .args(["-m", "--propagation", "slave", "timeout", "-k", "5", "1000", "bash", "-c", &text])
         .env("SPARK_RUN", host.run())
         .env("HOST", host.dir())
         .env("ROOTFS", host.rootfs())
@@ -78,11 +78,16 @@ state = "$HOST/ctd/state"
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
   address = "$HOST/ctd/sock"
+[timeouts]
+  "io.containerd.timeout.shim.cleanup" = "300s"
+  "io.containerd.timeout.shim.load" = "300s"
+  "io.containerd.timeout.shim.shutdown" = "300s"
+  "io.containerd.timeout.task.state" = "300s"
 END
         containerd -c $HOST/ctd/config.toml >$HOST/ctd/log 2>&1 &
         daemon=$!
         trap 'kill $daemon; wait $daemon' EXIT
-        C="timeout 120 ctr -a $HOST/ctd/sock"
+        C="timeout 600 ctr -a $HOST/ctd/sock"
         until $C version >/dev/null 2>&1; do kill -0 $daemon; done
         umoci init --layout $HOST/image; umoci new --image $HOST/image:busybox
         umoci insert --image $HOST/image:busybox "$ROOTFS" /

@@ -14,7 +14,7 @@
 #   --data-disk SIZE  an empty second disk, /dev/vdb, such as 4G
 #   --out DIR         keep console.log, output and what the script left in /out
 #
-# SPARK_VM_PATIENCE  seconds without a line until the VM is killed (600)
+# SPARK_VM_PATIENCE  seconds without a line until the VM is killed (900)
 # SPARK_VM_MEMORY    the VM's memory (2G)
 # SPARK_VM_ACCEL     qemu's accelerator (tcg,thread=single); kvm where that works
 #
@@ -23,7 +23,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-patience=${SPARK_VM_PATIENCE:-600}
+patience=${SPARK_VM_PATIENCE:-900}
 work=
 maker=
 qemu=
@@ -101,7 +101,7 @@ options=(
     -machine q35 -accel "${SPARK_VM_ACCEL:-tcg,thread=single}" -cpu max
     -smp 2 -m "${SPARK_VM_MEMORY:-2G}"
     -kernel "$image/vmlinux" -initrd "$image/initrd.cpio"
-    -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on cryptomgr.notests nosoftlockup systemd.show_status=error"
+    -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on cryptomgr.notests nosoftlockup workqueue.watchdog_thresh=0 systemd.show_status=error systemd.default_timeout_start_sec=1h systemd.service_watchdogs=no"
     -serial "file:${out//,/,,}/console.log"
     -device virtio-rng-pci
     -drive "file=${image//,/,,}/root.ext4,if=virtio,format=raw,snapshot=on,cache=unsafe"

@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # For the scripts that run in the test VM: checks in words, counted, and a reboot in the middle.
 
+# Seconds after which a command hangs; boot.sh waits longer.
+patience=300
 passed=0
 failed=0
 log=$(mktemp)
@@ -75,13 +77,14 @@ fails() {
 
 # soon COMMAND...: the command succeeds in a while. Nothing here may depend on time: the VM is emulated.
 soon() {
-    local tries
-    for tries in {1..300}; do
-        ! "$@" || return 0
+    local end=$((SECONDS + patience))
+    until "$@"; do
+        [ "$SECONDS" -lt "$end" ] || {
+            echo "still not so after $patience s: $*"
+            return 1
+        }
         sleep 0.1
     done
-    echo "still not so after $tries tries: $*"
-    return 1
 }
 
 finish() {

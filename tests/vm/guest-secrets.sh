@@ -14,9 +14,9 @@ wrong() {
     exit 1
 }
 
-soon() { # COMMAND...: within a minute
+soon() { # COMMAND...
     local tries
-    for tries in {1..300}; do
+    for tries in {1..3000}; do
         ! "$@" || return 0
         sleep 0.2
     done

@@ -8,7 +8,7 @@ set -uo pipefail
 # shellcheck source=checks.sh
 . /share/checks.sh
 
-spark() { timeout 120 /usr/local/bin/spark "$@"; }
+spark() { timeout "$patience" /usr/local/bin/spark "$@"; }
 address() { spark info "$1" --json | jq -er ".network.$2"; } # SPARK ipv4|ipv6
 
 host4=198.51.100.1 beyond4=198.51.100.2
@@ -24,7 +24,7 @@ make_internet() {
         ip route add default via $beyond4 && ip -6 route add default via $beyond6 || return
     ip netns exec beyond busybox nc -ll -p 80 -e echo beyond </dev/null >/dev/null 2>&1 &
     busybox nc -ll -p 7000 -e echo host </dev/null >/dev/null 2>&1 &
-    soon listens ip netns exec beyond
+    soon listens ip netns exec beyond && soon sh -c 'ip -6 route | grep -q "fe80::/64 dev up0"'
 }
 listens() { "$@" ss -Hltn | grep -q ':80 '; }
 
@@ -47,9 +47,9 @@ talks() { # SPARK
     spark exec -d "$1" -- busybox nc -ll -p 80 -e echo "$1" && soon inside_listens "$1"
 }
 inside_listens() { spark exec "$1" -- sh -c 'netstat -ltn | grep -q ":80 "'; }
-hears() { spark exec "$1" -- nc -w 20 "$2" "$3"; } # SPARK ADDRESS PORT
+hears() { spark exec "$1" -- nc -w 120 "$2" "$3"; } # SPARK ADDRESS PORT
 refused() { ! hears "$@"; }
-heard() { timeout 10 "${@:3}" busybox nc -w 10 "$1" "$2" </dev/null; } # ADDRESS PORT [COMMAND...]
+heard() { timeout "$patience" "${@:3}" busybox nc -w 120 "$1" "$2" </dev/null; } # ADDRESS PORT [COMMAND...]
 from_beyond=(ip netns exec beyond)
 
 ports_are() { [ "$(ip -o link | grep -c ': spv')" = "$1" ]; }
@@ -75,13 +75,13 @@ if rebooted; then
     check 'nothing of the networks is there after a reboot' nothing \
         sh -c "ip -o link | grep -E ' sp[kv]'; nft list ruleset; ls /run/spark-nets 2>/dev/null"
     check 'an internet' make_internet
-    check 'the settings of the kernel are those of a host that never had sparks' as_before
+    check 'the settings of the kernel are those of a host that never had sparks' soon as_before
     check 'sparks that ran before the reboot are resumed' spark resume one/a one/b
     check 'a spark has the address that it had' equals "$(cat /var/lib/vm-address)" address one/a ipv4
     check 'one/b talks' talks one/b
     reaches_its_project_and_beyond one/a one/b
     check 'they end' spark delete -f --now one/a one/b two/a
-    check 'the host is as it was before' as_before
+    check 'the host is as it was before' soon as_before
     finish
 fi
 
@@ -117,7 +117,7 @@ check 'the host forwards by IPv6' equals 1 cat /proc/sys/net/ipv6/conf/all/forwa
 check 'and takes routes as before' equals 2 cat /proc/sys/net/ipv6/conf/up0/accept_ra
 check 'the port of a spark that was killed refuses, without a timeout' refuses_when_it_has_ended
 check 'all are stopped' spark stop one/a one/b two/a
-check 'the host is as it was before' as_before
+check 'the host is as it was before' soon as_before
 
 check 'two of them run' spark resume one/a one/b
 address one/a ipv4 >/var/lib/vm-address

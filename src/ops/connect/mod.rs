@@ -13,7 +13,7 @@ use crate::sys;
 pub mod units;
 
 /// How long a server has from its start until it listens.
-const TO_LISTEN: Duration = Duration::from_secs(30);
+const TO_LISTEN: Duration = Duration::from_secs(60);
 /// The same where nothing is started here: something else inside may be about to.
 const TO_APPEAR: Duration = Duration::from_secs(2);
 /// One attempt. Nothing is far away on a loopback device, but what listens may be overrun.
@@ -52,7 +52,9 @@ impl Service<'_> {
     /// # Errors
     /// `busy` if nothing listens in time; [`Error::Program`] if the command ends before it does.
     pub fn connect(&mut self) -> Result<TcpStream> {
-        let deadline = Instant::now() + if self.command.is_some() { TO_LISTEN } else { TO_APPEAR };
+        let patience = if self.command.is_some() { TO_LISTEN } else { TO_APPEAR };
+        // It counts from when the spark runs, and the command.
+        let mut deadline = None;
         let mut begun = false;
         loop {
             let refused = match self.attempt()? {
@@ -78,7 +80,7 @@ impl Service<'_> {
                 self.server = Some(self.sparks.exec_logged(&self.spark, command)?);
                 begun = true;
             }
-            if Instant::now() > deadline {
+            if Instant::now() > *deadline.get_or_insert_with(|| Instant::now() + patience) {
                 return Err(Error::Busy {
                     what: format!("port {} of spark `{}`", self.port, self.spark),
                     why: format!("nothing listens there: {refused}"),

@@ -12,8 +12,6 @@ use crate::sys::flock::Mode;
 
 /// How long a container that runs may take to end by itself where it is to be deleted.
 const GRACE: Duration = Duration::from_millis(100);
-/// How long what was killed has to be gone.
-const END: Duration = Duration::from_secs(10);
 
 impl Container {
     /// Starts the program of a container that is made.
@@ -146,7 +144,7 @@ impl Container {
             let _ = live::thaw(cgroup);
         }
         for process in &all {
-            let _ = sys::process::wait_end(process, Some(END));
+            let _ = sys::process::wait_end(process, Some(sys::process::TO_END));
         }
     }
 }

@@ -382,7 +382,7 @@ fn an_insecure_registry_may_be_anybody_and_have_no_tls_and_no_other_may() {
     let plain = || {
         let spark = machine.command(&["--json", "base", "pull", "10.213.99.1:5000/team/app:v1", "plain"]);
         let mut command = Command::new("unshare");
-        command.args(["-n", "timeout", "-k", "2", "60", "sh", "-ec", PLAIN, "sh"]);
+        command.args(["-n", "timeout", "-k", "2", "600", "sh", "-ec", PLAIN, "sh"]);
         command.arg(spark.get_program()).args(spark.get_args()).current_dir(&work);
         command.envs(spark.get_envs().filter_map(|(key, value)| Some((key, value?))));
         Output::of("base pull", command.env("CONFIG", registry.dir.join("config.yml")))

@@ -28,7 +28,7 @@ fn a_spark_has_its_images_environment_user_and_directory_and_runs_its_entrypoint
     assert_eq!((&config["exposed_ports"], &config["volumes"]), (&json!(["80/tcp"]), &json!(["/srv"])));
     assert_eq!(config["stop_signal"], "SIGQUIT");
     // Again, and in a fork too.
-    machine.spark(&["stop", "-t", "1", "web"]).ok();
+    machine.spark(&["stop", "-t", "10", "web"]).ok();
     machine.spark(&["resume", "web"]).ok();
     log_has(&machine, "web", "ran as 1000", 2);
     machine.spark(&["fork", "web", "two"]).ok();
@@ -62,7 +62,7 @@ fn an_entrypoint_that_cannot_run_leaves_no_spark_and_at_a_resume_is_told_in_the_
     assert!(crate::common::containers(&machine.place().run).is_empty());
     machine.spark(&["create", "web", "--image", "oci:l:good", "--run"]).ok();
     machine.spark(&["exec", "-u", "0", "web", "--", "rm", "/bin/sleep"]).ok();
-    machine.spark(&["stop", "-t", "1", "web"]).ok();
+    machine.spark(&["stop", "-t", "10", "web"]).ok();
     machine.spark(&["resume", "web"]).ok();
     log_has(&machine, "web", "spark: cannot run `/bin/sleep`", 1);
     machine.spark(&["exec", "web", "--", "true"]).ok();
@@ -121,7 +121,7 @@ fn what_does_not_end_on_the_images_signal_is_killed_when_the_time_is_over() {
     trapping(&machine, "deaf", "INT", ":");
     machine.spark(&["create", "web", "--image", "oci:built:deaf", "--run"]).ok();
     log_has(&machine, "web", "ready", 1);
-    machine.spark(&["stop", "-t", "1", "web"]).ok();
+    machine.spark(&["stop", "-t", "10", "web"]).ok();
     let said = machine.spark(&["exec", "web", "--", "cat", "/said"]).ok();
     assert_eq!(said, "own\n");
     // No time at all is no signal either.
