@@ -90,7 +90,7 @@ fn want_of_memory_is_an_event_and_the_end_of_the_container_that_of_its_events() 
     let greedy = "while ! test -e /out/eat; do sleep 0.05; done; exec tail /dev/zero";
     for (id, program) in [("child", "sleep 1000"), ("first", greedy)] {
         host.configure(&["sh", "-c", program], |c| {
-            c["linux"]["resources"]["memory"] = json!({"limit": 16 << 20, "swap": 16 << 20});
+            c["linux"]["resources"]["memory"] = json!({"limit": 16 << 20});
         });
         host.start(id);
         let mut events = host.command(&["events", "--interval", "1h", id]);
