@@ -80,8 +80,8 @@ if [ -n "$terminal" ]; then
     # Whatever the shell's last command ended with.
     try 'spark console quickstart || true'
 else
-    # A console needs a terminal: script(1) makes one, and types.
-    try "(sleep 2; printf 'tty; hostname; cat note; exit 0\r') | script -qec 'spark console quickstart' /dev/null"
+    # It has a terminal inside all the same.
+    try "printf 'tty; hostname; cat note; exit 0\n' | spark console -t quickstart"
 fi
 
 heading 'Deleted, it can be had back for a day'

@@ -96,7 +96,7 @@ part_left() {
     local tries
     remove_empty_cgroups
     # The kernel takes a moment to let go of a loop device.
-    for tries in {1..50}; do
+    for tries in {1..600}; do
         state >"$work/after"
         [ -n "$(comm -13 "$work/before" "$work/after")" ] || return 0
         sleep 0.2
