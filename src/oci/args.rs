@@ -1,8 +1,11 @@
 //! The command line as clap parses it: runc's words and options, those that do nothing here among them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::domain::limits::parse_duration;
 
 /// Runs containers of OCI bundles, doing what their config.json says
 #[derive(Debug, Parser)]
@@ -254,9 +257,9 @@ pub(super) struct PsArgs {
 /// Print what a container uses, again and again, and each time that it runs out of memory
 #[derive(Debug, Args)]
 pub(super) struct EventsArgs {
-    /// Seconds in between
-    #[arg(long, value_name = "TIME", default_value = "5s")]
-    pub(super) interval: String,
+    /// Time in between
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    pub(super) interval: Duration,
     /// Once
     #[arg(long)]
     pub(super) stats: bool,

@@ -78,7 +78,7 @@ pub(super) fn events(runtime: &Runtime, args: &EventsArgs) -> Result<u8> {
     if args.stats {
         return print::json(&runtime.stats(&args.id)?, false);
     }
-    let pause = Duration::from_secs(seconds(&args.interval)?.max(1));
+    let pause = args.interval.max(Duration::from_secs(1));
     // Before anything is printed: who reads it may take that for the beginning.
     let mut watch = runtime.watch(&args.id)?;
     loop {
@@ -97,18 +97,6 @@ pub(super) fn events(runtime: &Runtime, args: &EventsArgs) -> Result<u8> {
             };
         }
     }
-}
-
-/// `5`, `5s`, `2m`.
-fn seconds(text: &str) -> Result<u64> {
-    let (digits, factor) = match text.strip_suffix('m') {
-        Some(minutes) => (minutes, 60),
-        None => (text.strip_suffix('s').unwrap_or(text), 1),
-    };
-    let number = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
-    number.ok_or_else(|| {
-        Error::usage(format!("`{}` is no interval: write it like `5s`", text.escape_default()))
-    })
 }
 
 pub(super) fn ps(runtime: &Runtime, args: &PsArgs) -> Result<u8> {
@@ -148,11 +136,5 @@ mod tests {
         for text in ["", "x", "-2", "1.5g", "9999999999t"] {
             assert!(bytes(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn an_interval_has_a_unit() {
-        assert_eq!((seconds("5").unwrap(), seconds("5s").unwrap(), seconds("2m").unwrap()), (5, 5, 120));
-        assert!(seconds("x").is_err());
     }
 }
