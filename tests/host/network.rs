@@ -127,7 +127,7 @@ impl Host {
 
     /// What a spark hears at each of several addresses, `-` where it is nothing.
     fn hears(&self, spark: &str, addresses: &[String]) -> Vec<String> {
-        let each = "for at; do nc -w 30 $at </dev/null 2>/dev/null | grep . || echo -; done";
+        let each = "for at; do nc -w 10 $at </dev/null 2>/dev/null | grep . || echo -; done";
         let script = [
             &["exec", spark, "--", "sh", "-c", each, "sh"][..],
             &addresses.iter().map(String::as_str).collect::<Vec<_>>(),
@@ -144,7 +144,7 @@ impl Host {
     /// What the host, or the internet, hears.
     fn heard_by(&self, which: &str, address: &str) -> String {
         let mut command = inside(&self.netns(which));
-        command.args(["sh", "-c", &format!("busybox nc -w 30 {address} </dev/null 2>/dev/null")]);
+        command.args(["sh", "-c", &format!("busybox nc -w 10 {address} </dev/null 2>/dev/null")]);
         Output::of(address, &mut command).stdout().trim().to_owned()
     }
 
