@@ -224,10 +224,15 @@ fn orphans_are_reaped() {
 #[test]
 fn sigterm_ends_it_at_once_when_nothing_else_runs() {
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGPWR, libc::SIGRTMIN() + 3, libc::SIGRTMIN() + 4] {
-        let mut spark = Spark::start(&[]);
-        spark.queue(signal, ENDLESS);
-        assert!(spark.ends_within(PATIENCE), "signal {signal}");
-        assert_eq!(spark.status, Some(0), "signal {signal}");
+        for grace in [None, Some(ENDLESS)] {
+            let mut spark = Spark::start(&[]);
+            match grace {
+                Some(grace) => spark.queue(signal, grace),
+                None => spark.signal(signal),
+            }
+            assert!(spark.ends_within(PATIENCE), "signal {signal}");
+            assert_eq!(spark.status, Some(0), "signal {signal}");
+        }
     }
 }
 

@@ -6,13 +6,14 @@ use std::io;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::PollFlags;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use super::report::{self, Status};
 use crate::error::{Error, Result};
+use crate::foreground::is_ready;
 use crate::ops::connect::Service;
 
 /// Relays until nobody has been connected for `idle`, or it is told to end. What it began inside ends with it.
@@ -51,7 +52,7 @@ async fn relay(service: &mut Service<'_>, listener: TcpListener, idle: Duration)
             Some(_) = connections.join_next() => {}
             () = tokio::time::sleep(idle), if connections.is_empty() => {
                 // After a standstill of the machine both may have come, the end of the time and somebody.
-                if !has_waiting(&listener) {
+                if !is_ready(&listener, PollFlags::IN) {
                     return Ok(status);
                 }
                 tokio::task::yield_now().await;
@@ -60,12 +61,6 @@ async fn relay(service: &mut Service<'_>, listener: TcpListener, idle: Duration)
             _ = interrupt.recv() => return Ok(0),
         }
     }
-}
-
-/// Whether somebody is there to be accepted.
-fn has_waiting(listener: &tokio::net::TcpListener) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    matches!(rustix::event::poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&now)), Ok(1..))
 }
 
 /// Both ways, until both have ended. How is a matter between the two sides.

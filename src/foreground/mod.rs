@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 mod relay;
 
+pub(crate) use relay::is_ready;
 use relay::{Relay, watch};
 
 use crate::error::{Error, Result};

@@ -261,7 +261,7 @@ fn open_anew(fd: BorrowedFd<'_>, number: i32, interest: Interest) -> Option<Owne
 }
 
 /// Whether a call would not block now. An error or a hangup does not block either.
-fn is_ready(fd: impl AsFd, flags: PollFlags) -> bool {
+pub(crate) fn is_ready(fd: impl AsFd, flags: PollFlags) -> bool {
     let mut fds = [PollFd::new(&fd, flags)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(0) | Err(_))

@@ -58,7 +58,7 @@ pub struct Entered {
 pub(super) const STEP_CONFINE: u8 = 1;
 pub(super) const STEP_TERMINAL: u8 = 2;
 pub(super) const STEP_WORKDIR: u8 = 3;
-pub(super) const STEP_EXEC: u8 = 4;
+const STEP_EXEC: u8 = 4;
 
 /// Why a command did not start.
 #[derive(Debug)]
@@ -89,6 +89,21 @@ impl Entry {
             .map_err(Error::sys("enter the spark"))?;
         Ok((pid, from))
     }
+}
+
+/// The end of a child's own work: it executes its program if all is prepared, and reports so, or why not. It returns only
+/// if the program was not executed, with the child's status.
+pub(super) fn end(
+    report: &report::Sender,
+    prepared: Result<(), (u8, io::Error)>,
+    execute: impl FnOnce() -> io::Error,
+) -> i32 {
+    let (step, e) = match prepared.and_then(|()| report.ready().map_err(|e| (STEP_CONFINE, e))) {
+        Ok(()) => (STEP_EXEC, execute()),
+        Err(failed) => failed,
+    };
+    report.failed(step, &e);
+    127
 }
 
 /// Waits for what a child reports: that it is about to execute its program, or why it did not. Then it is reaped.
@@ -172,13 +187,7 @@ impl Plan {
 
     /// The child. It returns only if the command was not executed.
     fn run(&self) -> i32 {
-        let prepared = self.prepare().and_then(|()| self.report.ready().map_err(|e| (STEP_CONFINE, e)));
-        let (step, e) = match prepared {
-            Ok(()) => (STEP_EXEC, self.execute()),
-            Err(failed) => failed,
-        };
-        self.report.failed(step, &e);
-        127
+        end(&self.report, self.prepare(), || self.execute())
     }
 
     fn prepare(&self) -> Result<(), (u8, io::Error)> {

@@ -1,5 +1,5 @@
-//! A spark that takes all it can get: the others and the host go on answering. How fast is shown: a machine that runs
-//! tests has much else to do.
+//! A spark that takes all it can get: the others and the host go on answering. How fast is shown, and only compared: a
+//! machine that runs tests has much else to do.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,8 @@ use crate::inside::{bare, root, sh};
 
 /// How often each is asked.
 const ROUNDS: usize = 7;
-/// What an answer may take: a machine that does not answer takes longer.
-const AT_MOST: Duration = Duration::from_secs(120);
+/// How much longer an answer may take than before. A machine that does not answer takes minutes.
+const SLOWER: u32 = 60;
 
 /// Something that takes all it can get, and how to see that it has begun to hit its limit.
 struct Bomb {
@@ -78,7 +78,9 @@ fn a_spark_that_takes_all_it_can_get_leaves_the_others_and_the_host_alone() {
         assert!(wait_for(|| (bomb.hits)(&info())), "the {} does not go off: {}", bomb.what, info());
         let during = answers(&machine);
         eprintln!("{}: exec {:?}, list {:?}", bomb.what, during[0], during[1]);
-        assert!(during.iter().all(|answer| *answer < AT_MOST), "{}: {during:?}", bomb.what);
+        for (before, during) in before.into_iter().zip(during) {
+            assert!(during < before * SLOWER, "{}: {before:?} became {during:?}", bomb.what);
+        }
         let held = info();
         assert!(held["usage"]["pids"].as_u64() <= Some(64), "{held}");
         // A little more than that is the metadata that was on its way.

@@ -101,7 +101,7 @@ options=(
     -machine q35 -accel "${SPARK_VM_ACCEL:-tcg,thread=single}" -cpu max
     -smp 2 -m "${SPARK_VM_MEMORY:-2G}"
     -kernel "$image/vmlinux" -initrd "$image/initrd.cpio"
-    -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on cryptomgr.notests nosoftlockup workqueue.watchdog_thresh=0 systemd.show_status=error systemd.default_timeout_start_sec=1h systemd.service_watchdogs=no"
+    -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on cryptomgr.notests nosoftlockup workqueue.watchdog_thresh=0 sysctl.kernel.hung_task_timeout_secs=3600 systemd.show_status=error systemd.default_timeout_start_sec=1h systemd.service_watchdogs=no"
     -serial "file:${out//,/,,}/console.log"
     -device virtio-rng-pci
     -drive "file=${image//,/,,}/root.ext4,if=virtio,format=raw,snapshot=on,cache=unsafe"

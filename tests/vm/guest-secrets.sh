@@ -3,6 +3,9 @@
 # pool of its own. Prints what it does; the last line says what was wrong.
 set -euo pipefail
 
+# shellcheck source=checks.sh
+. /share/checks.sh
+
 export SPARK_ROOT=/var/lib/spark-secrets SPARK_RUN=/run/spark-secrets SPARK_SECRET_TIMEOUT=5m
 kept=/root/secrets
 random() { head -c 12 /dev/urandom | od -An -tx1 | tr -d ' \n'; }
@@ -12,15 +15,6 @@ control=CONTROL-$(random)
 wrong() {
     echo "$*"
     exit 1
-}
-
-soon() { # COMMAND...
-    local tries
-    for tries in {1..3000}; do
-        ! "$@" || return 0
-        sleep 0.2
-    done
-    wrong "still not so after $tries tries: $*"
 }
 
 mkdir -p "$kept"

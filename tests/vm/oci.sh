@@ -186,5 +186,5 @@ fi
 
 check 'no unit has failed' nothing systemctl --failed --no-legend --plain
 check 'the kernel has no complaint' \
-    nothing sh -c "dmesg | grep -E 'BUG:|WARNING:|Oops'"
+    nothing sh -c "dmesg | grep -E 'BUG:|WARNING:|Oops|blocked for more than'"
 finish

@@ -20,8 +20,8 @@ use super::state::Container;
 use crate::error::{Error, Result};
 use crate::runtime::confine::Confinement;
 use crate::runtime::enter::{
-    Entered, Failure, STEP_CONFINE, STEP_EXEC, STEP_TERMINAL, STEP_WORKDIR, candidates, execute,
-    give_streams, heard,
+    Entered, Failure, STEP_CONFINE, STEP_TERMINAL, STEP_WORKDIR, candidates, end, execute, give_streams,
+    heard,
 };
 use crate::runtime::report::{self, Sender};
 use crate::runtime::youki::{Entrances, Handle};
@@ -174,13 +174,7 @@ impl Plan {
 
     /// The child. It returns only if the program was not executed.
     fn run(&self) -> i32 {
-        let prepared = self.prepare().and_then(|()| self.report.ready().map_err(|e| (STEP_CONFINE, e)));
-        let (step, e) = match prepared {
-            Ok(()) => (STEP_EXEC, self.execute()),
-            Err(failed) => failed,
-        };
-        self.report.failed(step, &e);
-        127
+        end(&self.report, self.prepare(), || self.execute())
     }
 
     /// The order matters: see docs/security.md before changing it.
