@@ -179,7 +179,9 @@ fn a_container_in_the_foreground_has_the_callers_terminal() {
     let line = format!("stty rows 33 cols 44; exec {} run c", env!("CARGO_BIN_EXE_spark-oci"));
     let mut script = std::process::Command::new("script");
     script.args(["-qec", &line, "/dev/null"]).current_dir(host.bundle()).env("SPARK_RUN", host.run());
-    let out = script.stdin(std::process::Stdio::null()).output().unwrap();
+    // At the end of its input script(1) types something, and where that is echoed is a matter of time.
+    let (input, _keyboard) = std::io::pipe().unwrap();
+    let out = script.stdin(input).output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).replace('\r', "");
     assert!(text.contains("/dev/pts/0\nc\n"), "{text:?}");
     assert!(out.status.success());
