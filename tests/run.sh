@@ -18,6 +18,8 @@ set -uo pipefail
 
 # shellcheck source=prepare.sh
 . "$(dirname "${BASH_SOURCE[0]}")/prepare.sh"
+# shellcheck source=left.sh
+. tests/left.sh
 
 test_packages=(
     shellcheck python3 bsdutils git jq runc iproute2 iputils-ping nftables socat netcat-openbsd procps systemd
@@ -94,7 +96,11 @@ in_vm() { # NAME ARGUMENT...
 # Compares what this machine has now with what it had before.
 part_left() {
     local tries
-    remove_empty_cgroups
+    check_new_machine "$work" || {
+        echo 'On a machine that has never run the tools of the tests, something would be left.'
+        return 1
+    }
+    remove_what_tools_leave "$work/before"
     # The kernel takes a moment to let go of a loop device.
     for tries in {1..600}; do
         state >"$work/after"
@@ -104,38 +110,6 @@ part_left() {
     echo "After $tries tries this is left:"
     comm -13 "$work/before" "$work/after"
     return 1
-}
-
-# What tests could leave behind, a line each, sorted.
-state() {
-    {
-        findmnt -rn -o TARGET,SOURCE,FSTYPE | sed 's/^/mount /'
-        losetup -a | sed 's/^/loop device /'
-        cgroups | sed 's/^/cgroup /'
-        ip -o link 2>/dev/null | sed -E 's/^[0-9]+: ([^:@]+).*/link \1/'
-        ip netns list 2>/dev/null | sed 's/^/network namespace /'
-        nft list ruleset 2>/dev/null | sed 's/ packets [0-9]* bytes [0-9]*//; s/^/nft /'
-        for name in spark qemu youki containerd; do pgrep -l "^$name"; done | sed 's/^/process /'
-        find /run -maxdepth 1 -name 'spark*' ! -name spark-ids ! -name spark-nets
-        find /run/spark-ids /run/spark-nets -mindepth 1 ! -name ports 2>/dev/null
-        find /tmp /var/tmp /var/lib /etc -maxdepth 1 -iname '*spark*'
-        [ "$caller" = root ] || find "$checkout" "$caller_home/.cargo" "$caller_home/.cache" \
-            -user root 2>/dev/null | sed "s/^/file of root's /"
-    } | sort -u
-}
-
-# Those that sparks are in, and what is asked of podman and containerd.
-cgroups() {
-    find /sys/fs/cgroup -regextype posix-extended -depth -type d \( -path '*/spark*' \
-        -o -regex '/sys/fs/cgroup(/[a-z_,]+)?/(libpod_parent|default|t[0-9a-z]{26})(/.*)?' \)
-}
-
-# Engines leave the directories that they made above those of containers. One
-# that was there before may be in use.
-remove_empty_cgroups() {
-    cgroups | grep -E '/(spark|libpod_parent(/conmon)?|default)$' | while read -r dir; do
-        grep -qxF "cgroup $dir" "$work/before" || rmdir "$dir" 2>/dev/null
-    done
 }
 
 ### Test programs
