@@ -187,7 +187,7 @@ impl Sparks {
     fn begin(&self, spark: &SparkId, what: &Publication<'_>, locks: &[BorrowedFd<'_>]) -> Result<()> {
         let record = what.record;
         fault::point("create.after-publish")?;
-        self.pool.index_spark(&record.oci_id, &identity_of(spark, record))?;
+        self.pool.index_spark(&record.oci_id, &identity_of(spark, record));
         self.publish_copies(spark, record)?;
         // The name becomes durable while the container starts.
         let launch = || self.launch(spark, record, locks, what.given.clone());

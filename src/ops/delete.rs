@@ -77,7 +77,7 @@ impl Sparks {
                     self.end_container(id, Duration::ZERO)?;
                 }
                 let deleted = self.discard(spark, options)?;
-                ids.iter().try_for_each(|id| self.pool.unindex_spark(id.as_str()))?;
+                ids.iter().for_each(|id| self.pool.unindex_spark(id.as_str()));
                 Ok(deleted)
             }
             Err(e) => Err(e),
@@ -96,7 +96,7 @@ impl Sparks {
     }
 
     fn forget(&self, record: &SparkRecord) -> Result<()> {
-        self.pool.unindex_spark(&record.oci_id)?;
+        self.pool.unindex_spark(&record.oci_id);
         self.nets().leave(&record.id)?;
         if record.ephemeral {
             self.pool.unindex_ephemeral(&record.id)?;
@@ -137,10 +137,14 @@ impl Sparks {
     /// Removes the sparks whose command was killed. Costs one look into a directory where there are none.
     pub fn collect_abandoned(&self) -> Result<()> {
         for left in self.pool.abandoned()? {
-            self.remove_by_id(&left.id)?;
-            self.pool.unindex_ephemeral(&left.id)?;
+            self.remove_abandoned(&left.id)?;
         }
         Ok(())
+    }
+
+    pub(super) fn remove_abandoned(&self, id: &Id) -> Result<()> {
+        self.remove_by_id(id)?;
+        self.pool.unindex_ephemeral(id)
     }
 }
 

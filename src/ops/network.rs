@@ -187,7 +187,7 @@ impl Sparks {
         self.nets().without_device().into_iter().filter(|id| self.is_over(id).is_some()).collect()
     }
 
-    fn drop_network(&self, id: &Id) -> Result<()> {
+    pub(super) fn drop_network(&self, id: &Id) -> Result<()> {
         match self.is_over(id) {
             Some(_lock) => self.nets().leave(id),
             None => Ok(()),

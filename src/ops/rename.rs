@@ -28,7 +28,7 @@ impl Sparks {
         let sparks = self.pool.paths.sparks(&new.project);
         sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks))?;
         let identity = Identity { project: new.project, name: new.name, id: opened.record.id.clone() };
-        self.pool.index_spark(&opened.record.oci_id, &identity)?;
+        self.pool.index_spark(&opened.record.oci_id, &identity);
         self.nets().rename(&opened.record.id, to)
     }
 }

@@ -111,7 +111,7 @@ impl Sparks {
             name: opened.id.name.clone(),
             id: opened.record.id.clone(),
         };
-        self.pool.index_spark(&opened.record.oci_id, &identity)?;
+        self.pool.index_spark(&opened.record.oci_id, &identity);
         self.publish_copies(&opened.id, &opened.record)?;
         let held = self.hold_volumes(&opened.id, &opened.record.options.volumes)?;
         let locks: Vec<_> = std::iter::once(opened.lock.as_fd()).chain(held.locks()).collect();

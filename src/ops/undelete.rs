@@ -45,7 +45,7 @@ impl Sparks {
         if let Ok(Some(found)) = record::read::<SparkRecord>(&SparkPaths(&dir).record()) {
             let identity =
                 Identity { project: spark.project.clone(), name: spark.name.clone(), id: found.id };
-            self.pool.index_spark(&found.oci_id, &identity)?;
+            self.pool.index_spark(&found.oci_id, &identity);
         }
         Ok(spark)
     }

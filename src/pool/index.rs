@@ -29,14 +29,19 @@ pub struct Ephemeral {
 }
 
 impl Pool {
-    /// Enters a spark, or corrects its entry.
-    pub fn index_spark(&self, oci_id: &str, identity: &Identity) -> Result<()> {
-        write(&self.place.index(), oci_id, identity)
+    /// Enters a spark, or corrects its entry. An entry that cannot be written costs time, and no operation fails over it:
+    /// the records are the truth.
+    pub fn index_spark(&self, oci_id: &str, identity: &Identity) {
+        if let Err(e) = write(&self.place.index(), oci_id, identity) {
+            tracing::warn!("cannot write the index: {e}");
+        }
     }
 
-    /// Removes a spark's entry.
-    pub fn unindex_spark(&self, oci_id: &str) -> Result<()> {
-        remove(&self.place.index().join(oci_id))
+    /// Removes a spark's entry. `gc` names what cannot be removed.
+    pub fn unindex_spark(&self, oci_id: &str) {
+        if let Err(e) = remove(&self.place.index().join(oci_id)) {
+            tracing::warn!("cannot correct the index: {e}");
+        }
     }
 
     /// Finds the spark of a container. A wrong or missing entry is found from the records, and corrected.
@@ -54,7 +59,7 @@ impl Pool {
             for name in names_in(&self.paths.sparks(&project))? {
                 let found = Identity { project: project.clone(), name, id: id.clone() };
                 if self.holds(&found, oci_id) {
-                    self.index_spark(oci_id, &found)?;
+                    self.index_spark(oci_id, &found);
                     return Ok(Some(found));
                 }
             }

@@ -1,7 +1,12 @@
 //! Locks on directories: `flock(2)`, close-on-exec, gone with the process.
+//!
+//! The kernel lets new shared lockers in as long as there is one, so an exclusive one might wait for good. Here an exclusive
+//! locker that waits announces itself, and new shared lockers let it go first. The announcement is an open file description
+//! lock (fcntl_locking(2)) on the same directory, which `flock(2)` does not see. It needs no file, it follows a rename, and
+//! it ends with the process that waits.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,6 +17,9 @@ use rustix::fs::FlockOperation;
 pub enum Mode {
     /// Many at once.
     Shared,
+    /// Shared, for a process that has such a lock already. It does not let exclusive lockers go first: they may be waiting
+    /// for the lock that the process has.
+    SharedToo,
     /// One alone.
     Exclusive,
 }
@@ -20,6 +28,9 @@ pub enum Mode {
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long a lock is waited for before its holders are looked at, and how often they are.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long a shared locker lets exclusive ones go first. If one of those waits for a shared lock that is held for long, or
+/// for what this process has locked already, this one goes on after that time.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Locks a directory, waiting for it. After locking, the path is compared with what was locked: a rename or a
 /// delete in between means that another one has the name now, and it is tried again.
@@ -30,26 +41,33 @@ const LOOK: Duration = Duration::from_millis(500);
 /// # Errors
 /// `NotFound` if the directory does not exist, or does not any more.
 pub fn lock_dir(path: &Path, mode: Mode) -> io::Result<OwnedFd> {
-    let operation = match mode {
-        Mode::Shared => FlockOperation::NonBlockingLockShared,
-        Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
-    };
     loop {
         let fd = super::file::open_dir(path)?;
-        wait_for(&fd, operation, path)?;
+        wait_for(&fd, mode, path)?;
         if super::file::same_file(&fd, path)? {
             return Ok(fd);
         }
     }
 }
 
-fn wait_for(fd: &OwnedFd, operation: FlockOperation, path: &Path) -> io::Result<()> {
+fn wait_for(fd: &OwnedFd, mode: Mode, path: &Path) -> io::Result<()> {
+    let operation = match mode {
+        Mode::Shared | Mode::SharedToo => FlockOperation::NonBlockingLockShared,
+        Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
+    };
+    let begun = Instant::now();
     let mut pause = Duration::from_micros(200);
-    let mut look = Instant::now() + LOOK / 10;
+    let mut look = begun + LOOK / 10;
+    let mut announcement = None;
     loop {
-        match rustix::fs::flock(fd, operation) {
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-            other => return Ok(other?),
+        if mode != Mode::Shared || !is_announced(fd)? || begun.elapsed() > PATIENCE {
+            match rustix::fs::flock(fd, operation) {
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
+        if mode == Mode::Exclusive && announcement.is_none() {
+            announcement = Some(Announcement::of(fd)?);
         }
         if Instant::now() >= look {
             tracing::info!(path = %path.display(), "waiting for another command");
@@ -59,6 +77,40 @@ fn wait_for(fd: &OwnedFd, operation: FlockOperation, path: &Path) -> io::Result<
         std::thread::sleep(pause);
         pause = (pause * 2).min(PAUSE);
     }
+}
+
+/// Says on a directory that somebody waits to lock it alone, until it is dropped. A directory cannot be opened for writing,
+/// so this is a read lock: many can have one, and [`is_announced`] asks whether a write lock would meet one.
+struct Announcement<'a>(&'a OwnedFd);
+
+impl Announcement<'_> {
+    fn of(fd: &OwnedFd) -> io::Result<Announcement<'_>> {
+        fcntl_lock(fd, libc::F_OFD_SETLK, libc::F_RDLCK)?;
+        Ok(Announcement(fd))
+    }
+}
+
+impl Drop for Announcement<'_> {
+    fn drop(&mut self) {
+        // If this failed, it would end with the lock, which the same open file description holds.
+        let _ = fcntl_lock(self.0, libc::F_OFD_SETLK, libc::F_UNLCK);
+    }
+}
+
+/// Whether somebody else waits to lock a directory alone.
+fn is_announced(fd: &OwnedFd) -> io::Result<bool> {
+    fcntl_lock(fd, libc::F_OFD_GETLK, libc::F_WRLCK).map(|found| i32::from(found) != libc::F_UNLCK)
+}
+
+/// Sets or asks for an open file description lock on the first byte. Returns the kind of lock that the kernel answers with.
+fn fcntl_lock(fd: &OwnedFd, command: i32, kind: i32) -> io::Result<i16> {
+    // SAFETY: all zeros are a valid flock: from byte 0 on, and `l_pid` has to be 0 here.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as i16;
+    lock.l_len = 1;
+    // SAFETY: `lock` is valid, and outlives the call.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), command, &mut lock) };
+    if r == 0 { Ok(lock.l_type) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The processes that hold a lock by inheritance, from one that does not live any more or has let go of it.
@@ -164,6 +216,48 @@ mod tests {
         assert_eq!(taker("lock:\t1: FLOCK  ADVISORY  WRITE 4242 00:2e:257 0 EOF"), Some(4242));
         assert_eq!(taker("lock:\t1: POSIX  ADVISORY  WRITE 4242 00:2e:257 0 EOF"), None);
         assert_eq!(taker("pos:\t0"), None);
+    }
+
+    #[test]
+    fn an_exclusive_locker_that_waits_goes_before_new_shared_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock_dir(dir.path(), Mode::Shared).unwrap();
+        let probe = super::super::file::open_dir(dir.path()).unwrap();
+        let (order, locked) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let lock = |mode| {
+                let (order, path) = (order.clone(), dir.path());
+                scope.spawn(move || {
+                    let lock = lock_dir(path, mode).unwrap();
+                    order.send(mode).unwrap();
+                    drop(lock);
+                });
+            };
+            lock(Mode::Exclusive);
+            while !is_announced(&probe).unwrap() {
+                std::thread::yield_now();
+            }
+            lock(Mode::Shared);
+            // A shared locker that did not let the other one go first would be here by now: the lock is shared.
+            let early = locked.recv_timeout(LOOK);
+            assert!(early.is_err(), "{early:?} was first");
+            drop(first);
+            assert_eq!([locked.recv().unwrap(), locked.recv().unwrap()], [Mode::Exclusive, Mode::Shared]);
+        });
+        assert!(!is_announced(&probe).unwrap());
+    }
+
+    #[test]
+    fn an_announcement_ends_with_the_process_that_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let probe = super::super::file::open_dir(dir.path()).unwrap();
+        let waiting = super::super::file::open_dir(dir.path()).unwrap();
+        std::mem::forget(Announcement::of(&waiting).unwrap());
+        assert!(is_announced(&probe).unwrap() && !is_announced(&waiting).unwrap());
+        // What the kernel does for a process that is killed.
+        drop(waiting);
+        assert!(!is_announced(&probe).unwrap());
+        drop(lock_dir(dir.path(), Mode::Shared).unwrap());
     }
 
     #[test]

@@ -245,3 +245,57 @@ fn what_is_no_spark_among_the_sparks_is_passed_over() {
         assert!(sparks.join(left).exists());
     }
 }
+
+#[test]
+fn what_gc_cannot_free_is_named_and_keeps_nothing_else_from_being_freed() {
+    let machine = machine();
+    machine.spark(&["create", "web"]).ok();
+    let index = machine.place().index();
+    // A directory under a name that no spark has, and one in the place of a spark's entry.
+    let junk = index.join("junk");
+    let entry = index.join(id(&machine, "web"));
+    fs::remove_file(&entry).unwrap();
+    for dir in [&junk, &entry] {
+        fs::create_dir(dir).unwrap();
+    }
+    // Leftovers that are collected before the index, after it, and last.
+    let left = [
+        machine.pool().join("staging/01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+        index.join("01ARZ3NDEKTSV4RRFFQ69G5FAW"),
+        machine.place().secrets().join("gone/KEY.age"),
+    ];
+    fs::create_dir(&left[0]).unwrap();
+    fs::create_dir_all(left[2].parent().unwrap()).unwrap();
+    for file in &left[1..] {
+        fs::write(file, "{}").unwrap();
+    }
+    for line in [&["--json", "gc", "--dry-run"] as &[&str], &["--json", "gc"]] {
+        let output = machine.spark(line);
+        assert_eq!(output.status(), 1, "{line:?}: {}", output.stderr());
+        let items: Value = serde_json::from_str(&output.stdout()).unwrap();
+        let paths: Vec<&str> =
+            items.as_array().unwrap().iter().map(|i| i["path"].as_str().unwrap()).collect();
+        assert_eq!(paths, left.each_ref().map(|path| path.to_str().unwrap()), "{line:?}");
+        let errors: Vec<Value> =
+            output.stderr().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for dir in [&junk, &entry] {
+            let named =
+                |error: &&Value| error["error"]["message"].as_str().unwrap().contains(dir.to_str().unwrap());
+            assert_eq!(errors.iter().filter(named).count(), 1, "{errors:?}");
+        }
+        assert_eq!(errors.len(), 2, "{errors:?}");
+    }
+    assert!(left.iter().all(|path| !path.exists()));
+    // Nor do they keep anybody from the spark, or from the lists.
+    assert_eq!(exec(&machine, "web", "echo works"), "works");
+    for line in [
+        &["list", "-a"] as &[&str],
+        &["top", "--once"],
+        &["du"],
+        &["stop", "-t", "0", "web"],
+        &["resume", "web"],
+    ] {
+        machine.spark(line).ok();
+    }
+    machine.spark(&["delete", "-f", "--now", "web"]).ok();
+}

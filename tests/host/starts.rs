@@ -1,5 +1,7 @@
 //! Starts that end by themselves, at once, or side by side.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -137,4 +139,48 @@ fn a_create_without_any_base_makes_one_and_says_so() {
     second.ok();
     let bases = machine.spark(&["base", "list", "--json"]).json();
     assert_eq!((bases.as_array().unwrap().len(), &bases[0]["name"]), (1, &"minimal".into()));
+}
+
+#[test]
+fn what_changes_a_spark_is_served_while_commands_are_started_in_it_without_end() {
+    /// Loops that start commands, and how many of these each may start while one change waits: what a change does before it
+    /// asks for the lock, and after it has let go of it, takes its time too where all processors are busy.
+    const LOOPS: usize = 30;
+    const EACH: usize = 20;
+    let machine = machine();
+    bare(&machine, "web", &[]);
+    machine.spark(&["snapshot", "create", "web", "before"]).ok();
+    let (started, most) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+    let begin = || {
+        while started.load(Ordering::Relaxed) < most.load(Ordering::Relaxed) {
+            let output = machine.spark(&["exec", "-T", "web", "true"]);
+            // Ended by the stop that it met, or too late for the spark.
+            assert!([0, 137, 125].contains(&output.status()), "{}: {}", output.status(), output.stderr());
+            started.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..LOOPS {
+            scope.spawn(begin);
+        }
+        assert!(wait_for(|| started.load(Ordering::Relaxed) > LOOPS));
+        let lines: [&[&str]; 4] = [
+            &["set", "web", "--label", "a=b"],
+            &["stop", "-t", "0", "web"],
+            &["snapshot", "restore", "web", "before"],
+            &["delete", "-f", "--now", "web"],
+        ];
+        let met: Vec<usize> = lines
+            .iter()
+            .map(|line| {
+                let before = started.load(Ordering::Relaxed);
+                // If the change is not served, the loops end, and then it is.
+                most.store(before + LOOPS * EACH, Ordering::Relaxed);
+                machine.spark(line).ok();
+                started.load(Ordering::Relaxed) - before
+            })
+            .collect();
+        most.store(0, Ordering::Relaxed);
+        assert!(met.iter().all(|met| *met < LOOPS * EACH), "{met:?}");
+    });
 }

@@ -9,10 +9,12 @@ use crate::cli::output::column;
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
 use crate::error::Result;
+use crate::ops::gc::Collected;
 
 /// Collect what crashes and expired trash left
 ///
-/// Prints what it frees, and whose it was.
+/// Prints what it frees, and whose it was. If something cannot be freed, an error names it, the rest is freed, and the
+/// exit status is 1.
 #[derive(Debug, Args)]
 pub(crate) struct GcArgs {
     /// Free nothing, print what would be freed
@@ -43,11 +45,12 @@ pub(crate) fn gc(ctx: &Ctx, args: GcArgs) -> Result<Status> {
         let _ = rustix::process::nice(19);
         return ctx.open_mounted()?.map_or(Ok(()), |sparks| sparks.empty_trash()).map(|()| 0);
     }
-    let items = ctx.open_as_it_is()?.map(|sparks| sparks.gc(args.dry_run)).transpose()?.unwrap_or_default();
-    if items.is_empty() {
+    let Collected { items, failures } =
+        ctx.open_as_it_is()?.map(|sparks| sparks.gc(args.dry_run)).unwrap_or_default();
+    if items.is_empty() && failures.is_empty() {
         ctx.say("nothing to collect");
     }
     let columns = [column("WHAT", "what"), column("OWNER", "owner"), column("PATH", "path")];
     output::print_rows(ctx.json, &columns, &items)?;
-    Ok(0)
+    Ok(ctx.tell(failures.into_iter()))
 }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use super::super::gc::Item;
+use super::super::gc::{Collection, Item};
 use super::super::{Observer, Sparks};
 use super::make;
 use crate::domain::FORMAT;
@@ -156,7 +156,7 @@ impl Sparks {
     }
 
     /// Collects layers and manifests that nothing was made from which is still there.
-    pub(in crate::ops) fn gc_images(&self, dry_run: bool, items: &mut Vec<Item>) -> Result<()> {
+    pub(in crate::ops) fn gc_images(&self, collection: &mut Collection) -> Result<()> {
         let paths = &self.pool.paths;
         // Somebody who pulls holds it, and has layers that no base needs yet.
         let Ok(Some(_lock)) = sys::flock::try_lock_dir(&paths.images()) else { return Ok(()) };
@@ -170,11 +170,8 @@ impl Sparks {
                 continue;
             }
             let owner = format!("image {}", record.reference);
-            items.push(Item::new("manifest of an image", &owner, &dir));
+            collection.free(Item::new("manifest of an image", &owner, &dir), || self.remove_part(&dir));
             owners.push((owner, record.chains));
-            if !dry_run {
-                self.collect(&dir)?;
-            }
         }
         for dir in dirs(&paths.layers())? {
             if chains.contains(&dir) {
@@ -183,15 +180,12 @@ impl Sparks {
             let has = |chains: &[Digest]| chains.iter().any(|chain| paths.layer(chain) == dir);
             let owner = owners.iter().find(|(_, chains)| has(chains)).map(|(owner, _)| owner.as_str());
             let owner = owner.unwrap_or("an image that is not there");
-            items.push(Item::new("layer of an image", owner, &dir));
-            if !dry_run {
-                self.collect(&dir)?;
-            }
+            collection.free(Item::new("layer of an image", owner, &dir), || self.remove_part(&dir));
         }
         Ok(())
     }
 
-    fn collect(&self, dir: &Path) -> Result<()> {
+    fn remove_part(&self, dir: &Path) -> Result<()> {
         let Some(_lock) = self.pool.lock(dir, Mode::Exclusive)? else { return Ok(()) };
         self.pool.remove(dir, || Ok(()))
     }

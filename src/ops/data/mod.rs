@@ -315,8 +315,11 @@ impl Sparks {
     }
 
     fn lock_volumes(&self, spark: &SparkId, volumes: &[Attached]) -> Result<Held> {
-        let locks = volumes.iter().map(|attached| {
-            let volume = VolumeId { project: spark.project.clone(), name: attached.volume.clone() };
+        // In one order, which is that of a restore too: nobody holds one of two and waits for the other.
+        let mut names: Vec<&Name> = volumes.iter().map(|attached| &attached.volume).collect();
+        names.sort();
+        let locks = names.into_iter().map(|name| {
+            let volume = VolumeId { project: spark.project.clone(), name: name.clone() };
             let lock = self.pool.lock(&self.home_of(spark, &volume.name), Mode::Shared)?;
             lock.ok_or_else(|| lost(spark, &volume))
         });

@@ -141,7 +141,7 @@ impl Sparks {
 
     fn roots(&self, pair: &Pair) -> Result<(Root, Root)> {
         let before = match (&pair.before, &pair.after) {
-            (Some(before), _) => self.source_root(before)?,
+            (Some(before), _) => self.source_root(before, Mode::Shared)?,
             (None, Source::Spark(spark)) => self.origin_root(spark)?,
             (None, Source::Base(base)) => {
                 return Err(Error::Usage {
@@ -150,15 +150,15 @@ impl Sparks {
                 });
             }
         };
-        Ok((before, self.source_root(&pair.after)?))
+        Ok((before, self.source_root(&pair.after, Mode::SharedToo)?))
     }
 
-    fn source_root(&self, source: &Source) -> Result<Root> {
+    fn source_root(&self, source: &Source, mode: Mode) -> Result<Root> {
         let source = match source {
-            Source::Base(base) => return self.base_root(base),
+            Source::Base(base) => return self.base_root(base, mode),
             Source::Spark(source) => source,
         };
-        let spark = self.open_spark(&self.resolve(&source.spark)?, Mode::Shared)?;
+        let spark = self.open_spark(&self.resolve(&source.spark)?, mode)?;
         let path = match &source.snapshot {
             Some(snapshot) => self.snapshot_root(&spark.id, snapshot)?,
             None => {
@@ -169,9 +169,9 @@ impl Sparks {
         Ok(Root { path, _lock: spark.lock })
     }
 
-    fn base_root(&self, base: &Name) -> Result<Root> {
+    fn base_root(&self, base: &Name, mode: Mode) -> Result<Root> {
         let (_, _, path) = self.find_base(Some(base))?;
-        let Some(lock) = self.pool.lock(&self.pool.paths.base(base), Mode::Shared)? else {
+        let Some(lock) = self.pool.lock(&self.pool.paths.base(base), mode)? else {
             return Err(Error::Busy { what: format!("base `{base}`"), why: "it is being deleted".into() });
         };
         Ok(Root { path, _lock: lock })
@@ -184,7 +184,8 @@ impl Sparks {
             Origin::Received { snapshot, .. } => {
                 // Received together with it.
                 let snapshot = Some(snapshot);
-                return self.source_root(&Source::Spark(SourceRef { snapshot, ..source.clone() }));
+                let received = SourceRef { snapshot, ..source.clone() };
+                return self.source_root(&Source::Spark(received), Mode::Shared);
             }
             Origin::Spark { name, id, snapshot, .. } => {
                 // Whatever it is called by now.
@@ -198,7 +199,7 @@ impl Sparks {
                     });
                 };
                 let spark = SparkRef { project: Some(found.project), name: found.name };
-                return self.source_root(&Source::Spark(SourceRef { spark, snapshot }));
+                return self.source_root(&Source::Spark(SourceRef { spark, snapshot }), Mode::Shared);
             }
         };
         let (_, base, _) = self.find_base(Some(&name))?;
@@ -211,7 +212,7 @@ impl Sparks {
                 hint: format!("to compare with it all the same: `spark diff base:{name} {source}`"),
             });
         }
-        self.base_root(&name)
+        self.base_root(&name, Mode::Shared)
     }
 }
 

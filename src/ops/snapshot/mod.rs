@@ -14,7 +14,7 @@ use crate::domain::spark::{Id, Origin, Time};
 use crate::domain::volume::Data;
 use crate::error::{Error, Result};
 use crate::pool::{btrfs, changes, names_in, record, stage};
-use crate::sys::flock::Mode;
+use crate::sys::flock::{self, Mode};
 use crate::{fault, sys};
 
 pub(crate) use restore::{Files, keep_exchanged};
@@ -161,8 +161,12 @@ impl Sparks {
     /// Removes a snapshot's directory. False if it is not there.
     pub(crate) fn remove(&self, dir: &Path) -> Result<bool> {
         let Some(_lock) = self.pool.lock(dir, Mode::Exclusive)? else { return Ok(false) };
+        self.remove_locked(dir).map(|()| true)
+    }
+
+    fn remove_locked(&self, dir: &Path) -> Result<()> {
         fault::point("snapshot-delete.before-rename")?;
-        self.pool.remove(dir, || fault::point("snapshot-delete.after-rename")).map(|()| true)
+        self.pool.remove(dir, || fault::point("snapshot-delete.after-rename"))
     }
 
     /// Deletes the oldest of a spark's snapshots that are like this one, and keeps `keep`.
@@ -171,10 +175,15 @@ impl Sparks {
         alike.retain(|s| s.kind == Some(like.kind) && s.label == like.label && s.broken.is_none());
         let many = alike.len().saturating_sub(keep as usize);
         for old in &alike[..many] {
-            match self.remove_snapshot(&opened.id, &old.name) {
+            let dir = self.snapshot_dir(&opened.id, &old.name);
+            match flock::try_lock_dir(&dir) {
+                Ok(Some(_lock)) => self.remove_locked(&dir)?,
+                // Somebody sends it or copies from it. Waiting for that would keep the spark locked as long: the next
+                // snapshot thins it out.
+                Ok(None) => {}
                 // Somebody else has thinned it out.
-                Ok(()) | Err(Error::NotFound { .. }) => {}
-                Err(e) => return Err(e),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("lock", dir)(e)),
             }
         }
         Ok(())
