@@ -11,7 +11,7 @@ use super::{etc, seccomp, template};
 use crate::domain::ids::IDS;
 use crate::domain::limits::{DEFAULT_PIDS, Limits};
 use crate::domain::name::Name;
-use crate::domain::options::{BindMount, Network, Shared, SparkOptions};
+use crate::domain::options::{BindMount, Network, SparkOptions};
 use crate::domain::spark::Id;
 use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
@@ -93,31 +93,39 @@ pub fn compose(input: &Input<'_>) -> Result<Bundle> {
 
 fn inner_mounts(input: &Input<'_>) -> Result<Vec<Planned>> {
     let range = IdMap::range(input.first_id, IDS);
-    let mut mounts: Vec<Planned> = etc::FILES
-        .iter()
-        .map(|file| Planned {
-            source: input.dir.join("etc").join(file),
-            at: Path::new("/etc").join(file),
-            ids: None,
-            is_dir: false,
-            read_only: true,
-            exact: false,
-        })
-        .collect();
-    if input.options.shared != Shared::None {
-        mounts.extend(input.shared.iter().zip(["bin", "all", "proj"]).map(|(source, name)| Planned {
-            source: source.clone(),
-            at: Path::new("/spark").join(name),
-            ids: Some(range),
-            is_dir: true,
-            read_only: input.options.shared == Shared::Ro,
-            exact: false,
-        }));
+    let own = |file: &str, at: &str| Planned {
+        source: input.dir.join("etc").join(file),
+        at: Path::new(at).join(file),
+        ids: None,
+        is_dir: false,
+        read_only: true,
+        exact: false,
+    };
+    let mut mounts: Vec<Planned> = etc::FILES.iter().map(|file| own(file, "/etc")).collect();
+    if profile(input).is_some() {
+        mounts.push(own(etc::PROFILE, etc::PROFILES));
     }
+    let shared = input.options.shared_in_effect().mounts();
+    mounts.extend(input.shared.iter().zip(shared).map(|(source, (name, read_only))| Planned {
+        source: source.clone(),
+        at: Path::new("/spark").join(name),
+        ids: Some(range),
+        is_dir: true,
+        read_only: *read_only,
+        exact: false,
+    }));
     for wanted in &input.options.mounts {
         mounts.push(host_mount(wanted, range)?);
     }
     Ok(mounts)
+}
+
+/// What login shells are told of `PATH`, where the root has a place for it and `/spark/bin` is mounted.
+pub(super) fn profile(input: &Input<'_>) -> Option<String> {
+    let root = crate::sys::file::open_dir(input.root).ok()?;
+    crate::sys::beneath::open_dir(&root, Path::new(etc::PROFILES)).ok()?;
+    let is_mounted = !input.options.shared_in_effect().mounts().is_empty();
+    is_mounted.then(|| etc::profile(input.options.path)).flatten()
 }
 
 fn volume_mounts(input: &Input<'_>) -> Vec<Planned> {

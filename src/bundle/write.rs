@@ -7,7 +7,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{Process, Spec};
 
-use super::spec::{Bundle, Input, hostname};
+use super::spec::{Bundle, Input, hostname, profile};
 use super::{etc, seccomp};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -28,13 +28,12 @@ pub fn write(bundle: &Bundle, inner: &mut Spec, input: &Input<'_>) -> Result<Vec
     }
     make(&dir.join(INNER), 0o700)?;
     let host = hostname(input.options, input.name);
-    for file in etc::FILES {
+    let content = |file| etc::content(file, &host, input.id, input.options.network, input.resolv);
+    let mut files: Vec<_> = etc::FILES.iter().map(|file| (*file, content(file))).collect();
+    files.extend(profile(input).map(|profile| (etc::PROFILE, profile)));
+    for (file, content) in files {
         let path = dir.join("etc").join(file);
-        put(
-            &path,
-            etc::content(file, &host, input.id, input.options.network, input.resolv).as_bytes(),
-            0o644,
-        )?;
+        put(&path, content.as_bytes(), 0o644)?;
         chown(&path, Some(input.first_id), Some(input.first_id))
             .map_err(Error::io("change the owner of", &path))?;
     }

@@ -6,9 +6,10 @@ use crate::domain::limits::{
     DEFAULT_PIDS, parse_cpus, parse_disk, parse_duration, parse_idle_stop, parse_memory, parse_pids,
     parse_rate,
 };
-use crate::domain::options::{BindMount, parse_env, parse_inside, parse_label, parse_user};
+use crate::domain::options::{BindMount, HARDENED, parse_env, parse_inside, parse_label, parse_user};
 use crate::domain::port::{Ports, Published};
 use crate::domain::secret::{Secret, parse_secret};
+use crate::domain::shared::Shared;
 
 /// What a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub(super) enum Stranger {
     MayNot,
     /// Where this says nothing against it.
     If(fn(&Value) -> Result<(), String>),
+    /// Where this says nothing against it, it is shown to the user, who may grant it. It sets nothing.
+    Wish(fn(&Value) -> Result<(), String>),
 }
 
 type Parsed = Result<(), String>;
@@ -46,7 +49,7 @@ pub struct Key {
     pub default: Option<&'static str>,
     pub(super) stranger: Stranger,
     /// How little a value confines, where a repository's may confine more than the user's own, but not less.
-    pub(super) looseness: Option<fn(&Value) -> u8>,
+    pub(super) looseness: Option<fn(&Value) -> u64>,
     /// Parses a value and puts it where it belongs. The text is the entry's name, of a table.
     pub(super) apply: fn(&mut Settings, &str, &Value) -> Parsed,
 }
@@ -66,7 +69,11 @@ impl Key {
     const fn stranger(self, check: fn(&Value) -> Parsed) -> Key {
         Key { stranger: Stranger::If(check), ..self }
     }
-    const fn looseness(self, of: fn(&Value) -> u8) -> Key {
+    /// Shown, not set, where a repository's file says it.
+    const fn wish(self, check: fn(&Value) -> Parsed) -> Key {
+        Key { stranger: Stranger::Wish(check), ..self }
+    }
+    const fn looseness(self, of: fn(&Value) -> u64) -> Key {
         Key { looseness: Some(of), ..self }
     }
 }
@@ -79,13 +86,18 @@ pub static KEYS: &[Key] = &[
     key("labels", Kind::Texts, |s, k, v| {
         pair(k, v, parse_label).map(|(k, v)| _ = s.create.labels.insert(k, v))
     }),
-    key("memory", Kind::Quantity, |s, _, v| set(&mut s.create.limits.memory, v.with(parse_memory))),
-    key("cpus", Kind::Quantity, |s, _, v| set(&mut s.create.limits.cpus_milli, v.with(parse_cpus))),
+    key("memory", Kind::Quantity, |s, _, v| set(&mut s.create.limits.memory, v.with(parse_memory)))
+        .looseness(|v| limit(v.with(parse_memory))),
+    key("cpus", Kind::Quantity, |s, _, v| set(&mut s.create.limits.cpus_milli, v.with(parse_cpus)))
+        .looseness(|v| limit(v.with(parse_cpus))),
     key("pids", Kind::Quantity, |s, _, v| set(&mut s.create.limits.pids, v.with(parse_pids)))
         .stranger(few_pids)
+        .looseness(|v| limit(v.with(parse_pids).map(|pids| pids as u64)))
         .default("4096"),
-    key("io", Kind::Quantity, |s, _, v| set(&mut s.create.limits.io, v.with(parse_rate))),
-    key("disk", Kind::Quantity, |s, _, v| set(&mut s.create.limits.disk, v.with(parse_disk))),
+    key("io", Kind::Quantity, |s, _, v| set(&mut s.create.limits.io, v.with(parse_rate)))
+        .looseness(|v| limit(v.with(parse_rate))),
+    key("disk", Kind::Quantity, |s, _, v| set(&mut s.create.limits.disk, v.with(parse_disk)))
+        .looseness(|v| limit(v.with(parse_disk))),
     key("idle-stop", Kind::Quantity, |s, _, v| set(&mut s.create.idle_stop, v.with(parse_idle_stop)))
         .default("never"),
     key("user", Kind::Text, |s, _, v| set(&mut s.create.user, v.with(parse_user))).default("root"),
@@ -94,7 +106,7 @@ pub static KEYS: &[Key] = &[
         .stranger(not_the_hosts)
         .looseness(|v| rank(v, &["none", "project"])),
     key("ports", Kind::List, |s, _, v| v.each(|text| push_ports(&mut s.create.ports, text)))
-        .stranger(on_loopback),
+        .wish(on_loopback),
     key("egress", Kind::Text, |s, _, v| set(&mut s.create.egress, v.parse())).looseness(egress_rank),
     key("allow-host", Kind::Flag, |s, _, v| {
         s.create.allow_host = *v == Value::Flag(true);
@@ -103,7 +115,8 @@ pub static KEYS: &[Key] = &[
     .own()
     .default("false"),
     key("shared", Kind::Text, |s, _, v| set(&mut s.create.shared, v.parse()))
-        .looseness(|v| rank(v, &["none", "ro"])),
+        .stranger(not_writable)
+        .looseness(|v| rank(v, &["none", "ro", "default"])),
     key("bundle", Kind::Text, |s, _, v| set(&mut s.create.bundle, v.with(|text| Ok(text.to_owned()))))
         .own()
         .default("default"),
@@ -111,12 +124,12 @@ pub static KEYS: &[Key] = &[
     key("hardened", Kind::Flag, |s, _, v| {
         let ours = s.create.bundle.as_deref().is_none_or(|b| b == "default");
         if *v == Value::Flag(true) && ours {
-            s.create.bundle = Some("hardened".into());
+            s.create.bundle = Some(HARDENED.into());
         }
         Ok(())
     })
     .stranger(only_true)
-    .looseness(|v| u8::from(*v == Value::Flag(false))),
+    .looseness(|v| u64::from(*v == Value::Flag(false))),
     key("path", Kind::Text, |s, _, v| set(&mut s.create.path, v.parse())).own().default("last"),
     key("mounts", Kind::List, |s, _, v| v.each(|text| push(&mut s.create.mounts, mount(text)))).own(),
     key("volumes", Kind::List, |s, _, v| v.each(|text| push(&mut s.create.volumes, parse(text)))).own(),
@@ -194,9 +207,14 @@ fn mount(text: &str) -> Result<BindMount, String> {
     }
 }
 
-fn rank(value: &Value, strictest_first: &[&str]) -> u8 {
+fn rank(value: &Value, strictest_first: &[&str]) -> u64 {
     let place = strictest_first.iter().position(|word| *value == Value::Text((*word).to_owned()));
-    place.unwrap_or(strictest_first.len()) as u8
+    place.unwrap_or(strictest_first.len()) as u64
+}
+
+/// A lower limit confines more.
+fn limit(value: Result<u64, String>) -> u64 {
+    value.unwrap_or(u64::MAX)
 }
 
 fn few_pids(value: &Value) -> Parsed {
@@ -210,6 +228,14 @@ fn not_the_hosts(value: &Value) -> Parsed {
     match value {
         Value::Text(text) if text == "host" => Err("the host's network".into()),
         _ => Ok(()),
+    }
+}
+
+/// One project would write what others run.
+fn not_writable(value: &Value) -> Parsed {
+    match value.parse::<Shared>()? {
+        Shared::Rw => Err("shared directories that are writable".into()),
+        Shared::Default | Shared::Ro | Shared::None => Ok(()),
     }
 }
 
@@ -228,7 +254,7 @@ fn on_loopback(value: &Value) -> Parsed {
 }
 
 /// A stranger's list may be as good as none, beside the user's own.
-fn egress_rank(value: &Value) -> u8 {
+fn egress_rank(value: &Value) -> u64 {
     match value.parse::<Egress>() {
         Ok(Egress::Only(list)) if list.is_empty() => 0,
         Ok(Egress::Only(_)) => 1,

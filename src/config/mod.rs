@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keys::Stranger;
 pub use keys::{KEYS, Key};
 
 use crate::domain::name::Name;
@@ -53,6 +54,10 @@ pub struct Entry {
 }
 
 impl Entry {
+    fn is_wish(&self) -> bool {
+        self.level == Level::Repository && matches!(self.key.stranger, Stranger::Wish(_))
+    }
+
     /// As it would be written at the top of a file: `trash.keep`, `env.LANG`.
     pub fn full_name(&self) -> String {
         match &self.name {
@@ -69,6 +74,8 @@ pub struct Settings {
     pub create: Changes,
     /// What it starts from.
     pub base: Option<Name>,
+    /// The ports that a repository asks for, as `-p` takes them. Nothing publishes them but the user.
+    pub wished_ports: Vec<String>,
     /// The project of commands outside of every repository.
     pub project: Option<Name>,
     /// How long a deleted spark can be brought back.
@@ -128,7 +135,7 @@ impl Config {
     /// What counts, in the order of [`KEYS`].
     pub fn effective(&self) -> Vec<&Entry> {
         let mut all: HashMap<(&str, Option<&str>), Vec<&Entry>> = HashMap::new();
-        for entry in &self.entries {
+        for entry in self.entries.iter().filter(|entry| !entry.is_wish()) {
             all.entry((entry.key.name, entry.name.as_deref())).or_default().push(entry);
         }
         let mut chosen: Vec<&Entry> = all.into_values().filter_map(choose).collect();
@@ -137,12 +144,23 @@ impl Config {
         chosen
     }
 
-    /// The same, typed.
+    /// What a repository's file asks for, and the user has to grant.
+    pub fn wishes(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| entry.is_wish())
+    }
+
+    /// What counts and what is asked for, typed.
     ///
     /// # Errors
     /// None for what [`Config::load`] has taken.
     pub fn settings(&self) -> Result<Settings> {
         let mut settings = Settings::default();
+        // `ports` is the only key that can be a wish.
+        for entry in self.wishes() {
+            if let Value::List(ports) = &entry.value {
+                settings.wished_ports.extend(ports.iter().cloned());
+            }
+        }
         for entry in self.effective() {
             let applied =
                 (entry.key.apply)(&mut settings, entry.name.as_deref().unwrap_or_default(), &entry.value);

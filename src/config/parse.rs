@@ -166,7 +166,7 @@ fn refused(key: &Key, value: &Value) -> Option<String> {
     match key.stranger {
         Stranger::May => None,
         Stranger::MayNot => Some(String::new()),
-        Stranger::If(check) => check(value).err().map(|what| format!(" to {what}")),
+        Stranger::If(check) | Stranger::Wish(check) => check(value).err().map(|what| format!(" to {what}")),
     }
 }
 

@@ -143,10 +143,25 @@ fn a_repository_sets_what_is_safe_and_nothing_else() {
         "/x/file.toml:1: a repository's file may not set `ports` to ports that are not on 127.0.0.1 or [::1]",
     );
     fails(
+        "shared = \"rw\"",
+        Level::Repository,
+        "/x/file.toml:1: a repository's file may not set `shared` to shared directories that are writable",
+    );
+    fails(
         "hardened = false",
         Level::Repository,
         "/x/file.toml:1: a repository's file may not set `hardened` to less confinement",
     );
+}
+
+#[test]
+fn ports_of_a_repository_are_wishes_and_hide_no_port_of_the_user() {
+    let repository = (Level::Repository, "ports = [\"127.0.0.1:8080:80\", \"127.0.0.1:9090-9091:90-91\"]");
+    let settings = config(&[repository]).settings().unwrap();
+    assert_eq!(settings.create.ports, []);
+    assert_eq!(settings.wished_ports, ["127.0.0.1:8080:80", "127.0.0.1:9090-9091:90-91"]);
+    let settings = config(&[repository, (Level::User, "ports = [\"81:81\"]")]).settings().unwrap();
+    assert_eq!((settings.create.ports.len(), settings.wished_ports.len()), (1, 2));
 }
 
 #[test]
@@ -157,7 +172,8 @@ fn the_first_file_wins_by_key_and_by_entry() {
         (Level::User, "memory = \"2G\"\ncpus = 2\n[env]\nA = \"user\"\nC = \"user\""),
     ]);
     let s = config.settings().unwrap();
-    assert_eq!((s.create.limits.memory, s.create.limits.cpus_milli), (Some(3 << 30), Some(2000)));
+    // A repository lowers a limit, and raises none.
+    assert_eq!((s.create.limits.memory, s.create.limits.cpus_milli), (Some(2 << 30), Some(2000)));
     let env: Vec<String> = s.create.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(env, ["A=repository", "B=system", "C=user"]);
 }
@@ -169,8 +185,19 @@ fn a_repository_confines_more_than_the_user_wants_and_never_less() {
         let config = config(&[(Level::System, &texts[0]), (Level::Repository, &texts[1])]);
         serde_json::to_value(config.settings().unwrap().create.shared).unwrap()
     };
-    assert_eq!((shared("rw", "ro"), shared("ro", "rw")), ("ro".into(), "ro".into()));
+    assert_eq!((shared("rw", "ro"), shared("ro", "default")), ("ro".into(), "ro".into()));
+    assert_eq!((shared("rw", "default"), shared("default", "ro")), ("default".into(), "ro".into()));
     assert_eq!((shared("none", "ro"), shared("ro", "none")), ("none".into(), "none".into()));
+    let limits = |own: &str, repository: &str| {
+        let config = config(&[(Level::User, own), (Level::Repository, repository)]);
+        config.settings().unwrap().create.limits
+    };
+    let (all, more) = (
+        "memory = \"1G\"\ncpus = 1\npids = 100\nio = \"1M\"\ndisk = \"1G\"",
+        "memory = \"2G\"\ncpus = 2\npids = 200\nio = \"2M\"\ndisk = \"2G\"",
+    );
+    assert_eq!(limits(all, more), limits(all, ""));
+    assert_eq!(limits(more, all), limits(all, ""));
     let own = config(&[(Level::User, "bundle = \"ours\""), (Level::Repository, "hardened = true")]);
     assert_eq!(own.settings().unwrap().create.bundle.as_deref(), Some("ours"));
 }

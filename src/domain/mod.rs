@@ -13,6 +13,7 @@ pub mod place;
 pub mod port;
 pub mod project;
 pub mod secret;
+pub mod shared;
 pub mod signal;
 pub mod snapshot;
 pub mod spark;

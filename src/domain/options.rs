@@ -9,6 +9,7 @@ use super::image::FromImage;
 use super::limits::Limits;
 use super::port::Published;
 use super::secret::{Key, Secret, Secrets};
+use super::shared::{PathOrder, Shared};
 use super::spark::Labels;
 use super::volume::{Attached, Data};
 
@@ -87,7 +88,15 @@ pub struct CloneOf {
     pub dirty: bool,
 }
 
+/// The template that `--hardened` chooses.
+pub const HARDENED: &str = "hardened";
+
 impl SparkOptions {
+    /// How the shared directories are mounted. A hardened spark has none of them, whatever its record says.
+    pub fn shared_in_effect(&self) -> Shared {
+        if self.bundle.as_deref() == Some(HARDENED) { Shared::None } else { self.shared }
+    }
+
     /// Fails for what no command line would have taken: they come from elsewhere.
     pub fn check(&self) -> Result<(), String> {
         for (key, value) in &self.env {
@@ -187,6 +196,15 @@ impl Changes {
         }
     }
 
+    /// Fails for what contradicts itself in a spark that is made with these from one that had `old`.
+    pub fn check_over(&self, old: &SparkOptions) -> Result<(), String> {
+        let bundle = self.bundle.as_deref().or(old.bundle.as_deref());
+        if bundle == Some(HARDENED) && self.shared.is_some() {
+            return Err("a hardened spark has no shared directories: leave out `--shared`".into());
+        }
+        Ok(())
+    }
+
     /// The options of a spark that is made with these from one that had `old`. A host name is not inherited, since two
     /// sparks of one name would be hard to tell apart, and neither are ports, which only one of them can have.
     pub fn over(self, mut old: SparkOptions) -> SparkOptions {
@@ -238,65 +256,6 @@ impl FromStr for Network {
             "none" => Ok(Network::None),
             "project" => Ok(Network::Project),
             _ => Err(format!("`{s}` is not a network: use `project`, `host` or `none`")),
-        }
-    }
-}
-
-/// How `/spark/bin`, `/spark/all` and `/spark/proj` are mounted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Shared {
-    #[default]
-    Rw,
-    Ro,
-    None,
-}
-
-impl FromStr for Shared {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "rw" => Ok(Shared::Rw),
-            "ro" => Ok(Shared::Ro),
-            "none" => Ok(Shared::None),
-            _ => Err(format!("`{s}` is not one of rw, ro, none")),
-        }
-    }
-}
-
-/// Where `/spark/bin` is in `PATH`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PathOrder {
-    /// Before all else: what is there shadows the spark's own programs.
-    First,
-    Last,
-    /// Not at all.
-    None,
-}
-
-impl PathOrder {
-    /// `PATH` with `/spark/bin` where this says.
-    pub fn apply(self, path: &str) -> String {
-        const BIN: &str = "/spark/bin";
-        let mut dirs: Vec<&str> = path.split(':').filter(|dir| *dir != BIN).collect();
-        match self {
-            PathOrder::First => dirs.insert(0, BIN),
-            PathOrder::Last => dirs.push(BIN),
-            PathOrder::None => {}
-        }
-        dirs.join(":")
-    }
-}
-
-impl FromStr for PathOrder {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "first" => Ok(PathOrder::First),
-            "last" => Ok(PathOrder::Last),
-            "none" => Ok(PathOrder::None),
-            _ => Err(format!("`{}` is not one of first, last, none", s.escape_default())),
         }
     }
 }

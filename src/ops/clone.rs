@@ -37,7 +37,7 @@ pub(super) fn resolve(options: &mut Changes) -> Result<()> {
     // Git runs as the owner, so that nobody's repository can do what its owner could not.
     let found = detect::around(&source, &Owners::anybody())?.ok_or_else(none)?;
     clone.path = Path::new(PLACE).join(folder(&found));
-    (clone.source, clone.repository) = (source, found.common);
+    (clone.source, clone.repository) = (source, found.git_dir()?.to_owned());
     options.workdir.get_or_insert_with(|| clone.path.clone());
     Ok(())
 }
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_repository_of_any_name_gets_a_plain_folder() {
-        let named = |common: &str| folder(&Repository { common: common.into() });
+        let named = |common: &str| folder(&Repository { common: common.into(), claimed: None });
         assert_eq!(named("/src/shop/.git"), "shop");
         assert_eq!(named("/src/shop.git"), "shop");
         assert_eq!(named("/src/-my shop;/.git"), "my-shop-");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 pub use crate::config::{Level, Settings, Value};
 
 use super::project::detect::{self, Owners};
-use crate::config::{Config, Files, KEYS};
+use crate::config::{Config, Entry, Files, KEYS};
 use crate::domain::options::SparkOptions;
 use crate::error::{Error, Result};
 use crate::sys::caller::Caller;
@@ -42,6 +42,16 @@ pub struct Row {
 }
 
 impl Row {
+    fn of(entry: &Entry) -> Row {
+        Row {
+            key: entry.full_name(),
+            value: Some(entry.value.clone()),
+            from: format!("{}:{}", entry.path.display(), entry.line),
+            file: Some(entry.path.clone()),
+            line: Some(entry.line),
+        }
+    }
+
     /// A value that is in no file.
     pub fn new(key: &str, value: Option<String>, from: &str) -> Row {
         Row { key: key.into(), value: value.map(Value::Text), from: from.into(), file: None, line: None }
@@ -91,18 +101,17 @@ impl Loaded {
                 continue;
             }
             let before = rows.len();
-            rows.extend(effective.iter().filter(|entry| entry.key.name == key.name).map(|entry| Row {
-                key: entry.full_name(),
-                value: Some(entry.value.clone()),
-                from: format!("{}:{}", entry.path.display(), entry.line),
-                file: Some(entry.path.clone()),
-                line: Some(entry.line),
-            }));
+            rows.extend(
+                effective.iter().filter(|entry| entry.key.name == key.name).map(|entry| Row::of(entry)),
+            );
             if rows.len() == before {
                 let default = key.default.or_else(|| defaults[key.name].as_str());
                 rows.push(Row::new(key.name, default.map(str::to_owned), "default"));
             }
         }
+        rows.extend(
+            self.0.wishes().map(|wish| Row { key: format!("wish.{}", wish.full_name()), ..Row::of(wish) }),
+        );
         rows.extend(given.into_iter().filter(|row| KEYS.iter().all(|key| key.name != row.key)));
         rows
     }

@@ -82,6 +82,7 @@ impl Sparks {
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
         )?;
         let mut found = self.find_source(&request.source, observer)?;
+        changes.check_over(&found.options).map_err(Error::usage)?;
         self.publish_exposed(&mut changes, &found)?;
         self.pool.can_limit(changes.limits.disk.or(found.options.limits.disk))?;
         let cloning = changes.clone.is_some().then_some(observer);
@@ -209,6 +210,7 @@ impl Sparks {
         let changes = resolved(request.changes.clone())?;
         // Not the base that `create` would make first: a plan makes nothing.
         let found = self.look_up(&request.source)?;
+        changes.check_over(&found.options).map_err(Error::usage)?;
         let options = changes.over(found.options);
         self.pool.can_limit(options.limits.disk)?;
         let dir = self.pool.place.bundle(&id);

@@ -85,7 +85,7 @@ fn runc_runs_the_bundle_of_a_spark() {
     let state = runc.command(&["state"]).output().unwrap();
     let state: Value = serde_json::from_slice(&state.stdout).unwrap();
     assert_eq!(state["status"], "running");
-    let script = "id -u; echo $GREETING; hostname; cat /spark-mark; echo; touch /made /spark/all/made; \
+    let script = "id -u; echo $GREETING; hostname; cat /spark-mark; echo; touch /made /spark/proj/made; \
                   grep -E '^(Seccomp|CapEff):' /proc/self/status; cat /proc/self/uid_map";
     let mut exec = Command::new("timeout");
     exec.args(["300", "runc", "--root"]).arg(&run).args(["exec", &runc.1, "/bin/sh", "-c", script]);
@@ -100,7 +100,7 @@ fn runc_runs_the_bundle_of_a_spark() {
         ["0", "hello", "web", "web", "CapEff:", caps, "Seccomp:", "2", "0", first.as_str(), "65536"];
     assert_eq!(words, expected);
     // Both see one root, and what either makes is root's.
-    assert_eq!(crate::inside::sh(&machine, "web", "0", "stat -c %u /made /spark/all/made").ok(), "0\n0\n");
+    assert_eq!(crate::inside::sh(&machine, "web", "0", "stat -c %u /made /spark/proj/made").ok(), "0\n0\n");
     // Its own shell ends on SIGTERM.
     let mut kill = Command::new("runc");
     kill.arg("--root").arg(&run).args(["kill", &runc.1, "TERM"]);

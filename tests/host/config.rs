@@ -28,7 +28,8 @@ fn a_new_spark_is_as_configured_unless_its_command_says_otherwise() {
         "workdir": "/tmp",
         "labels": { "team": "a", "tier": "data" },
         "bundle": "hardened",
-        "shared": "ro",
+        // A hardened spark has none of them, whatever is configured.
+        "shared": "default",
         "idle_stop": 3600,
     });
     assert_eq!(is, expected);
@@ -62,6 +63,33 @@ fn new_sparks_get_the_secrets_that_are_configured_and_commands_come_from_the_use
     std::fs::write(repository.join(".spark.toml"), "[secret-commands]\ntool = [\"id\"]\n").unwrap();
     let mut exec = machine.command(&["exec", "-", "--", "true"]);
     assert_eq!(Output::of("exec", exec.current_dir(&repository)).status(), 125);
+}
+
+/// Whoever wrote the repository has no say in what of the host leads where.
+#[test]
+fn ports_of_a_repository_are_shown_with_the_command_that_publishes_them_and_not_published() {
+    let machine = Machine::new().with_base();
+    let repository = machine.work().join("shop");
+    assert!(Command::new("git").args(["init", "-q"]).arg(&repository).status().unwrap().success());
+    let wish = "127.0.0.1:47100-47101:80-81";
+    std::fs::write(repository.join(".spark.toml"), format!("ports = [\"{wish}\"]\n")).unwrap();
+    let run = |args: &[&str]| Output::of("spark", machine.command(args).current_dir(&repository));
+    let made = run(&["create", "web", "--base", "minimal"]);
+    let command = format!("spark port open web {wish}");
+    assert!(made.stderr().contains(&format!("`{command}`")), "{}", made.stderr());
+    assert_eq!(run(&["port", "web", "--json"]).json(), serde_json::json!([]));
+    let ephemeral = run(&["exec", "-", "--base", "minimal", "--", "true"]);
+    assert!(ephemeral.stderr().contains(&format!("`-p {wish}`")), "{}", ephemeral.stderr());
+    // As it is typed from there.
+    run(&command.split(' ').skip(1).collect::<Vec<_>>()).ok();
+    assert_eq!(run(&["port", "web", "--json"]).json().as_array().unwrap().len(), 2);
+    // Who names ports has read the wish.
+    let chosen = run(&["create", "other", "--base", "minimal", "-p", "127.0.0.1:47110:80"]);
+    assert_eq!(chosen.stderr(), "");
+    let rows = run(&["config", "--json"]).json();
+    let row = |key: &str| rows.as_array().unwrap().iter().find(|row| row["key"] == key).cloned().unwrap();
+    assert_eq!(row("wish.ports")["value"], serde_json::json!([wish]));
+    assert_eq!(row("ports")["value"], serde_json::Value::Null);
 }
 
 #[test]

@@ -40,8 +40,8 @@ fn a_race_runs_its_command_in_every_fork_and_tells_how_each_ended() {
 #[test]
 fn runners_run_at_once() {
     let machine = machine();
-    let line = "mkdir -p /spark/all/begun; touch /spark/all/begun/$(hostname)
-        while [ $(ls /spark/all/begun | wc -l) -lt 3 ]; do :; done";
+    let line = "mkdir -p /spark/proj/begun; touch /spark/proj/begun/$(hostname)
+        while [ $(ls /spark/proj/begun | wc -l) -lt 3 ]; do :; done";
     machine.spark(&["fork", "web", "try", "-n", "3", "--", "sh", "-c", line]).ok();
 }
 

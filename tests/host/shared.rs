@@ -5,12 +5,14 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use crate::inside::{USER, bare, machine, sh, spark};
 
 const DIRS: [&str; 3] = ["bin", "all", "proj"];
+/// Options of a spark that may write all of [`DIRS`].
+const WRITABLE: &[&str] = &["--shared", "rw"];
 
 #[test]
 fn files_look_the_same_to_every_spark_whatever_its_ids() {
     let machine = machine();
-    spark(&machine, "one", &[]);
-    spark(&machine, "two", &[]);
+    spark(&machine, "one", WRITABLE);
+    spark(&machine, "two", WRITABLE);
     let look = "stat -c '%u:%g %a' /spark/*/from-root /spark/*/from-user; cat /spark/*/from-root";
     for dir in DIRS {
         sh(&machine, "one", "0", &format!("echo {dir} > /spark/{dir}/from-root")).ok();
@@ -36,7 +38,7 @@ fn files_look_the_same_to_every_spark_whatever_its_ids() {
 #[test]
 fn a_project_does_not_see_what_another_shares() {
     let machine = machine();
-    spark(&machine, "one", &[]);
+    spark(&machine, "one", WRITABLE);
     bare(&machine, "other/two", &[]);
     sh(&machine, "one", "0", "echo x > /spark/proj/secret; echo x > /spark/all/known").ok();
     assert_eq!(sh(&machine, "other/two", "0", "ls /spark/proj /spark/all").ok().matches("known").count(), 1);
@@ -46,7 +48,7 @@ fn a_project_does_not_see_what_another_shares() {
 #[test]
 fn a_planted_set_uid_program_gives_nothing_in_another_spark() {
     let machine = machine();
-    spark(&machine, "evil", &[]);
+    spark(&machine, "evil", WRITABLE);
     spark(&machine, "victim", &[]);
     for dir in DIRS {
         let plant = format!("cp /bin/probe /spark/{dir}/plant; chmod 6755 /spark/{dir}/plant");
@@ -72,7 +74,7 @@ fn a_planted_set_uid_program_gives_nothing_in_another_spark() {
 #[test]
 fn shared_directories_are_read_only_or_absent_if_asked() {
     let machine = machine();
-    spark(&machine, "rw", &[]);
+    spark(&machine, "rw", WRITABLE);
     spark(&machine, "ro", &["--shared", "ro"]);
     spark(&machine, "none", &["--shared", "none"]);
     sh(&machine, "rw", "0", "echo x > /spark/all/x").ok();
@@ -85,6 +87,87 @@ fn shared_directories_are_read_only_or_absent_if_asked() {
         sh(&machine, "none", "0", "cat /spark/*/* 2>/dev/null; grep -c ' /spark' /proc/self/mounts").stdout(),
         "0\n"
     );
+}
+
+/// What one project puts there, others would run.
+#[test]
+fn what_all_projects_have_is_read_only_unless_the_user_says_otherwise() {
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    let write = |name: &str, dir: &str| sh(&machine, name, "0", &format!("echo x > /spark/{dir}/kubectl"));
+    let refused = |name: &str, dirs: &[&str]| {
+        for dir in dirs {
+            let stderr = write(name, dir).stderr();
+            assert!(stderr.contains("Read-only file system"), "{name} {dir}: {stderr}");
+            let remount = format!("mount -o remount,rw,bind /spark/{dir}; echo x > /spark/{dir}/kubectl");
+            assert_ne!(sh(&machine, name, "0", &remount).status(), 0, "{name} {dir}");
+        }
+    };
+    refused("web", &["bin", "all"]);
+    write("web", "proj").ok();
+    assert_eq!(machine.spark(&["info", "web", "--json"]).json()["options"]["shared"], "default");
+
+    // The record of an older version, which says `rw` of every spark.
+    machine.spark(&["stop", "-t", "0", "web"]).ok();
+    let record = machine.pool().join("projects/default/sparks/web/spark.json");
+    let mut old: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    old["options"]["shared"] = "rw".into();
+    std::fs::write(&record, old.to_string()).unwrap();
+    machine.spark(&["resume", "web"]).ok();
+    refused("web", &["bin", "all"]);
+
+    // A fork of a spark that was given more has more; a received one has not.
+    machine.spark(&["create", "trusted", "--base", "minimal", "--shared", "rw"]).ok();
+    machine.spark(&["fork", "trusted", "fork"]).ok();
+    write("fork", "bin").ok();
+    machine.spark(&["stop", "trusted"]).ok();
+    let (_, stream) = crate::send::send(&machine, &["trusted"]);
+    let received = crate::send::receive(&machine, &["received"], &stream);
+    assert!(received.stderr().contains("/spark/bin and /spark/all are writable"), "{}", received.stderr());
+    machine.spark(&["resume", "received"]).ok();
+    refused("received", &["bin", "all"]);
+
+    // One that nobody vouches for does not even read what is there, whatever its record says.
+    spark(&machine, "hardened", &["--hardened"]);
+    assert_eq!(sh(&machine, "hardened", "0", "grep -c ' /spark' /proc/self/mounts").stdout(), "0\n");
+    for args in [
+        &["create", "x", "--hardened", "--shared", "ro"][..],
+        &["create", "x", "--bundle", "hardened", "--shared", "rw"],
+        &["create", "x", "--from", "hardened", "--shared", "rw"],
+        &["fork", "hardened", "x", "--shared", "default"],
+        &["create", "x", "--dry-run", "--bundle", "hardened", "--shared", "rw"],
+    ] {
+        assert_eq!(machine.spark(args).status(), 2, "{args:?}");
+    }
+    machine.configure("shared = \"rw\"\n");
+    machine.spark(&["create", "configured", "--base", "minimal", "--hardened"]).ok();
+    assert_eq!(sh(&machine, "configured", "0", "grep -c ' /spark' /proc/self/mounts").stdout(), "0\n");
+}
+
+/// `/etc/profile` of Debian and others sets `PATH` anew.
+#[test]
+fn login_shells_find_what_is_in_spark_bin() {
+    let machine = machine();
+    let profile =
+        "export PATH=/usr/bin:/bin\nfor f in /etc/profile.d/*.sh; do [ -r \"$f\" ] && . \"$f\"; done\n";
+    let with_profile = |name: &str, options: &[&str]| {
+        bare(&machine, name, &[options, &["--no-start"]].concat());
+        let etc = crate::inside::root(&machine, name).join("etc");
+        std::fs::create_dir_all(etc.join("profile.d")).unwrap();
+        std::fs::write(etc.join("profile"), profile).unwrap();
+        machine.spark(&["resume", name]).ok();
+        sh(&machine, name, "0", "sh -l -c 'echo $PATH'").ok()
+    };
+    assert_eq!(with_profile("web", &[]), "/usr/bin:/bin:/spark/bin\n");
+    assert_eq!(with_profile("bare", &["--shared", "none"]), "/usr/bin:/bin\n");
+    machine.configure("path = \"first\"\n");
+    assert_eq!(with_profile("first", &[]), "/spark/bin:/usr/bin:/bin\n");
+    machine.configure("path = \"none\"\n");
+    assert_eq!(with_profile("none", &[]), "/usr/bin:/bin\n");
+    // A root without the directory gets none.
+    machine.configure("");
+    spark(&machine, "plain", &[]);
+    assert_ne!(sh(&machine, "plain", "0", "ls /etc/profile.d").status(), 0);
 }
 
 #[test]

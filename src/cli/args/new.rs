@@ -13,11 +13,12 @@ use crate::domain::limits::{
 };
 use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::options::{
-    BindMount, Changes, CloneOf, Network, Shared, parse_env, parse_env_file, parse_hostname, parse_inside,
+    BindMount, Changes, CloneOf, HARDENED, Network, parse_env, parse_env_file, parse_hostname, parse_inside,
     parse_label,
 };
 use crate::domain::port::Ports;
 use crate::domain::secret::{Key, Secret, parse_secret};
+use crate::domain::shared::Shared;
 use crate::domain::volume::{Attached, Data};
 use crate::error::{Error, Result};
 use crate::ops::base::PullRequest;
@@ -158,8 +159,9 @@ pub(crate) struct NewArgs {
     /// Confine it further: short for `--bundle hardened`
     #[arg(long)]
     hardened: bool,
-    /// How /spark/bin, /spark/all and /spark/proj are mounted: rw, ro or none [default: rw]
-    #[arg(long, value_name = "MODE")]
+    /// How /spark/bin, /spark/all and /spark/proj are mounted: `default` (only /spark/proj is writable), `rw` (all are),
+    /// `ro` or `none`
+    #[arg(long, value_name = "MODE", conflicts_with = "hardened")]
     shared: Option<Shared>,
     /// Put a clone of a git repository into /work, and run there [default: that of the working directory]
     #[arg(long, value_name = "REPO", num_args = 0..=1, default_missing_value = ".")]
@@ -239,7 +241,29 @@ impl NewArgs {
             Source::Base(None) if !ctx.has_base() => Source::Base(configured.base),
             source => source,
         };
-        Ok((source, changes.under(configured.create)))
+        let mut changes = changes.under(configured.create);
+        if self.shared.is_none() && changes.bundle.as_deref() == Some(HARDENED) {
+            // What is configured for all sparks is no wish for this one.
+            changes.shared = None;
+        }
+        Ok((source, changes))
+    }
+
+    /// The ports that the repository asks for, with the command that publishes them. None if the user has chosen ports.
+    /// `spark` is the new spark, unless it is ephemeral.
+    pub(crate) fn wish(&self, ctx: &Ctx, spark: Option<&SparkRef>) -> Result<Option<String>> {
+        if self.from.is_some() || !self.publish.is_empty() {
+            return Ok(None);
+        }
+        let ports = ctx.settings()?.wished_ports.join(" ");
+        if ports.is_empty() {
+            return Ok(None);
+        }
+        let how = match spark {
+            Some(spark) => format!("`spark port open {spark} {ports}`"),
+            None => format!("`-p {}`", ports.replace(' ', " -p ")),
+        };
+        Ok(Some(format!("the repository asks for published ports: publish them with {how}")))
     }
 
     /// What a new spark starts from.
@@ -274,7 +298,7 @@ impl NewArgs {
             workdir: process.workdir.clone(),
             hostname: self.hostname.clone(),
             labels: self.label.iter().cloned().collect(),
-            bundle: if self.hardened { Some("hardened".into()) } else { self.bundle.clone() },
+            bundle: if self.hardened { Some(HARDENED.into()) } else { self.bundle.clone() },
             shared: self.shared,
             clone: self.clone.as_ref().map(|repo| self.clone_of(repo)).transpose()?,
             idle_stop: self.idle_stop,

@@ -8,6 +8,7 @@ use crate::cli::{Ctx, output};
 use crate::domain::name::{SparkRef, Target};
 use crate::domain::spark::Id;
 use crate::error::{Error, Result};
+use crate::ops::Observer;
 use crate::ops::create::Request;
 
 /// Make a spark and start it
@@ -46,6 +47,7 @@ pub(crate) fn create(ctx: &Ctx, args: CreateArgs) -> Result<Status> {
         None => made_up()?,
     };
     let (source, changes) = args.new.wanted(ctx, &args.process)?;
+    let wish = args.new.wish(ctx, Some(&name))?;
     let request = Request { name: Some(name), source, changes, start: !args.no_start };
     let progress = ctx.progress(args.quiet);
     if args.dry_run {
@@ -53,6 +55,7 @@ pub(crate) fn create(ctx: &Ctx, args: CreateArgs) -> Result<Status> {
         return print_plan(ctx, output::value(&sparks.plan(&request)?)?);
     }
     let made = ctx.sparks(&progress)?.create(request, &progress)?;
+    wish.iter().for_each(|wish| progress.notice(wish));
     drop(progress);
     if args.quiet {
         return Ok(0);

@@ -13,10 +13,10 @@ use crate::domain::name::{SparkRef, Target};
 use crate::domain::secret::{Delivery, Secrets};
 use crate::error::{Error, Result};
 use crate::foreground::Supervisor;
-use crate::ops::Sparks;
 use crate::ops::create::Request;
 use crate::ops::exec::Command;
 use crate::ops::spark::SparkId;
+use crate::ops::{Observer, Sparks};
 
 /// Run a command in a spark
 ///
@@ -123,6 +123,7 @@ pub(super) fn in_target(ctx: &Ctx, job: &Job) -> Result<Status> {
             let sparks = ctx.sparks(&progress)?;
             let request = Request { name: None, source, changes, start: true };
             let spark = sparks.create(request, &progress)?;
+            job.new.wish(ctx, None)?.iter().for_each(|wish| progress.notice(wish));
             // A bar still drawn would mix with what the command prints.
             drop(progress);
             let ephemeral = Ephemeral { ctx, sparks, spark };

@@ -22,11 +22,32 @@ const MAX: u64 = 64 << 10;
 /// A git repository, whichever of its worktrees or subfolders it was found from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Repository {
-    /// The canonical common git directory: its identity.
+    /// The identity. The canonical common git directory; or, if that does not know the work tree, the `.git` file.
     pub(crate) common: PathBuf,
+    /// The git directory that a `.git` file names and that does not point back to it.
+    pub(crate) claimed: Option<PathBuf>,
 }
 
 impl Repository {
+    /// The git directory, to read from and write to.
+    ///
+    /// # Errors
+    /// `denied` if only a `.git` file names it: git never checks such a file out, but an archive may hold one, and would
+    /// have somebody else's repository read and written.
+    pub(crate) fn git_dir(&self) -> Result<&Path> {
+        match &self.claimed {
+            None => Ok(&self.common),
+            Some(claimed) => Err(Error::Denied {
+                what: format!(
+                    "{} names the repository {}, which does not point back to it",
+                    self.common.display(),
+                    claimed.display()
+                ),
+                hint: "if that is the repository you mean, name its git directory".into(),
+            }),
+        }
+    }
+
     /// What people call it: the folder that holds `.git` (or another hidden one, such as `.bare`), or the git
     /// directory's own name without `.git`. Taken from the common directory, so that all worktrees agree.
     pub(crate) fn folder_name(&self) -> Option<String> {
@@ -155,7 +176,25 @@ fn work_tree(dir: &Path, owners: &Owners) -> Result<Option<Repository>> {
     if gix_discover::is_git(&dot_git).is_err() {
         return Err(nowhere());
     }
-    Ok(Some(found))
+    if points_back(&git_dir, dir) {
+        return Ok(Some(found));
+    }
+    Ok(Some(Repository { common: dot_git, claimed: Some(found.common) }))
+}
+
+/// Whether a git directory knows the work tree whose `.git` file names it. Git writes that down for a linked worktree
+/// (`gitdir`, gitrepository-layout(5)) and for a submodule (`core.worktree`), and not for `--separate-git-dir`.
+fn points_back(git_dir: &Path, work_tree: &Path) -> bool {
+    let same = |path: &Path| git_dir.join(path).canonicalize().is_ok_and(|found| found == work_tree);
+    if let Ok(content) = read_small(&git_dir.join("gitdir")) {
+        let dot_git = Path::new(OsStr::from_bytes(content.trim_ascii_end()));
+        return dot_git.file_name() == Some(OsStr::new(".git")) && dot_git.parent().is_some_and(same);
+    }
+    let Ok(text) = read_small(&git_dir.join("config")) else { return false };
+    let metadata = gix_config::file::Metadata::from(gix_config::Source::Local);
+    let config = gix_config::File::from_bytes_no_includes(&text, metadata, Default::default());
+    let set = config.ok().and_then(|config| Some(config.raw_value("core.worktree").ok()?.to_vec()));
+    set.is_some_and(|path| same(Path::new(OsStr::from_bytes(&path))))
 }
 
 /// Whether a directory may be a git directory, by looking at its names only. Whatever gix would read has to be
@@ -193,7 +232,7 @@ fn common_dir(git_dir: &Path, owners: &Owners) -> Result<Repository> {
         return Err(nowhere());
     }
     owners.check(&canonical)?;
-    Ok(Repository { common: canonical })
+    Ok(Repository { common: canonical, claimed: None })
 }
 
 /// Reads a file that names a path. Never waits for a fifo.

@@ -198,6 +198,54 @@ fn a_git_file_that_leads_nowhere_is_an_error_that_names_it() {
 }
 
 #[test]
+fn a_git_file_of_an_archive_does_not_take_another_repository() {
+    let f = Folder::new();
+    f.repository("lib");
+    f.repository("shop");
+    f.git(&["-C", "shop", "submodule", "add", "../lib", "vendor/lib"]);
+    f.git(&["-C", "shop", "worktree", "add", "../feature"]);
+    fs::create_dir_all(f.path("unpacked/sub")).unwrap();
+    for target in ["shop/.git", "shop/.git/modules/vendor/lib", "shop/.git/worktrees/feature"] {
+        fs::write(f.path("unpacked/.git"), format!("gitdir: ../{target}\n")).unwrap();
+        for dir in ["unpacked", "unpacked/sub"] {
+            let other = found(f.path(dir));
+            assert_eq!(other.common, f.path("unpacked/.git"), "{target}");
+            assert_eq!(other.folder_name().unwrap(), "unpacked");
+            let e = other.git_dir().unwrap_err();
+            assert!(e.code() == Code::Denied && e.to_string().contains("shop/.git"), "{e}");
+        }
+    }
+    // Inside the superproject too.
+    fs::create_dir_all(f.path("shop/tmp")).unwrap();
+    fs::write(f.path("shop/tmp/.git"), "gitdir: ../.git/modules/vendor/lib\n").unwrap();
+    assert_eq!(found(f.path("shop/tmp")).common, f.path("shop/tmp/.git"));
+    // What git itself writes is believed, also where it writes relative paths.
+    for (dir, common) in [("feature", "shop/.git"), ("shop/vendor/lib", "shop/.git/modules/vendor/lib")] {
+        assert_eq!(found(f.path(dir)).git_dir().unwrap(), f.path(common));
+    }
+    fs::write(f.path("shop/.git/worktrees/feature/gitdir"), "../../../../feature/.git\n").unwrap();
+    assert_eq!(found(f.path("feature")).common, f.path("shop/.git"));
+}
+
+#[test]
+fn a_separate_git_dir_makes_a_project_of_the_work_tree() {
+    let f = Folder::new();
+    f.git(&["init", "--separate-git-dir", "elsewhere.git", "shop"]);
+    let shop = found(f.path("shop"));
+    assert_eq!(shop.common, f.path("shop/.git"));
+    assert_eq!(shop.claimed, Some(f.path("elsewhere.git")));
+    assert_eq!(found(f.path("elsewhere.git")).common, f.path("elsewhere.git"));
+}
+
+#[test]
+fn a_git_file_in_a_loop_of_links_is_none() {
+    let f = Folder::new();
+    fs::create_dir(f.path("loop")).unwrap();
+    symlink(".git", f.path("loop/.git")).unwrap();
+    assert_eq!(around(&f.path("loop"), &caller()).unwrap(), None);
+}
+
+#[test]
 fn a_commondir_that_is_a_fifo_or_leads_nowhere_is_an_error_and_does_not_hang() {
     let f = Folder::new();
     f.repository("shop");
@@ -228,7 +276,7 @@ fn folders_of_any_bytes_are_found() {
 
 #[test]
 fn a_repository_at_the_root_of_the_filesystem_has_no_name() {
-    assert_eq!(Repository { common: "/.git".into() }.folder_name(), None);
+    assert_eq!(Repository { common: "/.git".into(), claimed: None }.folder_name(), None);
 }
 
 #[test]

@@ -32,9 +32,10 @@ pub struct ProjectInfo {
     pub id: Option<Id>,
     /// None if the record is damaged.
     pub created: Option<Time>,
-    /// The repository's common git directory; none if the project was named by hand.
+    /// The repository's common git directory, or a `.git` file that no git directory points back to; none if the project
+    /// was named by hand.
     pub git: Option<String>,
-    /// Whether that directory is there. False where there is no repository.
+    /// Whether that is there. False where there is no repository.
     pub git_exists: bool,
     /// How many sparks it has.
     pub sparks: usize,
@@ -118,7 +119,15 @@ impl Sparks {
             Some(_) => None,
             None => self.repository().ok().flatten(),
         };
-        let git = git.filter(|r| self.project_of_repository(r).is_ok_and(|n| n == *name)).map(|r| r.common);
+        let git = git.filter(|r| self.project_of_repository(r).is_ok_and(|n| n == *name));
+        if let Some(Repository { common, claimed: Some(claimed) }) = &git {
+            tracing::warn!(
+                "{} names the repository {}, which does not point back to it: `{name}` is a project of its own",
+                common.display(),
+                claimed.display()
+            );
+        }
+        let git = git.map(|repository| repository.common);
         let record = ProjectRecord {
             version: FORMAT,
             id: Id::generate(),
@@ -250,7 +259,7 @@ impl Sparks {
         Ok(ProjectInfo {
             id: record.as_ref().map(|r| r.id.clone()),
             created: record.as_ref().map(|r| r.created),
-            git_exists: git.as_ref().is_some_and(|git| git.is_dir()),
+            git_exists: git.as_ref().is_some_and(|git| git.exists()),
             git: git.map(|git| git.to_string_lossy().into_owned()),
             sparks: names_in(&self.pool.paths.sparks(&name))?.len(),
             path: self.pool.paths.project(&name),

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     fn names(common: &str) -> Vec<String> {
-        let names = candidates(&Repository { common: common.into() }).unwrap();
+        let names = candidates(&Repository { common: common.into(), claimed: None }).unwrap();
         names.into_iter().map(String::from).collect()
     }
 

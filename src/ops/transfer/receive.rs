@@ -15,8 +15,9 @@ use super::format::{self, Incoming};
 use super::{Header, Point};
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
-use crate::domain::options::{Network, SparkOptions};
+use crate::domain::options::{HARDENED, Network, SparkOptions};
 use crate::domain::place::{SnapshotPaths, SparkPaths};
+use crate::domain::shared::Shared;
 use crate::domain::snapshot::{Kept, SnapshotRecord};
 use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::domain::volume::Attached;
@@ -313,7 +314,7 @@ fn usable(mut options: SparkOptions, observer: &dyn Observer) -> Result<SparkOpt
         ));
     }
     // A template of a name that happens to be on this host too may give away more than anybody meant to.
-    if let Some(bundle) = options.bundle.take_if(|b| !["default", "hardened"].contains(&b.as_str())) {
+    if let Some(bundle) = options.bundle.take_if(|b| !["default", HARDENED].contains(&b.as_str())) {
         observer.notice(&format!("left out the bundle template `{bundle}`: it is of the host it came from"));
     }
     // A stranger's reference would have this host fetch its own secrets for what the stranger runs.
@@ -332,6 +333,12 @@ fn usable(mut options: SparkOptions, observer: &dyn Observer) -> Result<SparkOpt
     }
     for port in std::mem::take(&mut options.ports) {
         observer.notice(&format!("left out the published port {port}: it was of the host it came from"));
+    }
+    if options.shared == Shared::Rw {
+        options.shared = Shared::Default;
+        observer.notice(
+            "left out that /spark/bin and /spark/all are writable: other projects run what is in them",
+        );
     }
     if std::mem::take(&mut options.allow_host) {
         observer.notice("left out that it may reach the host: it was another one");
