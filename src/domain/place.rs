@@ -57,6 +57,11 @@ impl Place {
         self.state().join("ephemeral")
     }
 
+    /// What commands make at this moment.
+    pub fn making(&self) -> PathBuf {
+        self.state().join("making")
+    }
+
     /// When the first of the trash expires.
     pub fn next_expiry(&self) -> PathBuf {
         self.state().join("trash")

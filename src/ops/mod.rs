@@ -109,6 +109,7 @@ impl Sparks {
         if let Some(pool) = Pool::open(&context.place)? {
             return Ok(Sparks { pool, context });
         }
+        pool::tell_if_made(&context, observer);
         let (pool, new) = Pool::init(&context.place, &Default::default())?;
         if new {
             observer.notice(&format!("made a pool in {}", context.place.root.display()));

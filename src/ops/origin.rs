@@ -53,10 +53,13 @@ fn options_of(image: Option<FromImage>) -> SparkOptions {
 }
 
 impl Sparks {
-    /// Finds a source. Makes the default base if that is wanted and there is none.
+    /// Finds a source. Waits for a base that another command makes, and makes the default base if there is none.
     pub(super) fn find_source(&self, source: &Source, observer: &dyn Observer) -> Result<Found> {
-        if matches!(source, Source::Base(None)) && self.context.base.is_none() {
-            self.ensure_default_base(observer)?;
+        if let Source::Base(name) = source {
+            match name.as_ref().or(self.context.base.as_ref()) {
+                Some(name) => self.ensure_base(name, observer)?,
+                None => self.ensure_default_base(observer).map(drop)?,
+            }
         }
         if let Source::Image(request) = source {
             let name = self.base_of_image(request, observer)?;

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::Context;
+use super::{Context, Observer};
 use crate::domain::name::Name;
 use crate::error::{Error, Result};
 use crate::pool::{Pool, image};
+use crate::sys;
 
 pub use crate::pool::image::Kind;
 pub use crate::pool::layout::InitOptions;
@@ -22,9 +23,17 @@ pub struct Info {
 }
 
 /// Makes the pool. The flag says whether it is new.
-pub fn init(context: &Context, options: &InitOptions) -> Result<(Info, bool)> {
+pub fn init(context: &Context, options: &InitOptions, observer: &dyn Observer) -> Result<(Info, bool)> {
+    tell_if_made(context, observer);
     let (pool, new) = Pool::init(&context.place, options)?;
     Ok((measure(&pool)?, new))
+}
+
+/// Says that another command makes the pool at this moment, which is going to be waited for.
+pub(super) fn tell_if_made(context: &Context, observer: &dyn Observer) {
+    if matches!(sys::flock::try_lock_dir(&context.place.root), Ok(None)) {
+        observer.notice("another command makes the pool: waiting for it");
+    }
 }
 
 /// Measures the pool. `None` if there is none.

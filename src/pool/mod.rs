@@ -16,6 +16,7 @@ pub mod image;
 pub mod index;
 pub mod layout;
 pub mod lock;
+pub mod making;
 pub mod quota;
 pub mod record;
 pub mod stage;

@@ -366,6 +366,11 @@ impl Output {
         Output { command: name.to_owned(), output: command.output().unwrap() }
     }
 
+    /// Of one that has ended.
+    pub fn from(name: &str, output: std::process::Output) -> Output {
+        Output { command: name.to_owned(), output }
+    }
+
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.output.stdout).into_owned()
     }

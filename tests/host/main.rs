@@ -54,5 +54,6 @@ mod sqlite;
 mod starts;
 mod terminal;
 mod tls;
+mod together;
 mod top;
 mod trash;

@@ -47,7 +47,8 @@ pub(crate) fn pool(ctx: &Ctx, args: PoolArgs) -> Result<Status> {
     let info = match args.action {
         Action::Init { size, device, quota } => {
             let (info, new) =
-                ops::init(&ctx.context, &InitOptions { size, device, quota }).map_err(needs_root)?;
+                ops::init(&ctx.context, &InitOptions { size, device, quota }, &ctx.progress(false))
+                    .map_err(needs_root)?;
             if !new {
                 ctx.say("there is a pool already");
             }

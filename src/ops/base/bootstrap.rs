@@ -21,7 +21,8 @@ const TAIL: usize = 12;
 
 impl Sparks {
     /// Makes a base: `minimal`, of the host's busybox, or a Debian suite by its name, from the host's own mirror
-    /// where that has the suite. Its name is the suite's unless another is given.
+    /// where that has the suite. Its name is the suite's unless another is given. If another command makes the same base at
+    /// this moment, that one is waited for and returned.
     ///
     /// # Errors
     /// `exists`; `host` where the program for it is not installed; `internal` where that fails, with the end of
@@ -35,7 +36,17 @@ impl Sparks {
         // A suite is a name as ours are, which also keeps options and paths out of a command line.
         let suite: Name = suite.parse()?;
         let name = name.unwrap_or_else(|| suite.clone());
-        self.make_base(&name, format!("bootstrap {suite}"), observer, |root| {
+        let origin = format!("bootstrap {suite}");
+        let making = self.begin_base(&name, observer)?;
+        // Another command may have made it since this one began.
+        if let Ok(base) = self.base_info(&name)
+            && base.broken.is_none()
+            && base.origin.as_ref() == Some(&origin)
+        {
+            return Ok(base);
+        }
+        self.refuse_taken(&name)?;
+        self.make_base(&name, origin, (&making, observer), |root| {
             if suite.as_str() == MINIMAL {
                 return minimal::make(root);
             }

@@ -77,7 +77,7 @@ impl Sparks {
         name: &Name,
         observer: &dyn Observer,
     ) -> Result<BaseInfo> {
-        self.refuse_taken(name)?;
+        let making = self.begin_new_base(name, observer)?;
         let mounts = mounts()?;
         let root = match mounted(container, &mounts)? {
             Some(mount) => Root::Mounted(mount),
@@ -93,7 +93,7 @@ impl Sparks {
             made => made?,
         }
         stage.write("base.json", &make::new_record(format!("import {container}"), None))?;
-        self.publish_base(stage, name)
+        self.publish_base(stage, name, &making)
     }
 
     /// Sends a snapshot of a subvolume from another filesystem.

@@ -45,7 +45,8 @@ impl Sparks {
             ImportSource::Containerd(container) => self.base_import_containerd(&container, &name, observer),
             ImportSource::Stdin(stream) => {
                 let what = "the archive on standard input";
-                self.make_base(&name, "import from standard input".into(), observer, |root| {
+                let making = self.begin_new_base(&name, observer)?;
+                self.make_base(&name, "import from standard input".into(), (&making, observer), |root| {
                     observer.step("unpacking", None);
                     self.unpack(stream, root, what, observer)
                 })
@@ -53,7 +54,8 @@ impl Sparks {
             ImportSource::Path(path) => {
                 let meta = std::fs::metadata(&path).map_err(Error::io("open", &path))?;
                 let origin = format!("import {}", shown(&path));
-                self.make_base(&name, origin, observer, |root| {
+                let making = self.begin_new_base(&name, observer)?;
+                self.make_base(&name, origin, (&making, observer), |root| {
                     if meta.is_dir() {
                         self.copy(&path, root, observer)
                     } else {

@@ -11,6 +11,7 @@ use crate::domain::spark::{Id, Origin};
 use crate::error::{Error, Result};
 use crate::image::{Limits, Summary};
 use crate::pool::btrfs;
+use crate::pool::making::Making;
 use crate::pool::stage::Stage;
 use crate::sys::flock::Mode;
 use crate::{fault, sys};
@@ -22,10 +23,9 @@ impl Sparks {
         &self,
         name: &Name,
         origin: String,
-        observer: &dyn Observer,
+        (making, observer): (&Making, &dyn Observer),
         fill: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<BaseInfo> {
-        self.refuse_taken(name)?;
         let stage = self.pool.stage()?;
         let root = stage.path().join("root");
         btrfs::create(&root)?;
@@ -39,11 +39,41 @@ impl Sparks {
         // Here, and not in its final place: its parent is what will be moved, and that a read-only one allows.
         btrfs::set_read_only(&root)?;
         fault::point("base-import.before-publish")?;
-        self.publish_base(stage, name)
+        self.publish_base(stage, name, making)
+    }
+
+    /// Gets the right to make a base. If another command makes one of this name, it waits for that, and says so.
+    ///
+    /// # Errors
+    /// `exists` if the name was taken before.
+    pub(super) fn begin_base(&self, name: &Name, observer: &dyn Observer) -> Result<Making> {
+        self.refuse_taken(name)?;
+        self.alone_with(name, observer)
+    }
+
+    /// Gets the right to make a base that is like no other one: of two at once under one name, the second fails when the first
+    /// has made its base, and does no work before.
+    ///
+    /// # Errors
+    /// `exists` if the name is taken.
+    pub(super) fn begin_new_base(&self, name: &Name, observer: &dyn Observer) -> Result<Making> {
+        let making = self.begin_base(name, observer)?;
+        self.refuse_taken(name)?;
+        Ok(making)
+    }
+
+    /// Gets the right to make a base that replaces one of this name.
+    pub(super) fn alone_with(&self, name: &Name, observer: &dyn Observer) -> Result<Making> {
+        self.pool.making(&thing(name), || observer.notice(&waiting(name)))
+    }
+
+    /// Waits for the command that makes a base, if there is one.
+    pub(super) fn wait_for_base(&self, name: &Name, observer: &dyn Observer) -> Result<()> {
+        self.pool.wait_made(&thing(name), || observer.notice(&waiting(name)))
     }
 
     /// Gives what is staged its name.
-    pub(super) fn publish_base(&self, stage: Stage, name: &Name) -> Result<BaseInfo> {
+    pub(super) fn publish_base(&self, stage: Stage, name: &Name, _: &Making) -> Result<BaseInfo> {
         let _lock = stage.publish(&self.pool.paths.base(name)).map_err(|e| match e {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => taken(name),
             e => e,
@@ -55,11 +85,11 @@ impl Sparks {
     }
 
     /// Puts what is staged in the place of a base, which is freed. What was made from that one stays as it is.
-    pub(super) fn replace_base(&self, stage: Stage, name: &Name) -> Result<BaseInfo> {
+    pub(super) fn replace_base(&self, stage: Stage, name: &Name, making: &Making) -> Result<BaseInfo> {
         let dir = self.pool.paths.base(name);
         // Held until it is freed, so that `gc` does not do that at the same time.
         let Some(_old) = self.pool.lock(&dir, Mode::Exclusive)? else {
-            return self.publish_base(stage, name);
+            return self.publish_base(stage, name, making);
         };
         fault::point("base-save.before-exchange")?;
         sys::file::exchange(stage.path(), &dir).map_err(Error::io("replace", &dir))?;
@@ -103,7 +133,16 @@ pub(super) fn new_record(origin: String, from: Option<Origin>) -> BaseRecord {
     BaseRecord { version: FORMAT, id, created, origin, from, image: None, rest: Default::default() }
 }
 
-fn taken(name: &Name) -> Error {
+/// What the right to make a base is called.
+fn thing(name: &Name) -> String {
+    format!("base-{name}")
+}
+
+fn waiting(name: &Name) -> String {
+    format!("another command makes base `{name}`: waiting for it")
+}
+
+pub(super) fn taken(name: &Name) -> Error {
     Error::Exists { kind: "base", name: name.to_string(), in_project: None }
 }
 

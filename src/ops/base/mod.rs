@@ -135,11 +135,31 @@ impl Sparks {
             return Ok(name);
         }
         // One makes it, others wait for it.
-        let _lock = self.pool.lock(&self.pool.paths.bases(), Mode::Exclusive)?;
+        let wait = || observer.notice("another command makes the first base: waiting for it");
+        let _making = self.pool.making("first-base", wait)?;
         if names_in(&self.pool.paths.bases())?.is_empty() {
             self.make_first_base(observer)?;
         }
         self.find_base(None).map(|(name, ..)| name)
+    }
+
+    /// Waits for the command that makes a base, if there is one. `minimal` is made if it is not there: that takes no network
+    /// and no time.
+    pub(crate) fn ensure_base(&self, name: &Name, observer: &dyn Observer) -> Result<()> {
+        let is_there = || self.check_base_exists(name).is_ok();
+        if is_there() {
+            return Ok(());
+        }
+        self.wait_for_base(name, observer)?;
+        if is_there() || name.as_str() != MINIMAL {
+            return Ok(());
+        }
+        observer.notice("there is no base `minimal` yet: making it");
+        match self.base_bootstrap(MINIMAL, None, observer) {
+            // Another command was first.
+            Err(Error::Exists { .. }) => Ok(()),
+            made => made.map(drop),
+        }
     }
 
     fn make_first_base(&self, observer: &dyn Observer) -> Result<()> {

@@ -7,6 +7,7 @@ use crate::domain::name::Name;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::oci::{self, Pull};
+use crate::pool::making::Making;
 use crate::pool::{btrfs, names_in};
 
 /// What to pull.
@@ -41,11 +42,28 @@ impl Sparks {
             Some(name) => name.clone(),
             None => named_after(&request.image)?,
         };
-        let reference = request.image.to_string();
-        let old = self.base_info(&name).ok();
-        if old.as_ref().is_some_and(|old| !is_pulled(old, &reference)) {
-            return self.refuse_taken(&name).and_then(|()| self.base_info(&name));
+        // At once, and not after waiting for another command.
+        self.old_of(&name, request)?;
+        let making = self.alone_with(&name, observer)?;
+        self.pull_alone(request, &name, (&making, observer))
+    }
+
+    /// The base of a name, which has to be of this image, if there is one.
+    fn old_of(&self, name: &Name, request: &PullRequest) -> Result<Option<BaseInfo>> {
+        match self.base_info(name).ok() {
+            Some(old) if !is_pulled(&old, &request.image.to_string()) => Err(make::taken(name)),
+            old => Ok(old),
         }
+    }
+
+    fn pull_alone(
+        &self,
+        request: &PullRequest,
+        name: &Name,
+        (making, observer): (&Making, &dyn Observer),
+    ) -> Result<BaseInfo> {
+        let old = self.old_of(name, request)?;
+        let reference = request.image.to_string();
         let _held = self.hold_images()?;
         let scratch = self.pool.stage()?;
         observer.step(&format!("asking for {reference}"), None);
@@ -57,7 +75,7 @@ impl Sparks {
             && old.image.as_ref().is_some_and(|had| had.digest == image.digest)
         {
             observer.notice(&format!("base `{name}` is up to date"));
-            return self.base_info(&name);
+            return self.base_info(name);
         }
         let Some(top) = image.layers.last() else {
             return Err(Error::Image { what: reference, why: "it has no layers".into() });
@@ -77,38 +95,45 @@ impl Sparks {
         stage.write("base.json", &record)?;
         fault::point("base-pull.staged")?;
         match old {
-            Some(_) => self.replace_base(stage, &name),
-            None => self.publish_base(stage, &name),
+            Some(_) => self.replace_base(stage, name, making),
+            None => self.publish_base(stage, name, making),
         }
     }
 
-    /// The base that was pulled as an image, pulled now if there is none.
+    /// The base that was pulled as an image, pulled now if there is none. If another command pulls the image at this moment,
+    /// that is waited for, and its base is taken.
     pub(in crate::ops) fn base_of_image(
         &self,
         request: &PullRequest,
         observer: &dyn Observer,
     ) -> Result<Name> {
-        if let Some(name) = self.find_pulled(&request.image)? {
-            return Ok(name);
-        }
         let first = named_after(&request.image)?;
-        let taken = |name: &Name| self.pool.paths.base(name).exists();
-        let mut name = first.clone();
-        for number in 2..100 {
-            if !taken(&name) {
-                break;
+        for number in 1..100 {
+            if let Some(name) = self.find_pulled(&request.image)? {
+                return Ok(name);
             }
-            let stem = &first.as_str()[..first.as_str().len().min(60)];
-            name = format!("{}-{number}", stem.trim_end_matches('-')).parse()?;
+            let name = numbered(&first, number)?;
+            if self.refuse_taken(&name).is_err() {
+                continue;
+            }
+            let making = self.alone_with(&name, observer)?;
+            if let Some(name) = self.find_pulled(&request.image)? {
+                return Ok(name);
+            }
+            // Of another image by now?
+            if self.refuse_taken(&name).is_ok() {
+                return self.pull_alone(request, &name, (&making, observer)).map(|base| base.name);
+            }
         }
-        self.base_pull(request, Some(&name), observer).map(|base| base.name)
+        Err(make::taken(&first))
     }
 
     /// The base that was pulled as an image, if there is one.
     pub(in crate::ops) fn find_pulled(&self, image: &ImageRef) -> Result<Option<Name>> {
         let reference = image.to_string();
         for name in names_in(&self.pool.paths.bases())? {
-            let base = self.base_info(&name)?;
+            // One that is being deleted is none.
+            let Ok(base) = self.base_info(&name) else { continue };
             if base.broken.is_none() && is_pulled(&base, &reference) {
                 return Ok(Some(name));
             }
@@ -121,6 +146,15 @@ impl Sparks {
 fn is_pulled(base: &BaseInfo, reference: &str) -> bool {
     base.image.as_ref().is_some_and(|image| image.reference == reference)
         && base.origin.as_ref().is_some_and(|origin| origin.starts_with("pull "))
+}
+
+/// A name for the base of an image whose own name others may have.
+fn numbered(first: &Name, number: u32) -> Result<Name> {
+    if number == 1 {
+        return Ok(first.clone());
+    }
+    let stem = &first.as_str()[..first.as_str().len().min(60)];
+    Ok(format!("{}-{number}", stem.trim_end_matches('-')).parse()?)
 }
 
 fn named_after(image: &ImageRef) -> Result<Name> {

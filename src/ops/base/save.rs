@@ -22,9 +22,10 @@ impl Sparks {
         replace: bool,
         observer: &dyn Observer,
     ) -> Result<BaseInfo> {
-        if !replace {
-            self.refuse_taken(name)?;
-        }
+        let making = match replace {
+            true => self.alone_with(name, observer)?,
+            false => self.begin_new_base(name, observer)?,
+        };
         let found = self.look_up(&Source::Spark(source.clone()))?;
         let stage = self.pool.stage()?;
         let draft = stage.path().join("draft");
@@ -41,6 +42,9 @@ impl Sparks {
         btrfs::snapshot_read_only(&draft, &stage.path().join("root"))?;
         stage::destroy(&draft)?;
         fault::point("base-save.staged")?;
-        if replace { self.replace_base(stage, name) } else { self.publish_base(stage, name) }
+        match replace {
+            true => self.replace_base(stage, name, &making),
+            false => self.publish_base(stage, name, &making),
+        }
     }
 }

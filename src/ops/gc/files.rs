@@ -29,6 +29,17 @@ impl Sparks {
         Ok(())
     }
 
+    /// Signs that a killed command made something.
+    pub(super) fn gc_making(&self, collection: &mut Collection) -> Result<()> {
+        for path in entries(&self.pool.place.making())? {
+            // Whoever makes something holds its lock.
+            let Ok(Some(_lock)) = sys::flock::try_lock_dir(&path) else { continue };
+            let item = Item::new("lock", "a command that was killed", &path);
+            collection.free(item, || std::fs::remove_dir(&path).map_err(Error::io("remove", &path)));
+        }
+        Ok(())
+    }
+
     /// Roots that were to take a spark's place, and did not.
     pub(super) fn gc_restores(&self, collection: &mut Collection) -> Result<()> {
         for spark in self.all_sparks()? {

@@ -78,11 +78,12 @@ type Collector = fn(&Sparks, &mut Collection) -> Result<()>;
 
 /// All collectors, in the order in which they run: processes before the sparks that they keep locked, and sparks before
 /// what belongs to sparks.
-const COLLECTORS: [Collector; 14] = [
+const COLLECTORS: [Collector; 15] = [
     Sparks::gc_waiting,
     Sparks::gc_still,
     Sparks::gc_ephemeral,
     Sparks::gc_staging,
+    Sparks::gc_making,
     Sparks::gc_restores,
     Sparks::gc_trash,
     Sparks::gc_containers,

@@ -9,6 +9,7 @@ use tar::EntryType;
 
 use super::built::{Layer, Tar, busybox, index, layout, sh};
 use crate::common::{Machine, tree};
+use crate::together::Running;
 
 fn names(dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
@@ -180,4 +181,27 @@ fn layers_stay_as_long_as_a_base_or_a_spark_is_made_of_them_and_gc_names_whose_t
     let layer = (json!("layer of an image"), json!(owner));
     assert_eq!(items, [(json!("manifest of an image"), json!(owner)), layer.clone(), layer.clone(), layer]);
     assert!(names(&layers).is_empty() && names(&machine.pool().join("images/manifests")).is_empty());
+}
+
+#[test]
+fn an_image_that_four_commands_want_at_once_is_pulled_once() {
+    let machine = Machine::new();
+    let dir = machine.work().join("l");
+    layout(&dir, "v1", &[busybox().layer()], json!({}));
+    let create = |name| ["create", name, "--image", "oci:l:v1", "--network", "none", "--no-start"];
+    let first = Running::stopped(&machine, &create("a"), "base-pull.fetched");
+    let mut others = ["b", "c", "d"].map(|name| Running::of(&machine, &create(name), &[]));
+    for other in &mut others {
+        other.says("another command makes base");
+    }
+    // What they wait for is all that they could pull.
+    assert_eq!(machine.staged().len(), 1);
+    first.signal(rustix::process::Signal::CONT);
+    first.end().ok();
+    for other in others {
+        other.end().ok();
+    }
+    let bases = machine.spark(&["base", "list", "--json"]).json();
+    assert_eq!(bases.as_array().unwrap().len(), 1, "{bases}");
+    assert_eq!(machine.spark(&["list", "-q"]).ok(), "a\nb\nc\nd\n");
 }
