@@ -106,6 +106,44 @@ impl Write for LayerFile {
 }
 
 impl Whole {
+    /// The image of a manifest and a configuration, with the layers that are here. The pool has each layer once, with
+    /// the compression that it came with first. A manifest that names another compression of a layer is rewritten
+    /// to name the blob that is here, so that an image never refers to a blob that it does not contain. Returns how many
+    /// layers that were.
+    ///
+    /// # Errors
+    /// If the manifest or the configuration is not JSON, or the manifest has another number of layers.
+    pub fn new(
+        manifest: Vec<u8>,
+        media_type: String,
+        config: Vec<u8>,
+        layers: Vec<(Descriptor, PathBuf)>,
+    ) -> serde_json::Result<(Whole, usize)> {
+        let mut named: Value = serde_json::from_slice(&manifest)?;
+        let blobs = named["layers"].as_array_mut().filter(|blobs| blobs.len() == layers.len());
+        let blobs = blobs.ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "the image has {} layers, and its manifest has not",
+                layers.len()
+            ))
+        })?;
+        let mut others = 0;
+        for (blob, (here, _)) in blobs.iter_mut().zip(&layers) {
+            if blob["digest"] != json!(here.digest) {
+                // Annotations describe the bytes of the other blob, such as the table of contents in it.
+                *blob = serde_json::to_value(here)?;
+                others += 1;
+            }
+        }
+        let mut whole = Whole { manifest, media_type, config, layers };
+        if others > 0 {
+            whole.manifest = serde_json::to_vec(&named)?;
+            // Docker's words have none for zstd.
+            whole.use_oci_words(true)?;
+        }
+        Ok((whole, others))
+    }
+
     /// An image of one layer.
     pub fn of(layer: NewLayer) -> serde_json::Result<Whole> {
         let platform = Platform::default();
@@ -141,6 +179,7 @@ impl Whole {
     fn with(mut self, mut manifest: Value, mut config: Value, layer: NewLayer) -> serde_json::Result<Whole> {
         config["created"] = json!(layer.created);
         push(&mut config["rootfs"]["diff_ids"], json!(layer.diff_id));
+        complete_history(&mut config["history"], self.layers.len());
         let history = json!({ "created": layer.created, "created_by": layer.created_by });
         push(&mut config["history"], history);
         self.config = serde_json::to_vec(&config)?;
@@ -157,10 +196,11 @@ impl Whole {
         Ok(self)
     }
 
-    /// The same in the OCI's words, where it was in docker's: a layout has no others.
-    fn in_oci_words(mut self) -> serde_json::Result<Whole> {
-        if self.media_type != DOCKER_MANIFEST {
-            return Ok(self);
+    /// Puts the OCI's media types in the place of docker's. `force` does so for layers of a manifest that is the OCI's
+    /// already.
+    fn use_oci_words(&mut self, force: bool) -> serde_json::Result<()> {
+        if self.media_type != DOCKER_MANIFEST && !force {
+            return Ok(());
         }
         let mut manifest: Value = serde_json::from_slice(&self.manifest)?;
         manifest["mediaType"] = json!(OCI_MANIFEST);
@@ -171,7 +211,7 @@ impl Whole {
         }
         self.manifest = serde_json::to_vec(&manifest)?;
         self.media_type = OCI_MANIFEST.into();
-        Ok(self)
+        Ok(())
     }
 
     /// What its configuration is known by.
@@ -182,6 +222,25 @@ impl Whole {
         };
         Descriptor::new(kind, digest_of(&self.config), self.config.len() as u64)
     }
+}
+
+/// Gives each of so many layers an entry of the history. Images may have no history, or one that is too short, and
+/// readers of an image that is built upon them count the entries that have a layer.
+fn complete_history(history: &mut Value, layers: usize) {
+    let mut entries = match history.take() {
+        Value::Array(entries) => entries,
+        _ => Vec::new(),
+    };
+    let mut missing = layers;
+    entries.retain(Value::is_object);
+    for entry in entries.iter_mut().filter(|entry| entry["empty_layer"] != json!(true)) {
+        match missing.checked_sub(1) {
+            Some(left) => missing = left,
+            None => entry["empty_layer"] = json!(true),
+        }
+    }
+    entries.resize(entries.len() + missing, json!({}));
+    *history = Value::Array(entries);
 }
 
 fn push(list: &mut Value, item: Value) {
@@ -198,7 +257,8 @@ pub type Doing<'a> = dyn Fn(&mut dyn FnMut() -> io::Result<()>) -> io::Result<()
 /// index is replaced last: until then nothing has changed. Layers' files are opened by who calls, and
 /// everything is written by `write`.
 pub fn layout(whole: Whole, dir: &Path, tag: &str, write: &Doing<'_>) -> io::Result<()> {
-    let whole = whole.in_oci_words()?;
+    let mut whole = whole;
+    whole.use_oci_words(false)?;
     let blobs = dir.join("blobs/sha256");
     write(&mut || {
         std::fs::create_dir_all(&blobs)?;
@@ -210,9 +270,9 @@ pub fn layout(whole: Whole, dir: &Path, tag: &str, write: &Doing<'_>) -> io::Res
     let at = |digest: &Digest| dir.join(blob(digest));
     for (layer, path) in &whole.layers {
         let mut file = File::open(path)?;
-        write(&mut || match std::fs::metadata(at(&layer.digest)) {
-            Ok(there) if there.len() == layer.size => Ok(()),
-            _ => replace(&at(&layer.digest), &mut file),
+        write(&mut || match is_there(&at(&layer.digest), layer) {
+            true => Ok(()),
+            false => replace(&at(&layer.digest), &mut file),
         })?;
     }
     let manifest = Descriptor::new(OCI_MANIFEST, digest_of(&whole.manifest), whole.manifest.len() as u64);
@@ -228,6 +288,21 @@ pub fn layout(whole: Whole, dir: &Path, tag: &str, write: &Doing<'_>) -> io::Res
         index.manifests.push(Descriptor { annotations, ..manifest.clone() });
         replace(&dir.join("index.json"), &mut &serde_json::to_vec(&index)?[..])
     })
+}
+
+/// Whether a blob is in a file, whole: what was interrupted or damaged may have its size.
+fn is_there(path: &Path, blob: &Descriptor) -> bool {
+    let hash = || -> io::Result<Digest> {
+        let file = File::open(path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() || meta.len() != blob.size {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let mut hashed = Hashed::new(io::sink());
+        io::copy(&mut file.take(blob.size), &mut hashed)?;
+        Ok(Digest::of_hash(&hashed.hash.finalize()))
+    };
+    hash().is_ok_and(|digest| digest == blob.digest)
 }
 
 /// Makes a file in a directory that is gone again unless it is given a name.
@@ -278,4 +353,56 @@ pub fn docker_archive(whole: &Whole, name: &str, out: impl Write) -> io::Result<
     let manifest = serde_json::to_vec(&manifest)?;
     packer.file("manifest.json", manifest.len() as u64, &manifest[..])?;
     packer.finish()?.flush()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_given_one_entry_for_each_layer() {
+        let entry = |by: &str| json!({ "created_by": by });
+        let empty = json!({ "created_by": "e", "empty_layer": true });
+        for (history, layers, wanted) in [
+            (Value::Null, 2, json!([{}, {}])),
+            (json!("text"), 1, json!([{}])),
+            (json!([]), 1, json!([{}])),
+            (json!([null, entry("a")]), 2, json!([entry("a"), {}])),
+            (json!([empty, entry("a"), empty]), 1, json!([empty, entry("a"), empty])),
+            (
+                json!([entry("a"), entry("b")]),
+                1,
+                json!([entry("a"), { "created_by": "b", "empty_layer": true }]),
+            ),
+        ] {
+            let mut completed = history.clone();
+            complete_history(&mut completed, layers);
+            assert_eq!(completed, wanted, "{history} for {layers}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_names_other_blobs_is_rewritten_to_those_that_are_here() {
+        let digest = |text: &str| digest_of(text.as_bytes());
+        let blob = |kind: &str, text: &str| Descriptor::new(kind, digest(text), text.len() as u64);
+        let docker = "application/vnd.docker.image.rootfs.diff.tar";
+        let zstd = json!({ "mediaType": format!("{OCI_LAYER}+zstd"), "digest": digest("z"), "size": 1,
+            "annotations": { "toc": "of z" } });
+        let manifest = json!({ "schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": { "mediaType": "c" },
+            "layers": [blob(docker, "a"), zstd] });
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        let whole = |second: Descriptor| {
+            let layers = vec![(blob(docker, "a"), PathBuf::new()), (second, PathBuf::new())];
+            Whole::new(bytes.clone(), DOCKER_MANIFEST.into(), b"{}".to_vec(), layers).unwrap()
+        };
+        let (same, others) = whole(blob(docker, "z"));
+        assert_eq!((same.manifest, others), (bytes.clone(), 0), "unchanged, byte for byte");
+        let (other, others) = whole(blob(docker, "plain"));
+        let written: Value = serde_json::from_slice(&other.manifest).unwrap();
+        assert_eq!((others, other.media_type.as_str()), (1, OCI_MANIFEST));
+        assert_eq!(written["layers"], json!([blob(OCI_LAYER, "a"), blob(OCI_LAYER, "plain")]));
+        let one = vec![(blob(docker, "a"), PathBuf::new())];
+        assert!(Whole::new(bytes, DOCKER_MANIFEST.into(), Vec::new(), one).is_err());
+    }
 }

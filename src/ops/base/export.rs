@@ -104,7 +104,7 @@ impl Sparks {
     ) -> Result<Whole> {
         let path = scratch.join("layer.tar.gz");
         let image = match &record.image {
-            Some(image) => self.read_image(image)?,
+            Some(image) => self.read_image(image, observer)?,
             None => None,
         };
         if record.image.is_some() && image.is_none() {
@@ -141,7 +141,7 @@ impl Sparks {
     }
 
     /// The image that a base was made from, and its root. None if a part of it is gone.
-    fn read_image(&self, image: &FromImage) -> Result<Option<(Whole, PathBuf)>> {
+    fn read_image(&self, image: &FromImage, observer: &dyn Observer) -> Result<Option<(Whole, PathBuf)>> {
         let dir = self.pool.paths.manifest(&image.digest);
         let Some(kept) = record::read::<ManifestRecord>(&dir.join("image.json"))? else { return Ok(None) };
         let read = |name: &str| {
@@ -156,7 +156,14 @@ impl Sparks {
             layers.push(layer);
         }
         let (manifest, config) = (read("manifest.json")?, read("config.json")?);
-        let whole = Whole { manifest, media_type: kept.media_type.clone(), config, layers };
+        let (whole, others) = Whole::new(manifest, kept.media_type.clone(), config, layers)
+            .map_err(|e| Error::corrupt(&dir.join("manifest.json"), e))?;
+        if others > 0 {
+            observer.notice(&format!(
+                "{others} layers are written as another image brought them, compressed otherwise: \
+                 the image's digest changes"
+            ));
+        }
         Ok(Some((whole, self.pool.paths.layer(top).join("root"))))
     }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::built::{Tar, busybox, layout, run, sh};
+use super::built::{Layer, Tar, busybox, layout, run, sh};
 use super::registries::Registry;
 use crate::common::{Machine, Output, tree};
 
@@ -81,6 +81,9 @@ fn a_saved_base_goes_out_as_its_images_layers_and_one_more_and_comes_back_the_sa
     let layers = after["layers"].as_array().unwrap();
     assert_eq!(layers[..2], before["layers"].as_array().unwrap()[..]);
     assert_eq!(layers.len(), 3);
+    // The image had no history, and has one entry for each layer now: buildah counts them.
+    let config = sh(&work, "skopeo inspect --config --raw oci:out:v2 | jq -c '.history | length'");
+    assert_eq!(config.trim(), "3");
     // Small, since it is the difference alone: the program's mode changed, and so all of it is there.
     sh(&work, "umoci unpack --image out:v2 umoci");
     same(&work.join("umoci/rootfs"), &root_of(&machine, "saved"));
@@ -107,6 +110,56 @@ fn a_saved_base_goes_out_as_its_images_layers_and_one_more_and_comes_back_the_sa
     assert_eq!(manifest(&machine, &format!("docker://{name}")), after);
     machine.spark(&["base", "pull", &name, "pulled"]).ok();
     same(&root_of(&machine, "pulled"), &root_of(&machine, "saved"));
+}
+
+#[test]
+fn a_layer_that_another_image_brought_in_another_compression_goes_out_as_the_blob_that_is_there() {
+    let machine = Machine::new();
+    let work = machine.work();
+    let registry = Registry::open(&machine);
+    let layers = || [busybox().layer(), Tar::default().file("own", b"1").layer()];
+    let compressed = |with: fn(Layer) -> Layer| layers().map(with);
+    layout(&work.join("l"), "plain", &layers(), json!({ "Env": ["A=plain"] }));
+    layout(&work.join("l"), "gzip", &compressed(Layer::gzip), json!({ "Env": ["A=gzip"] }));
+    layout(&work.join("l"), "zstd", &compressed(Layer::zstd), json!({ "Env": ["A=zstd"] }));
+    sh(
+        &work,
+        "skopeo copy -q --format v2s2 oci:l:gzip dir:docker && skopeo copy -q oci:l:plain docker-archive:plain.tar",
+    );
+    let to = format!("{}/team/docker:gzip", registry.host);
+    sh(&work, &format!("skopeo copy -q --dest-tls-verify=false dir:docker docker://{to}"));
+    machine.spark(&["base", "pull", "docker-archive:plain.tar", "first"]).ok();
+    for (name, image) in
+        [("plain", "oci:l:plain"), ("gzip", "oci:l:gzip"), ("zstd", "oci:l:zstd"), ("docker", to.as_str())]
+    {
+        machine.spark(&["base", "pull", image, name]).ok();
+        let out = machine.spark(&["base", "export", name, "--oci-layout", &format!("out-{name}")]);
+        out.ok();
+        assert_eq!(
+            out.stderr().contains("2 layers are written as another image brought them"),
+            name != "plain"
+        );
+        // Each reads every blob, and compares its digest.
+        sh(
+            &work,
+            &format!(
+                "skopeo copy -q oci:out-{name}:latest dir:copy-{name} && umoci unpack --image out-{name}:latest u-{name}"
+            ),
+        );
+        assert_eq!(std::fs::read(work.join(format!("u-{name}/rootfs/own"))).unwrap(), b"1");
+        let config =
+            sh(&work, &format!("skopeo inspect --config oci:out-{name}:latest | jq -r '.config.Env[0]'"));
+        assert_eq!(config.trim(), format!("A={}", if name == "docker" { "gzip" } else { name }));
+        let pushed = format!("{}/team/{name}:out", registry.host);
+        machine.spark(&["base", "push", name, &pushed]).ok();
+        sh(&work, &format!("skopeo copy -q --src-tls-verify=false docker://{pushed} dir:pushed-{name}"));
+    }
+    assert_eq!(manifest(&machine, "oci:out-plain:latest"), manifest(&machine, "oci:l:plain"));
+    // A blob of the right size that is damaged is written anew.
+    let blob = layers()[1].digest.hex().to_owned();
+    std::fs::write(work.join("out-zstd/blobs/sha256").join(&blob), vec![b'x'; layers()[1].size]).unwrap();
+    machine.spark(&["base", "export", "zstd", "--oci-layout", "out-zstd"]).ok();
+    sh(&work, "skopeo copy -q oci:out-zstd:latest dir:mended");
 }
 
 #[test]
