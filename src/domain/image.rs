@@ -101,6 +101,21 @@ pub enum ImageRef {
     },
 }
 
+/// The path that means standard input, as `docker-archive:-`.
+pub const STDIN: &str = "-";
+
+impl ImageRef {
+    /// Whether it is read from a pipe or terminal of whoever calls: its name means another image each time.
+    pub fn is_stream(&self) -> bool {
+        match self {
+            ImageRef::LayoutArchive { file, .. } | ImageRef::DockerArchive { file, .. } => {
+                file.as_os_str() == STDIN || file.starts_with("/dev") || file.starts_with("/proc")
+            }
+            ImageRef::Registry(_) | ImageRef::Layout { .. } => false,
+        }
+    }
+}
+
 impl FromStr for ImageRef {
     type Err = String;
 

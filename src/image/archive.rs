@@ -9,6 +9,8 @@ use std::io::{self, Read};
 const BLOCK: u64 = 512;
 /// Most bytes of a pax header, and of all global ones together.
 const PAX: u64 = 1 << 20;
+/// What the keys of extended attributes begin with.
+const XATTR: &[u8] = b"SCHILY.xattr.";
 /// Most bytes of a GNU long name.
 const LONG_NAME: u64 = 64 << 10;
 /// Most pieces of a sparse file.
@@ -139,7 +141,8 @@ impl<R: Read> Archive<R> {
         self.input.by_ref().take(BLOCK).read_to_end(&mut read)?;
         match read.len() as u64 {
             BLOCK => header.as_mut_bytes().copy_from_slice(&read),
-            0 if self.begun && self.open_end => return Ok(None),
+            // A layer without entries may have no bytes at all.
+            0 if self.open_end => return Ok(None),
             _ if self.begun => return Err(bad("it ends too early")),
             _ => return Err(bad("it is not a tar archive")),
         }
@@ -147,12 +150,7 @@ impl<R: Read> Archive<R> {
         if bytes.iter().all(|b| *b == 0) {
             return Ok(None);
         }
-        let sum: u64 = bytes
-            .iter()
-            .enumerate()
-            .map(|(i, b)| if (148..156).contains(&i) { 32 } else { u64::from(*b) })
-            .sum();
-        if number(&header.as_old().cksum).ok() != Some(sum) {
+        if !number(&header.as_old().cksum).is_ok_and(|sum| sums(bytes).contains(&sum)) {
             return Err(bad(if self.begun {
                 "a header's checksum is wrong"
             } else {
@@ -167,12 +165,14 @@ impl<R: Read> Archive<R> {
         let raw = header.as_old();
         let mut pax = self.global.clone();
         pax.extend(before.pax);
+        // A record without a value takes back what the global headers say (pax(1)). Attributes may be empty.
+        pax.retain(|key, value| !value.is_empty() || key.starts_with(XATTR));
         let take_number = |key: &[u8], field: &[u8]| match pax.get(key) {
             Some(value) => decimal(value),
             None => number(field),
         };
-        let mut kind = match header.entry_type().as_byte() {
-            b'0' | 0 | b'7' | b'S' => Kind::File,
+        let flag = header.entry_type().as_byte();
+        let mut kind = match flag {
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
             b'3' | b'4' => Kind::Device,
@@ -180,20 +180,23 @@ impl<R: Read> Archive<R> {
             b'6' => Kind::Fifo,
             b'V' => Kind::Nothing,
             b'M' => return Err(bad("it is one volume of several")),
-            _ => return Err(bad("it has an entry of an unknown kind")),
+            // Also what nobody knows: pax(1) has it treated as a regular file.
+            _ => Kind::File,
         };
-        let name = pax
-            .get(&b"path"[..])
-            .cloned()
-            .or(before.name)
-            .unwrap_or_else(|| header.path_bytes().into_owned());
+        let name =
+            pax.get(&b"path"[..]).cloned().or(before.name).unwrap_or_else(|| name_of(header.as_bytes()));
         let link = pax.get(&b"linkpath"[..]).cloned().or(before.link);
         let link = link.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
         if kind == Kind::File && name.ends_with(b"/") {
             // The old way to write a directory.
             kind = Kind::Directory;
         }
-        let stored = if pax.contains_key(&b"size"[..]) { take_number(b"size", b"")? } else { size };
+        // Links, devices, directories and fifos have no content, whatever their size says: some writers put there the
+        // size of the file that a link leads to.
+        let stored = match flag {
+            b'1'..=b'6' => 0,
+            _ => pax.get(&b"size"[..]).map_or(Ok(size), |value| decimal(value))?,
+        };
         if stored > LARGEST {
             return Err(bad("a file is larger than any can be"));
         }
@@ -212,7 +215,7 @@ impl<R: Read> Archive<R> {
             pieces: vec![(0, stored)],
             xattrs: pax
                 .iter()
-                .filter_map(|(k, v)| Some((k.strip_prefix(b"SCHILY.xattr.")?.to_vec(), v.clone())))
+                .filter_map(|(k, v)| Some((k.strip_prefix(XATTR)?.to_vec(), v.clone())))
                 .collect(),
             name,
             link,
@@ -252,7 +255,7 @@ impl<R: Read> Archive<R> {
         set_pieces(entry, size, pieces)
     }
 
-    /// Sparse files in pax: version 1.0 has the pieces before the content, 0.1 in a header.
+    /// Sparse files in pax: version 1.0 has the pieces before the content, 0.0 and 0.1 have them in the header.
     fn sparse_pax(&mut self, pax: &Pax, entry: &mut Entry) -> io::Result<()> {
         let get = |key: &str| pax.get(key.as_bytes());
         let numbers = if get("GNU.sparse.major").is_some_and(|v| v == b"1") {
@@ -260,7 +263,8 @@ impl<R: Read> Archive<R> {
         } else if let Some(map) = get("GNU.sparse.map") {
             map.split(|b| *b == b',').map(decimal).collect::<io::Result<Vec<_>>>()?
         } else if get("GNU.sparse.size").is_some() {
-            return Err(bad("it has sparse files of a version that is not supported"));
+            // A hole and nothing else.
+            Vec::new()
         } else {
             return Ok(());
         };
@@ -349,6 +353,22 @@ fn set_pieces(entry: &mut Entry, size: u64, pieces: Vec<(u64, u64)>) -> io::Resu
     Ok(())
 }
 
+/// The sum of a header's bytes, with blanks in the place of the sum itself. Some old writers added signed bytes.
+fn sums(header: &[u8; BLOCK as usize]) -> [u64; 2] {
+    let blank = |i: usize, b: u8| if (148..156).contains(&i) { b' ' } else { b };
+    let bytes = || header.iter().enumerate().map(|(i, b)| blank(i, *b));
+    let signed: i64 = bytes().map(|b| i64::from(b as i8)).sum();
+    [bytes().map(u64::from).sum(), signed as u64]
+}
+
+/// The name in a header. POSIX puts the beginning of a long one into a field of its own, whatever its version says;
+/// GNU has times there.
+fn name_of(header: &[u8; BLOCK as usize]) -> Vec<u8> {
+    let name = text(header[..100].to_vec());
+    let prefix = text(header[345..500].to_vec());
+    if &header[257..263] == b"ustar\0" && !prefix.is_empty() { [prefix, name].join(&b'/') } else { name }
+}
+
 fn text(mut bytes: Vec<u8>) -> Vec<u8> {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     bytes.truncate(end);
@@ -406,7 +426,17 @@ fn parse_pax(mut data: &[u8]) -> io::Result<Pax> {
         let length = decimal(&data[..space])? as usize;
         let record = data.get(space + 1..length).and_then(|r| r.strip_suffix(b"\n")).ok_or_else(damaged)?;
         let equals = record.iter().position(|b| *b == b'=').ok_or_else(damaged)?;
-        pax.insert(record[..equals].to_vec(), record[equals + 1..].to_vec());
+        let (key, value) = (&record[..equals], &record[equals + 1..]);
+        if matches!(key, b"GNU.sparse.offset" | b"GNU.sparse.numbytes") {
+            // Version 0.0 of sparse files says these again and again: 0.1 has the same numbers in one record.
+            let map = pax.entry(b"GNU.sparse.map".to_vec()).or_default();
+            if !map.is_empty() {
+                map.push(b',');
+            }
+            map.extend_from_slice(value);
+        } else {
+            pax.insert(key.to_vec(), value.to_vec());
+        }
         data = &data[length..];
     }
     Ok(pax)

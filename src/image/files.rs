@@ -5,11 +5,14 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 
+use crate::domain::ids;
 use crate::error::Error;
 use crate::sys::tree::{self, Mtime};
 
-/// Longest path and longest name, as `PATH_MAX` and `NAME_MAX` have it.
-const LONGEST_PATH: usize = 4096;
+/// Longest path of an entry: a tree can be deeper than a path that the kernel takes.
+const LONGEST_PATH: usize = 64 << 10;
+/// Longest target of a link and longest name, as `PATH_MAX` and `NAME_MAX` have it.
+const LONGEST_TARGET: usize = 4096;
 const LONGEST_NAME: usize = 255;
 
 /// What an import may take.
@@ -150,8 +153,13 @@ pub(super) fn relative(name: &[u8]) -> Made<Vec<u8>> {
 
 /// Whether an extended attribute is kept. Others are of the host (ACLs name its users, labels its policy), or
 /// of filesystems stacked on it.
-pub fn keeps_xattr(name: &[u8]) -> bool {
+pub(super) fn keeps_xattr(name: &[u8]) -> bool {
     name == b"security.capability" || (name.starts_with(b"user.") && name.len() > 5 && !name.contains(&0))
+}
+
+/// Whether an extended attribute with this value is kept: see [`keeps_xattr`] and [`ids::is_foreign_capability`].
+pub fn keeps_value(name: &[u8], value: &[u8]) -> bool {
+    keeps_xattr(name) && !(name == b"security.capability" && ids::is_foreign_capability(value))
 }
 
 /// What a file is besides its name and content.
@@ -174,6 +182,8 @@ pub(super) struct Root {
     last: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Attributes that the filesystem would not take.
     pub xattrs_dropped: u64,
+    /// Directories that were made because entries are in them. One entry may need thousands.
+    pub implied: u64,
     /// Whether what is there may be another layer's, and gives way: directories that are not empty too.
     pub replaces: bool,
 }
@@ -185,13 +195,35 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-pub(super) fn not_inside(e: io::Error) -> Problem {
+/// Why the directory `dir` of an entry could not be opened.
+pub(super) fn not_inside(top: &OwnedFd, dir: &[u8], e: io::Error) -> Problem {
     match e.raw_os_error() {
         Some(libc::ELOOP | libc::ENOTDIR | libc::EXDEV) => {
-            Problem::Refused("leads through what is not a directory".into())
+            let in_the_way = in_the_way(top, dir);
+            let in_the_way = in_the_way.unwrap_or_else(|| "what is not a directory".to_owned());
+            Problem::Refused(format!("leads through {in_the_way}"))
         }
         _ => Problem::Io("open the directory of", e),
     }
+}
+
+/// The first part of a path that is not a directory, in words.
+fn in_the_way(top: &OwnedFd, dir: &[u8]) -> Option<String> {
+    let ends = dir.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(i, _)| i).chain([dir.len()]);
+    for path in ends.map(|end| &dir[..end]) {
+        if tree::open_dir(top, path).is_ok() {
+            continue;
+        }
+        let (above, name) = split(path);
+        let above = tree::open_dir(top, above).ok()?;
+        let stat = tree::stat(&above, name).ok()?;
+        if stat.st_mode & libc::S_IFMT != libc::S_IFLNK {
+            return Some(format!("`{}`, which is not a directory", shown(path)));
+        }
+        let target = tree::open_node(&above, name).and_then(tree::read_link).ok()?;
+        return Some(format!("`{}`, which is a symbolic link to `{}`", shown(path), shown(&target)));
+    }
+    None
 }
 
 pub(super) fn is(e: &io::Error, errno: i32) -> bool {
@@ -204,6 +236,7 @@ impl Root {
             top: Rc::new(crate::sys::file::open_dir(path)?),
             last: None,
             xattrs_dropped: 0,
+            implied: 0,
             replaces: false,
         })
     }
@@ -227,13 +260,13 @@ impl Root {
         let fd = match tree::open_dir(&*self.top, path) {
             Ok(fd) => Rc::new(fd),
             Err(e) if is(&e, libc::ENOENT) => self.make_dirs(path)?,
-            Err(e) => return Err(not_inside(e)),
+            Err(e) => return Err(not_inside(&self.top, path, e)),
         };
         self.last = Some((path.to_owned(), fd.clone()));
         Ok(fd)
     }
 
-    fn make_dirs(&self, path: &[u8]) -> Made<Rc<OwnedFd>> {
+    fn make_dirs(&mut self, path: &[u8]) -> Made<Rc<OwnedFd>> {
         let mut at = self.top.clone();
         for part in path.split(|b| *b == b'/') {
             let new = match tree::make_dir(&*at, part) {
@@ -241,8 +274,9 @@ impl Root {
                 Err(e) if is(&e, libc::EEXIST) => false,
                 Err(e) => return Err(Problem::Io("create the directory of", e)),
             };
-            let next = tree::open_child(&*at, part).map_err(not_inside)?;
+            let next = tree::open_child(&*at, part).map_err(|e| not_inside(&self.top, path, e))?;
             if new {
+                self.implied += 1;
                 let root = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
                 tree::set_owner_and_mode(&next, root, 0o755)
                     .map_err(io("set the mode of the directory of"))?;
@@ -350,7 +384,7 @@ impl Root {
 
     /// Makes a symbolic link. Where it points to is not looked at: nothing on the host follows it.
     pub(super) fn symlink(&mut self, path: &[u8], target: &[u8], meta: &Meta) -> Made<()> {
-        if target.is_empty() || target.len() >= LONGEST_PATH || target.contains(&0) {
+        if target.is_empty() || target.len() >= LONGEST_TARGET || target.contains(&0) {
             return refused("is a link to what cannot be a path");
         }
         self.place(path, "create", |dir, name| {
@@ -376,7 +410,7 @@ impl Root {
         match tree::open_dir(&*self.top, dir) {
             Ok(dir) => self.clear(&dir, name),
             Err(e) if is(&e, libc::ENOENT) => Ok(()),
-            Err(e) => Err(not_inside(e)),
+            Err(e) => Err(not_inside(&self.top, dir, e)),
         }
     }
 
@@ -385,7 +419,7 @@ impl Root {
         let dir = match tree::open_dir(&*self.top, path) {
             Ok(dir) => dir,
             Err(e) if is(&e, libc::ENOENT) => return Ok(()),
-            Err(e) => return Err(not_inside(e)),
+            Err(e) => return Err(not_inside(&self.top, path, e)),
         };
         for name in tree::names(&dir).map_err(io("list"))? {
             let stat = tree::stat(&dir, &name).map_err(io("inspect"))?;
@@ -401,7 +435,7 @@ impl Root {
         let (target_dir, target_name) = split(target);
         let from = tree::open_dir(&*self.top, target_dir).map_err(|e| match e.raw_os_error() {
             Some(libc::ENOENT) => Problem::Refused("is a hard link to what is not there".into()),
-            _ => not_inside(e),
+            _ => not_inside(&self.top, target_dir, e),
         })?;
         let there = tree::stat(&from, target_name)
             .map_err(|_| Problem::Refused("is a hard link to what is not there".into()))?;
@@ -425,7 +459,7 @@ mod tests {
     fn names_are_taken_from_the_root_and_never_above_it() {
         assert_eq!(relative(b"/etc//./passwd/").unwrap(), b"etc/passwd");
         assert_eq!(relative(b"./").unwrap(), b"");
-        for bad in [&b".."[..], b"a/../b", b"/..", b"a\0b", &[b'a'; 256], &b"a/".repeat(2050)] {
+        for bad in [&b".."[..], b"a/../b", b"/..", b"a\0b", &[b'a'; 256], &b"a/".repeat(33_000)] {
             assert!(relative(bad).is_err(), "{}", shown(bad));
         }
     }

@@ -89,15 +89,15 @@ impl Layer {
             Hidden::Inside(dir) => match tree::open_dir(root.fd(), dir) {
                 Ok(fd) => todo.extend(children(&fd, dir)?),
                 Err(e) if is(&e, libc::ENOENT) => {}
-                Err(e) => return Err(not_inside(e)),
+                Err(e) => return Err(not_inside(root.fd(), dir, e)),
             },
         }
         while let Some((path, emptied)) = todo.pop() {
-            let (dir, name) = split(&path);
-            let dir = match tree::open_dir(root.fd(), dir) {
+            let (above, name) = split(&path);
+            let dir = match tree::open_dir(root.fd(), above) {
                 Ok(dir) => dir,
                 Err(e) if is(&e, libc::ENOENT) => continue,
-                Err(e) => return Err(not_inside(e)),
+                Err(e) => return Err(not_inside(root.fd(), above, e)),
             };
             if emptied {
                 match tree::remove_dir(&dir, name) {

@@ -15,4 +15,4 @@ pub mod oci;
 pub mod pack;
 pub mod unpack;
 
-pub use files::{Limits, Summary, keeps_xattr};
+pub use files::{Limits, Summary, keeps_value};

@@ -4,15 +4,14 @@
 //! are written as zeros: not every reader of layers knows holes.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use rustix::fs::{FileType, Stat};
 
-use super::files::{keeps_xattr, split};
+use super::files::{keeps_value, keeps_xattr, shown, split};
 use crate::error::{Error, Result};
 use crate::sys::tree;
 
@@ -32,6 +31,8 @@ pub struct Packed {
     pub left_out: u64,
     /// Files whose names say that others are gone.
     pub markers: u64,
+    /// Capabilities that are another user namespace's.
+    pub xattrs_dropped: u64,
 }
 
 impl Packed {
@@ -40,6 +41,7 @@ impl Packed {
         [
             (self.left_out, "device nodes or sockets were left out"),
             (self.markers, "files were left out whose names begin with `.wh.`, which in a layer means a file that is gone"),
+            (self.xattrs_dropped, "file capabilities were dropped: they belong to a user namespace of another host"),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)
@@ -178,6 +180,9 @@ fn time(seconds: i64, nanos: u32) -> String {
 struct Packing<'a, W> {
     root: &'a Path,
     top: OwnedFd,
+    /// The directory that was opened last. What comes next is in it, or below it: from the top, the way to a deep one is
+    /// long.
+    last: (Vec<u8>, Rc<OwnedFd>),
     packer: Packer<W>,
     /// The first name of what has several.
     first: HashMap<u64, Vec<u8>>,
@@ -211,7 +216,7 @@ pub fn pack_all<W: Write>(root: &Path, out: W, progress: &dyn Fn(u64)) -> Result
         if packing.write(&path)? != FileType::Directory {
             continue;
         }
-        let listed = tree::open_dir(&packing.top, &path).and_then(tree::names);
+        let listed = packing.dir(&path).and_then(tree::names);
         let mut names = listed.map_err(packing.io("list", &path))?;
         // From a stack they come the other way round.
         names.sort_by(|a, b| b.cmp(a));
@@ -223,8 +228,9 @@ pub fn pack_all<W: Write>(root: &Path, out: W, progress: &dyn Fn(u64)) -> Result
 impl<'a, W: Write> Packing<'a, W> {
     fn new(root: &'a Path, out: W, progress: &'a dyn Fn(u64)) -> Result<Packing<'a, W>> {
         let top = crate::sys::file::open_dir(root).map_err(Error::io("open", root))?;
+        let last = (Vec::new(), Rc::new(top.try_clone().map_err(Error::io("open", root))?));
         let (first, packed) = Default::default();
-        Ok(Packing { root, top, packer: Packer::new(out), first, packed, bytes: 0, progress })
+        Ok(Packing { root, top, last, packer: Packer::new(out), first, packed, bytes: 0, progress })
     }
 
     fn finish(self) -> Result<(W, Packed)> {
@@ -233,7 +239,23 @@ impl<'a, W: Write> Packing<'a, W> {
     }
 
     fn io(&self, action: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error + use<W> {
-        Error::io(action, self.root.join(OsStr::from_bytes(path)))
+        Error::io(action, self.root.join(shown(path)))
+    }
+
+    fn dir(&mut self, path: &[u8]) -> io::Result<Rc<OwnedFd>> {
+        let (last, fd) = &self.last;
+        let below = match path.strip_prefix(&last[..]) {
+            Some([]) => return Ok(fd.clone()),
+            Some(rest) if last.is_empty() => Some(rest),
+            Some([b'/', rest @ ..]) => Some(rest),
+            _ => None,
+        };
+        let opened = match below {
+            Some(rest) => tree::open_dir(&**fd, rest)?,
+            None => tree::open_dir(&self.top, path)?,
+        };
+        self.last = (path.to_owned(), Rc::new(opened));
+        Ok(self.last.1.clone())
     }
 
     fn hide(&mut self, path: &[u8]) -> Result<()> {
@@ -247,7 +269,7 @@ impl<'a, W: Write> Packing<'a, W> {
     fn write(&mut self, path: &[u8]) -> Result<FileType> {
         let (dir, name) = split(path);
         let name = if name.is_empty() { b"." } else { name };
-        let dir = tree::open_dir(&self.top, dir).map_err(self.io("open the directory of", path))?;
+        let dir = self.dir(dir).map_err(self.io("open the directory of", path))?;
         let stat = tree::stat(&dir, name).map_err(self.io("inspect", path))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if path.split(|b| *b == b'/').any(|part| part.starts_with(b".wh.")) {
@@ -304,7 +326,7 @@ impl<'a, W: Write> Packing<'a, W> {
         Ok(())
     }
 
-    fn xattrs(&self, fd: impl AsFd, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    fn xattrs(&mut self, fd: impl AsFd, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let read = || -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
             let mut names = tree::xattr_names(&fd)?;
             names.retain(|name| keeps_xattr(name));
@@ -312,7 +334,11 @@ impl<'a, W: Write> Packing<'a, W> {
             let values = names.into_iter().map(|name| Ok((tree::xattr(&fd, &name)?, name)));
             values.map(|v: io::Result<_>| v.map(|(v, name)| (name, v.unwrap_or_default()))).collect()
         };
-        read().map_err(self.io("read attributes of", path))
+        let mut all = read().map_err(self.io("read attributes of", path))?;
+        let count = all.len();
+        all.retain(|(name, value)| keeps_value(name, value));
+        self.packed.xattrs_dropped += (count - all.len()) as u64;
+        Ok(all)
     }
 }
 
@@ -338,6 +364,32 @@ mod tests {
         assert_eq!(time(-2, 0), "-2");
         assert_eq!(time(-1, 1), "-0.999999999");
         assert_eq!((time(5, 0), time(5, 10)), ("5".into(), "5.00000001".into()));
+    }
+
+    #[test]
+    fn a_tree_deeper_than_any_path_is_packed() {
+        let top = tempfile::tempdir().unwrap();
+        let mut dir = crate::sys::file::open_dir(top.path()).unwrap();
+        let name = [b'd'; 200];
+        for _ in 0..50 {
+            tree::make_dir(&dir, &name).unwrap();
+            dir = tree::open_child(&dir, &name).unwrap();
+        }
+        tree::create_file(&dir, b"bottom").unwrap();
+        tree::make_dir(crate::sys::file::open_dir(top.path()).unwrap(), b"e").unwrap();
+        let (bytes, _) = pack_all(top.path(), Vec::new(), &|_| {}).unwrap();
+        let back = tempfile::tempdir().unwrap();
+        let options =
+            unpack::Options { what: "it", limits: crate::image::Limits::default(), progress: &|_| {} };
+        assert_eq!(unpack::unpack(&bytes[..], back.path(), &options).unwrap().entries, 53);
+        let fd = crate::sys::file::open_dir(back.path()).unwrap();
+        let deep = tree::open_dir(&fd, &[&name[..]; 50].join(&b'/')).unwrap();
+        assert_eq!(
+            (tree::names(deep).unwrap(), tree::names(fd).unwrap().len()),
+            (vec![b"bottom".to_vec()], 2)
+        );
+        tree::clear(crate::sys::file::open_dir(back.path()).unwrap()).unwrap();
+        tree::clear(crate::sys::file::open_dir(top.path()).unwrap()).unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! host follows.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -92,6 +93,7 @@ fn run(plain: impl Read, target: &Path, options: &Options<'_>, layer: Option<Lay
         limits: options.limits,
         times: Vec::new(),
         names: 0,
+        left_out: HashSet::new(),
         buffer: vec![0; 128 << 10],
     };
     while let Some(entry) = archive.next().map_err(damaged)? {
@@ -116,12 +118,14 @@ struct Unpacker {
     /// Directories' times, set when nothing is made in them any more.
     times: Vec<(Vec<u8>, Mtime)>,
     names: usize,
+    /// The paths of device nodes, which are left out: another may be a hard link to one.
+    left_out: HashSet<Vec<u8>>,
     buffer: Vec<u8>,
 }
 
 impl Unpacker {
     fn entry<R: Read>(&mut self, archive: &mut Archive<R>, entry: &Entry) -> Made<()> {
-        if self.summary.entries >= self.limits.entries {
+        if self.summary.entries + self.root.implied >= self.limits.entries {
             return Err(Problem::Refused(format!(
                 "is one more than the {} entries that it may have",
                 self.limits.entries
@@ -139,14 +143,15 @@ impl Unpacker {
             }
             layer.made(&path);
         }
+        if self.is_left_out(entry)? {
+            return self.leave_out(path);
+        }
+        self.left_out.remove(&path);
         let meta = self.meta(entry);
         match entry.kind {
             Kind::File => self.file(archive, &path, entry, &meta),
             Kind::Directory => {
-                self.names += path.len() + size_of::<(Vec<u8>, Mtime)>();
-                if self.names > NAMES {
-                    return Err(Problem::Refused("is one directory too many".into()));
-                }
+                self.keep_name(&path)?;
                 self.root.directory(&path, &meta)?;
                 self.times.push((path, entry.mtime));
                 Ok(())
@@ -154,13 +159,36 @@ impl Unpacker {
             Kind::Symlink => self.root.symlink(&path, &entry.link, &meta),
             Kind::HardLink => self.root.hard_link(&path, &files::relative(&entry.link)?),
             Kind::Fifo => self.root.fifo(&path, &meta),
-            Kind::Device => {
-                self.summary.entries -= 1;
-                self.summary.left_out += 1;
-                Ok(())
-            }
-            Kind::Nothing => Ok(()),
+            Kind::Device | Kind::Nothing => Ok(()),
         }
+    }
+
+    /// Whether an entry is a device node, or a hard link to one.
+    fn is_left_out(&self, entry: &Entry) -> Made<bool> {
+        Ok(match entry.kind {
+            Kind::Device => true,
+            Kind::HardLink => self.left_out.contains(&files::relative(&entry.link)?),
+            _ => false,
+        })
+    }
+
+    /// Leaves a device node out. What had its name before is gone, as if it had been made.
+    fn leave_out(&mut self, path: Vec<u8>) -> Made<()> {
+        self.summary.entries -= 1;
+        self.summary.left_out += 1;
+        self.keep_name(&path)?;
+        self.root.remove(&path)?;
+        self.left_out.insert(path);
+        Ok(())
+    }
+
+    /// Counts a name that is kept in memory until the end.
+    fn keep_name(&mut self, path: &[u8]) -> Made<()> {
+        self.names += path.len() + size_of::<(Vec<u8>, Mtime)>();
+        if self.names > NAMES {
+            return Err(Problem::Refused("is one directory or device node too many".into()));
+        }
+        Ok(())
     }
 
     fn meta(&mut self, entry: &Entry) -> Meta {
@@ -169,7 +197,7 @@ impl Unpacker {
             self.summary.ids_mapped += 1;
         }
         let xattrs: Vec<_> =
-            entry.xattrs.iter().filter(|(name, _)| files::keeps_xattr(name)).cloned().collect();
+            entry.xattrs.iter().filter(|(name, value)| files::keeps_value(name, value)).cloned().collect();
         self.summary.xattrs_dropped += (entry.xattrs.len() - xattrs.len()) as u64;
         Meta { mode: entry.mode, uid, gid, mtime: Some(entry.mtime), xattrs }
     }

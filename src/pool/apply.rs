@@ -182,7 +182,14 @@ impl Applier<'_> {
                 .split(&path)
                 .and_then(|(dir, name)| tree::set_times_at(&*dir, name, atime, mtime))
                 .map_err(failed("set the times of", &path)),
-            C::SetXattr { name, .. } | C::RemoveXattr { name, .. } if !keeps_xattr(&name) => {
+            C::RemoveXattr { name, .. } if !keeps_xattr(&name) => {
+                self.summary.xattrs_dropped += 1;
+                Ok(())
+            }
+            C::SetXattr { name, value, .. }
+                if !keeps_xattr(&name)
+                    || (name == b"security.capability" && ids::is_foreign_capability(&value)) =>
+            {
                 self.summary.xattrs_dropped += 1;
                 Ok(())
             }

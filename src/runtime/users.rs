@@ -22,7 +22,8 @@ pub struct User {
     pub name: Option<String>,
 }
 
-/// Finds a user: `name`, `uid`, `name:group`, `uid:gid`.
+/// Finds a user: `name`, `uid`, `name:group`, `uid:gid`. As docker and podman have it, a part that is empty beside the
+/// colon is as if it were not there: `name:` has the groups of the user, and `:group` is root with that group.
 pub fn find(root: &Path, wanted: &str) -> Result<User> {
     let dir = sys::file::open_dir(root).map_err(Error::io("open", root))?;
     let dir = File::from(dir);
@@ -44,7 +45,9 @@ fn read(root: &File, path: &str) -> Result<String> {
 
 fn lookup(passwd: &str, group: &str, wanted: &str) -> Result<User> {
     let (user, wanted_group) = match wanted.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
+        Some((user, group)) => {
+            (if user.is_empty() { "0" } else { user }, Some(group).filter(|g| !g.is_empty()))
+        }
         None => (wanted, None),
     };
     let line = passwd.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| {
@@ -143,6 +146,13 @@ mod tests {
         assert_eq!(lookup(PASSWD, GROUP, "ann:wheel").unwrap().gid, 28);
         assert_eq!(lookup(PASSWD, GROUP, "1234:5").unwrap().gid, 5);
         assert_eq!(lookup("", "", "0").unwrap().home, Path::new("/root"));
+        // A part beside the colon may be empty.
+        assert_eq!(lookup(PASSWD, GROUP, "1000:").unwrap(), ann);
+        assert_eq!(lookup(PASSWD, GROUP, "ann:").unwrap(), ann);
+        assert_eq!(lookup(PASSWD, GROUP, ":").unwrap(), lookup(PASSWD, GROUP, "root").unwrap());
+        let of_group = lookup(PASSWD, GROUP, ":sudo").unwrap();
+        assert_eq!((of_group.uid, of_group.gid, of_group.home.as_path()), (0, 27, Path::new("/root")));
+        assert_eq!(lookup("", "", ":5").unwrap().gid, 5);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{
@@ -14,16 +14,28 @@ use rustix::io::Errno;
 /// Seconds and nanoseconds since 1970.
 pub type Mtime = (i64, u32);
 
-/// Opens the directory `path` below `root`; `root` itself where it is empty.
+/// Opens the directory `path` below `root`; `root` itself where it is empty. The path may be longer than `PATH_MAX`: a
+/// tree can be deeper than any path that the kernel takes.
 ///
 /// # Errors
 /// `ELOOP` or `ENOTDIR` where a part of it is a link or no directory, `EXDEV` where it leads out.
 pub fn open_dir(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
+    let (mut from, mut path) = (None::<OwnedFd>, path);
+    while path.len() >= libc::PATH_MAX as usize {
+        let cut = path[..libc::PATH_MAX as usize].iter().rposition(|b| *b == b'/');
+        let cut = cut.filter(|at| *at > 0).ok_or(Errno::NAMETOOLONG)?;
+        from = Some(open_part(from.as_ref().map_or(root.as_fd(), AsFd::as_fd), &path[..cut])?);
+        path = &path[cut + 1..];
+    }
+    open_part(from.as_ref().map_or(root.as_fd(), AsFd::as_fd), path)
+}
+
+fn open_part(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     let path = OsStr::from_bytes(if path.is_empty() { b"." } else { path });
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     loop {
-        match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
             Err(Errno::AGAIN | Errno::INTR) => {}
             other => return Ok(other?),
         }

@@ -329,6 +329,9 @@ fn absolute(mount: &BindMount) -> Result<BindMount> {
 /// is known by its name.
 pub(crate) fn parse_image(text: &str) -> Result<ImageRef, String> {
     let mut image: ImageRef = text.parse()?;
+    if image.is_stream() {
+        return Ok(image);
+    }
     match &mut image {
         ImageRef::Registry(_) => {}
         ImageRef::Layout { dir: path, .. }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sha2::{Digest as _, Sha256};
 
 use super::manifest::Descriptor;
-use crate::domain::image::Digest;
+use crate::domain::image::{Digest, STDIN};
 use crate::error::{Error, Result};
 use crate::image::archive::{Archive, Kind};
 use crate::image::compression;
@@ -75,13 +75,18 @@ impl Files {
         sys::file::open_dir(path).map(Files::Dir).map_err(Error::io("open", path))
     }
 
-    /// Reads which files a tar archive has. A compressed one is decompressed first, to a file without a name in
-    /// `scratch`.
+    /// Reads which files a tar archive has. One that is compressed, or comes from a pipe, is written to a file without a
+    /// name in `scratch` first. `-` is standard input.
     pub(super) fn tar(path: &Path, scratch: &Path, limit: u64) -> Result<Files> {
         let damaged = |e: io::Error| Error::Image { what: path.display().to_string(), why: e.to_string() };
-        let mut file = File::open(path).map_err(Error::io("open", path))?;
-        let mut magic = [0; 6];
-        let read = file.read_at(&mut magic, 0).map_err(Error::io("read", path))?;
+        let mut file = match path == Path::new(STDIN) {
+            true => io::stdin().as_fd().try_clone_to_owned().map(File::from),
+            false => File::open(path),
+        }
+        .map_err(Error::io("open", path))?;
+        let mut magic = [0; compression::MAGIC as usize];
+        let seeks = file.metadata().map_err(Error::io("inspect", path))?.is_file();
+        let read = if seeks { file.read_at(&mut magic, 0).map_err(Error::io("read", path))? } else { 0 };
         if read < magic.len() || compression::is_compressed(&magic) {
             let mut plain = tempfile::tempfile_in(scratch).map_err(Error::io("create a file in", scratch))?;
             let mut from = compression::open(&mut file).map_err(damaged)?;

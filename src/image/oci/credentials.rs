@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use super::json;
 use crate::error::{Code, Error, Result};
 use crate::sys;
 use crate::sys::caller::Caller;
@@ -59,7 +60,7 @@ pub(super) fn find(registry: &str, repository: &str) -> Result<Option<Login>> {
     let server = if registry == "docker.io" { DOCKERS_OWN } else { registry };
     for path in places(&caller) {
         let Some(text) = read(&path, &caller)? else { continue };
-        let file: File = serde_json::from_str(&text).map_err(|e| broken(&path, &e.to_string()))?;
+        let file: File = json::read(text.as_bytes()).map_err(|e| broken(&path, &e))?;
         let helper = file.cred_helpers.get(registry).or_else(|| file.cred_helpers.get(server));
         if let Some(helper) = helper
             && let Some(login) = ask(helper, server, &caller)?
@@ -213,8 +214,8 @@ mod tests {
     fn the_closest_entry_wins_and_old_addresses_count() {
         let text = r#"{"auths":{"h.x":{"auth":"YTpi"},"h.x/team":{"auth":"YzpkOmU="},"https://o.x/v1/":{"auth":"YTpi"},
             "https://index.docker.io/v1/":{"auth":"YTpi"},
-            "i.x":{"identitytoken":"t"},"e.x":{}}}"#;
-        let file: File = serde_json::from_str(text).unwrap();
+            "i.x":{"identitytoken":"t"},"e.x":{},"n.x":null,"a.x":{"auth":null}},"credHelpers":null}"#;
+        let file: File = json::read(text.as_bytes()).unwrap();
         let login = |registry: &str, repository: &str| {
             decode(entry(&file, registry, repository).unwrap())
                 .map(|l| l.map(|l| (l.user, l.password.to_string())))
@@ -224,6 +225,9 @@ mod tests {
         assert_eq!(login("docker.io", "library/app").unwrap(), Some(("a".into(), "b".into())));
         assert_eq!(login("o.x", "app").unwrap(), Some(("a".into(), "b".into())));
         assert!(login("i.x", "app").is_err() && login("e.x", "app").unwrap().is_none());
-        assert!(entry(&file, "other", "app").is_none());
+        assert!(login("a.x", "app").unwrap().is_none(), "null is absent");
+        assert!(entry(&file, "n.x", "app").is_none() && entry(&file, "other", "app").is_none());
+        let none: File = json::read(br#"{"auths":null}"#).unwrap();
+        assert!(none.auths.is_empty());
     }
 }

@@ -1,35 +1,45 @@
 //! What `docker save` and `podman save` write: `manifest.json`, configurations, and layers as tar archives.
 
+use std::io::{self, Read};
+
 use serde::Deserialize;
 
 use super::blobs::Files;
+use super::json;
 use super::manifest::{
     Config, Descriptor, MOST, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of, shown,
 };
+use crate::image::compression;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Item {
     config: String,
     #[serde(default)]
-    repo_tags: Option<Vec<String>>,
+    repo_tags: Vec<String>,
+    #[serde(default)]
     layers: Vec<String>,
 }
 
 /// Finds the image of a name; the only one if none is given. Returns a manifest of ours, since there is none, the
-/// configuration as it came, and the name of each layer's file.
-pub(super) fn find(files: &Files, name: Option<&str>) -> Result<(Manifest, Vec<u8>, Vec<String>), String> {
+/// configuration as it came, and the name of each layer's file. A layer may be compressed, and is taken without its
+/// compression: what the configuration says of it is then the digest of its blob. `limit` is the most bytes of one.
+pub(super) fn find(
+    files: &Files,
+    name: Option<&str>,
+    limit: u64,
+) -> Result<(Manifest, Vec<u8>, Vec<String>), String> {
     let text =
         files.read("manifest.json", MOST).map_err(|e| format!("it is not what `docker save` writes: {e}"))?;
-    let items: Vec<Item> =
-        serde_json::from_slice(&text).map_err(|e| format!("its manifest.json is damaged: {e}"))?;
+    let items: Vec<Item> = json::read(&text).map_err(|e| format!("its manifest.json is damaged: {e}"))?;
     let item = choose(&items, name)?;
     let bytes = files.read(&item.config, MOST)?;
     let config = Config::parse(&bytes, item.layers.len())?;
     let mut layers = Vec::new();
     for (layer, diff_id) in item.layers.iter().zip(&config.rootfs.diff_ids) {
-        let (_, size) = files.open(layer).map_err(|_| format!("it has no `{}`", shown(layer)))?;
-        // Never compressed in these archives: the blob is the archive itself, and has its digest.
+        let (from, size) = files.open(layer).map_err(|_| format!("it has no `{}`", shown(layer)))?;
+        let size = plain_size(from, size, limit)
+            .map_err(|e| format!("its layer `{}` cannot be read: {e}", shown(layer)))?;
         layers.push(Descriptor::new(OCI_LAYER, diff_id.clone(), size));
     }
     let manifest = Manifest {
@@ -42,10 +52,23 @@ pub(super) fn find(files: &Files, name: Option<&str>) -> Result<(Manifest, Vec<u
     Ok((manifest, bytes, item.layers.clone()))
 }
 
+/// The bytes of an archive without its compression.
+fn plain_size(mut from: impl Read, size: u64, limit: u64) -> io::Result<u64> {
+    let mut magic = Vec::new();
+    from.by_ref().take(compression::MAGIC).read_to_end(&mut magic)?;
+    if !compression::is_compressed(&magic) {
+        return Ok(size);
+    }
+    let plain = compression::open(io::Cursor::new(magic).chain(from))?;
+    match io::copy(&mut plain.take(limit.saturating_add(1)), &mut io::sink())? {
+        size if size > limit => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+        size => Ok(size),
+    }
+}
+
 fn choose<'a>(items: &'a [Item], name: Option<&str>) -> Result<&'a Item, String> {
     let has = || {
-        let names: Vec<String> =
-            items.iter().flat_map(|i| i.repo_tags.iter().flatten()).take(16).map(|n| shown(n)).collect();
+        let names: Vec<String> = items.iter().flat_map(|i| &i.repo_tags).take(16).map(|n| shown(n)).collect();
         format!("it has: {}", names.join(", "))
     };
     match (name, items) {
@@ -60,7 +83,7 @@ fn choose<'a>(items: &'a [Item], name: Option<&str>) -> Result<&'a Item, String>
                 format!("{name}:latest")
             };
             let is = |tag: &String| *tag == tagged || tag.ends_with(&format!("/{tagged}"));
-            let found = items.iter().find(|i| i.repo_tags.iter().flatten().any(is));
+            let found = items.iter().find(|i| i.repo_tags.iter().any(is));
             found.ok_or_else(|| format!("it has no image `{}`; {}", shown(name), has()))
         }
     }

@@ -1,8 +1,12 @@
 //! The OCI image layout, in a directory or in an archive: `oci-layout`, `index.json` and `blobs/sha256/`.
 
 use super::blobs::Files;
-use super::manifest::{Descriptor, Document, Index, MOST, Manifest, REF_NAME, digest_of, parse, shown};
+use super::json;
+use super::manifest::{
+    Descriptor, Document, Index, MOST, Manifest, REF_NAME, choose, digest_of, parse, shown,
+};
 use crate::domain::image::{Digest, Platform};
+use std::collections::BTreeSet;
 
 /// Where a layout has a blob.
 pub(super) fn blob(digest: &Digest) -> String {
@@ -24,14 +28,16 @@ pub(super) fn find(
     platform: &Platform,
 ) -> Result<(Vec<u8>, Manifest, Vec<u8>), String> {
     files.read("oci-layout", 4096).map_err(|e| format!("it is not in the OCI image layout: {e}"))?;
-    let index: Index = serde_json::from_slice(&files.read("index.json", MOST)?)
-        .map_err(|e| format!("its index is damaged: {e}"))?;
-    let mut wanted = entry(&index, tag)?.clone();
+    let index: Index =
+        json::read(&files.read("index.json", MOST)?).map_err(|e| format!("its index is damaged: {e}"))?;
+    let mut wanted = entry(&index, tag, platform)?.clone();
     // An index may be in an index, as `podman` writes it. More of them are a game.
     for _ in 0..3 {
         let bytes = read(files, &wanted)?;
         match parse(&bytes)? {
-            Document::Index(inner) => wanted = inner.choose(platform)?.clone(),
+            Document::Index(inner) => {
+                wanted = choose(&inner.manifests.iter().collect::<Vec<_>>(), platform)?.clone();
+            }
             Document::Manifest(manifest) => {
                 let config = read(files, &manifest.config)?;
                 return Ok((bytes, manifest, config));
@@ -41,22 +47,28 @@ pub(super) fn find(
     Err("its indexes lead on and on".into())
 }
 
-fn entry<'a>(index: &'a Index, tag: Option<&str>) -> Result<&'a Descriptor, String> {
+/// The entry of a name; the only image if no name is given. Several entries of one name, or without any, are one image
+/// for several platforms.
+fn entry<'a>(index: &'a Index, tag: Option<&str>, platform: &Platform) -> Result<&'a Descriptor, String> {
     let name = |d: &Descriptor| d.annotations.get(REF_NAME).cloned();
+    let names: BTreeSet<Option<String>> = index.manifests.iter().map(name).collect();
     let has = || {
-        let names: Vec<String> =
-            index.manifests.iter().filter_map(name).map(|n| shown(&n)).take(16).collect();
-        if names.is_empty() { "none has a name".to_owned() } else { format!("it has: {}", names.join(", ")) }
+        let shown: Vec<String> = names.iter().flatten().map(|n| shown(n)).take(16).collect();
+        if shown.is_empty() { "none has a name".to_owned() } else { format!("it has: {}", shown.join(", ")) }
     };
-    match tag {
-        Some(tag) => {
-            let found = index.manifests.iter().find(|d| name(d).as_deref() == Some(tag));
-            found.ok_or_else(|| format!("it has no image `{}`; {}", shown(tag), has()))
+    let of_name = |d: &&Descriptor| tag.is_none() || name(d).as_deref() == tag;
+    let found: Vec<&Descriptor> = index.manifests.iter().filter(of_name).collect();
+    match (found.as_slice(), tag) {
+        ([], Some(tag)) => Err(format!("it has no image `{}`; {}", shown(tag), has())),
+        ([], None) => Err("it has no images".into()),
+        ([one], _) => Ok(one),
+        (several, _)
+            if several.iter().any(|d| d.platform().is_some()) && (tag.is_some() || names.len() == 1) =>
+        {
+            choose(several, platform)
         }
-        None => match index.manifests.as_slice() {
-            [] => Err("it has no images".into()),
-            [one] => Ok(one),
-            more => Err(format!("it has {} images, and none was named; {}", more.len(), has())),
-        },
+        ([first, ..], Some(_)) => Ok(first),
+        ([first, more @ ..], None) if more.iter().all(|d| d.digest == first.digest) => Ok(first),
+        (several, None) => Err(format!("it has {} images, and none was named; {}", several.len(), has())),
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! The OCI image specification and docker's second schema differ in the names of their media types only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::json;
 use crate::domain::image::{Digest, ImageConfig, Platform};
 use crate::domain::options::{check_place, parse_env, parse_inside};
 use crate::domain::signal;
@@ -75,39 +76,52 @@ pub struct PlatformField {
 pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Several images under one name.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Index {
     #[serde(default)]
     pub schema_version: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
+    #[serde(default)]
     pub manifests: Vec<Descriptor>,
 }
 
-impl Index {
-    /// The first manifest that fits best: of the platform with its variant, without one, or of any variant where
-    /// none was named.
-    pub(super) fn choose(&self, platform: &Platform) -> Result<&Descriptor, String> {
-        let fits = |d: &&Descriptor| {
-            d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == platform.architecture)
-        };
-        let variant = |d: &&Descriptor| d.platform.as_ref().and_then(|p| p.variant.clone());
-        let all: Vec<&Descriptor> = self.manifests.iter().filter(fits).collect();
-        let exact = all.iter().find(|d| variant(d) == platform.variant);
-        let plain = all.iter().find(|d| variant(d).is_none());
-        if let Some(found) = exact.or(plain).or(all.first()) {
-            return Ok(found);
-        }
-        let has: Vec<String> = self
-            .manifests
-            .iter()
-            .filter_map(|d| d.platform.as_ref())
-            .filter(|p| p.os != "unknown")
-            .take(16)
-            .map(|p| format!("{}/{}", shown(&p.os), shown(&p.architecture)))
-            .collect();
-        Err(format!("it is not for {platform}, but for: {}", has.join(", ")))
+impl Descriptor {
+    /// The platform that an index gives it. Without a system or an architecture it is none.
+    pub(super) fn platform(&self) -> Option<&PlatformField> {
+        self.platform.as_ref().filter(|p| !p.os.is_empty() || !p.architecture.is_empty())
+    }
+}
+
+/// The first entry of an index that fits best: of the platform with its variant, without one, or of any variant where
+/// none was named; else the first entry that names no platform, as podman has it.
+pub(super) fn choose<'a>(entries: &[&'a Descriptor], platform: &Platform) -> Result<&'a Descriptor, String> {
+    let fits = |d: &&&Descriptor| {
+        d.platform().is_some_and(|p| p.os == "linux" && p.architecture == platform.architecture)
+    };
+    let variant = |d: &Descriptor| d.platform().and_then(|p| p.variant.clone());
+    let all: Vec<&Descriptor> = entries.iter().filter(fits).copied().collect();
+    let exact = all.iter().find(|d| variant(d) == platform.variant);
+    let plain = all.iter().find(|d| variant(d).is_none());
+    let for_any = entries.iter().find(|d| d.platform().is_none());
+    if let Some(found) = exact.or(plain).or(all.first()).or(for_any) {
+        return Ok(found);
+    }
+    let has = entries.iter().filter_map(|d| d.platform()).filter(|p| p.os != "unknown");
+    let has: BTreeSet<String> = has
+        .take(16)
+        .map(|p| {
+            let variant = p.variant.iter().map(|v| format!("/{}", shown(v))).collect::<String>();
+            format!("{}/{}{variant}", shown(&p.os), shown(&p.architecture))
+        })
+        .collect();
+    match has.is_empty() {
+        true => Err(format!("it has no image for {platform}")),
+        false => Err(format!(
+            "it is not for {platform}, but for: {}",
+            has.into_iter().collect::<Vec<_>>().join(", ")
+        )),
     }
 }
 
@@ -179,8 +193,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
         #[serde(default)]
         layers: Option<IgnoredAny>,
     }
-    let damaged = |e: serde_json::Error| format!("its manifest is damaged: {e}");
-    let kind: Kind = serde_json::from_slice(bytes).map_err(damaged)?;
+    let damaged = |e: String| format!("its manifest is damaged: {e}");
+    let kind: Kind = json::read(bytes).map_err(damaged)?;
     if kind.schema_version == Some(1) {
         return Err("its manifest is of docker's first schema, which nothing writes any more".into());
     }
@@ -196,9 +210,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
         return Err(format!("its manifest is of a kind that is not known: {}", shown(media_type)));
     }
     if index {
-        return serde_json::from_slice(bytes).map(Document::Index).map_err(damaged);
+        return json::read(bytes).map(Document::Index).map_err(damaged);
     }
-    let manifest: Manifest = serde_json::from_slice(bytes).map_err(damaged)?;
+    let manifest: Manifest = json::read(bytes).map_err(damaged)?;
     if manifest.layers.len() > LAYERS {
         return Err(format!("it has {} layers, and {LAYERS} are the most", manifest.layers.len()));
     }
@@ -223,8 +237,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
 impl Config {
     /// Reads one, for a manifest of so many layers.
     pub(super) fn parse(bytes: &[u8], layers: usize) -> Result<Config, String> {
-        let config: Config =
-            serde_json::from_slice(bytes).map_err(|e| format!("its configuration is damaged: {e}"))?;
+        let config: Config = json::read(bytes).map_err(|e| format!("its configuration is damaged: {e}"))?;
         if config.rootfs.diff_ids.len() != layers {
             return Err(format!(
                 "its manifest has {layers} layers and its configuration {}",
@@ -341,11 +354,18 @@ mod tests {
             of("linux", "arm", Some("v7")),
         ];
         let index = Index { schema_version: 2, media_type: None, manifests };
-        let choose = |text: &str| index.choose(&text.parse().unwrap()).map(|d| d.digest.clone());
+        let entries: Vec<&Descriptor> = index.manifests.iter().collect();
+        let choose = |text: &str| choose(&entries, &text.parse().unwrap()).map(|d| d.digest.clone());
         assert_eq!(choose("linux/arm/v7").unwrap(), index.manifests[2].digest);
         assert_eq!(choose("linux/arm").unwrap(), index.manifests[1].digest);
         let why = choose("linux/amd64").unwrap_err();
-        assert_eq!(why, "it is not for linux/amd64, but for: linux/arm, linux/arm");
+        assert_eq!(why, "it is not for linux/amd64, but for: linux/arm/v6, linux/arm/v7");
+        let nowhere = super::choose(&entries[..1], &"linux/amd64".parse().unwrap()).unwrap_err();
+        assert_eq!(nowhere, "it has no image for linux/amd64");
+        // An entry without a platform is taken where no other fits.
+        let any = Descriptor::new(OCI_MANIFEST, digest_of(b"any"), 1);
+        let chosen = super::choose(&[entries[0], entries[1], &any], &"linux/amd64".parse().unwrap()).unwrap();
+        assert_eq!(chosen.digest, any.digest);
     }
 
     #[test]

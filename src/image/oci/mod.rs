@@ -3,6 +3,7 @@
 mod blobs;
 mod credentials;
 mod docker;
+mod json;
 mod layout;
 mod manifest;
 mod registries;

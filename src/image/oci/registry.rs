@@ -20,7 +20,8 @@ use tokio::runtime::Runtime;
 use super::blobs::{Heard, Taking};
 use super::credentials;
 use super::manifest::{
-    DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Document, MOST, Manifest, OCI_INDEX, OCI_MANIFEST, parse,
+    DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Document, MOST, Manifest, OCI_INDEX, OCI_MANIFEST, choose,
+    parse,
 };
 use super::registries::{self, Endpoint};
 use super::source::blame;
@@ -185,7 +186,8 @@ impl Remote {
                     return Ok((bytes, manifest, config));
                 }
                 Document::Index(index) => {
-                    let digest = index.choose(platform).map_err(|why| self.refused(why))?.digest.clone();
+                    let entries: Vec<&Descriptor> = index.manifests.iter().collect();
+                    let digest = choose(&entries, platform).map_err(|why| self.refused(why))?.digest.clone();
                     bytes = self.manifest(&self.reference.clone_with_digest(digest.to_string()))?;
                     if super::digest_of(&bytes) != digest {
                         return Err(

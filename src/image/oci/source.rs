@@ -14,6 +14,7 @@ use super::registry::Remote;
 use super::{docker, layout};
 use crate::domain::image::{Digest, ImageRef, Platform};
 use crate::error::{Error, Result};
+use crate::image::compression;
 
 /// What to find.
 #[derive(Debug)]
@@ -73,8 +74,12 @@ impl Image {
 
 #[derive(Debug)]
 enum Source {
-    /// With the name of each layer's file.
-    Files(Files, Vec<String>),
+    /// With the name of each layer's file. `plain` layers are taken without their compression.
+    Files {
+        files: Files,
+        names: Vec<String>,
+        plain: bool,
+    },
     Registry(Box<Remote>),
 }
 
@@ -97,7 +102,7 @@ pub fn open(pull: &Pull<'_>) -> Result<Opened> {
         let (bytes, manifest, config) =
             layout::find(&files, tag.as_deref(), pull.platform).map_err(refused)?;
         let names = manifest.layers.iter().map(|l| layout::blob(&l.digest)).collect();
-        Ok::<_, Error>((bytes, manifest, config, Source::Files(files, names)))
+        Ok::<_, Error>((bytes, manifest, config, Source::Files { files, names, plain: false }))
     };
     let (bytes, manifest, config, source) = match pull.image {
         ImageRef::Registry(named) => {
@@ -109,9 +114,10 @@ pub fn open(pull: &Pull<'_>) -> Result<Opened> {
         ImageRef::LayoutArchive { file, tag } => of_layout(Files::tar(file, pull.scratch, pull.limit)?, tag)?,
         ImageRef::DockerArchive { file, name } => {
             let files = Files::tar(file, pull.scratch, pull.limit)?;
-            let (manifest, config, names) = docker::find(&files, name.as_deref()).map_err(refused)?;
+            let (manifest, config, names) =
+                docker::find(&files, name.as_deref(), pull.limit).map_err(refused)?;
             let bytes = serde_json::to_vec(&manifest).map_err(|e| refused(e.to_string()))?;
-            (bytes, manifest, config, Source::Files(files, names))
+            (bytes, manifest, config, Source::Files { files, names, plain: true })
         }
     };
     let image = Image::new(bytes, manifest, config).map_err(refused)?;
@@ -139,9 +145,12 @@ impl Opened {
             .collect();
         let (source, what, shared) = (self.source.clone(), self.what.clone(), heard.clone());
         let work = move || match &*source {
-            Source::Files(files, names) => {
+            Source::Files { files, names, plain } => {
                 for (i, blob, path) in all {
-                    let taken = files.open(&names[i]).and_then(|(from, _)| take(from, &path, &blob, &shared));
+                    let taken = files.open(&names[i]).and_then(|(from, _)| match plain {
+                        true => take(compression::open(from)?, &path, &blob, &shared),
+                        false => take(from, &path, &blob, &shared),
+                    });
                     let taken = taken.map(|()| path.clone()).map_err(|e| blame(&what, &path, e));
                     if sender.send((i, taken)).is_err() {
                         return;

@@ -27,23 +27,17 @@ fn nothing_is_written_through_a_symbolic_link() {
         let place = Place::new();
         let archive = tar().dir("sub", 0o755).symlink("l", target);
         let archive = archive.file("l/canary", "dead").end();
-        place.refuses(&archive, "through what is not a directory");
+        place.refuses(&archive, "which is a symbolic link to");
         let place = Place::new();
-        place.refuses(
-            &tar().symlink("l", target).dir("l/new", 0o755).end(),
-            "through what is not a directory",
-        );
+        place.refuses(&tar().symlink("l", target).dir("l/new", 0o755).end(), "which is a symbolic link to");
         for entry in ["l/dir/canary", "l/dir/new", "l/dir"] {
             Place::new().refuses(
                 &tar().symlink("l", target).file(entry, "dead").end(),
-                "through what is not a directory",
+                "which is a symbolic link to",
             );
         }
         let place = Place::new();
-        place.refuses(
-            &tar().symlink("l", target).file("l/a/b/c", "x").end(),
-            "through what is not a directory",
-        );
+        place.refuses(&tar().symlink("l", target).file("l/a/b/c", "x").end(), "which is a symbolic link to");
     }
 }
 
@@ -68,13 +62,13 @@ fn a_hard_link_leads_only_to_what_is_inside() {
     Place::new().refuses(&tar().hard("h", "../outside/canary").end(), "`..` in its name");
     Place::new().refuses(
         &tar().symlink("l", "../outside").hard("h", "l/canary").end(),
-        "through what is not a directory",
+        "which is a symbolic link to",
     );
     Place::new().refuses(&tar().dir("d", 0o755).hard("h", "d").end(), "to a directory");
     Place::new().refuses(&tar().hard("h", "").end(), "hard link");
     Place::new().refuses(
         &tar().symlink("l", "../outside").hard("h", "l/dir/canary").end(),
-        "through what is not a directory",
+        "which is a symbolic link to",
     );
     let place = Place::new();
     let canary = format!("{}/canary", place.outside());
@@ -116,6 +110,22 @@ fn devices_are_left_out_and_counted_and_fifos_kept() {
 }
 
 #[test]
+fn a_device_takes_the_place_of_a_file_and_a_link_to_it_is_left_out_too() {
+    let place = Place::new();
+    let device = Tar::header(b"dev", EntryType::Char, 0);
+    let archive =
+        tar().file("dev", "old").add(device, b"").hard("h", "./dev").hard("i", "h").file("after", "x");
+    let summary = place.unpack(&archive.end()).unwrap();
+    assert_eq!((summary.left_out, summary.entries), (3, 2));
+    assert_eq!(fs::read_dir(place.root()).unwrap().count(), 1);
+    // A file of that name that comes later is one.
+    let place = Place::new();
+    let device = Tar::header(b"dev", EntryType::Char, 0);
+    place.unpack(&tar().add(device, b"").file("dev", "new").hard("h", "dev").end()).unwrap();
+    assert_eq!(place.text("h"), "new");
+}
+
+#[test]
 fn set_id_bits_sticky_bits_and_times_are_kept() {
     let place = Place::new();
     let mut su = Tar::header(b"su", EntryType::Regular, 2);
@@ -152,5 +162,5 @@ fn a_directory_with_content_is_not_replaced_and_its_successor_not_written_throug
         .end();
     Place::new().unpack(&archive).unwrap();
     let archive = tar().dir("d/e", 0o755).symlink("d/e", "../../outside").file("d/e/canary", "dead").end();
-    Place::new().refuses(&archive, "through what is not a directory");
+    Place::new().refuses(&archive, "which is a symbolic link to");
 }

@@ -76,7 +76,8 @@ impl Sparks {
             }
             fault::point("base-pull.fetched")?;
             let below = i.checked_sub(1).map(|below| &layers[below].chain);
-            summary.add(&self.add_layer(what, &layers[i], below, &blob)?);
+            let what = format!("layer {} of {what}", i + 1);
+            summary.add(&self.add_layer(&what, &layers[i], below, &blob)?);
         }
         make::report(&summary, observer);
         Ok(())
@@ -96,7 +97,7 @@ impl Sparks {
         let options = unpack::Options { what, limits: self.import_limits()?, progress: &|_| {} };
         let (summary, found) = unpack::apply(&file, &draft, &options)?;
         if found != layer.diff_id {
-            let why = format!("a layer of it is not what it should be: {found}, and not {}", layer.diff_id);
+            let why = format!("it is not what it should be: {found}, and not {}", layer.diff_id);
             return Err(Error::Image { what: what.to_owned(), why });
         }
         fault::point("base-pull.after-unpack")?;

@@ -9,6 +9,7 @@ use crate::fault;
 use crate::image::oci::{self, Pull};
 use crate::pool::making::Making;
 use crate::pool::{btrfs, names_in};
+use crate::runtime::users;
 
 /// What to pull.
 #[derive(Debug, Clone)]
@@ -83,13 +84,16 @@ impl Sparks {
         let (config, odd) = image.parsed.run();
         odd.iter().for_each(|why| observer.notice(why));
         self.add_layers(&reference, &opened, scratch.path(), observer)?;
+        let root = self.pool.paths.layer(&top.chain).join("root");
+        if let Some(user) = &config.user
+            && let Err(e) = users::find(&root, user)
+        {
+            observer.notice(&format!("nothing can run as the image's user `{}`: {e}", user.escape_default()));
+        }
         self.keep_manifest(&reference, image)?;
         fault::point("base-pull.kept")?;
         let stage = self.pool.stage()?;
-        btrfs::snapshot_read_only(
-            &self.pool.paths.layer(&top.chain).join("root"),
-            &stage.path().join("root"),
-        )?;
+        btrfs::snapshot_read_only(&root, &stage.path().join("root"))?;
         let mut record = make::new_record(format!("pull {reference}"), None);
         record.image = Some(FromImage { reference, digest: image.digest.clone(), config });
         stage.write("base.json", &record)?;
@@ -107,6 +111,12 @@ impl Sparks {
         request: &PullRequest,
         observer: &dyn Observer,
     ) -> Result<Name> {
+        if request.image.is_stream() {
+            return Err(Error::Usage {
+                message: format!("{} is another image each time that it is read", request.image),
+                hint: Some("make a base of it first: `spark base pull REF BASE`".into()),
+            });
+        }
         let first = named_after(&request.image)?;
         for number in 1..100 {
             if let Some(name) = self.find_pulled(&request.image)? {

@@ -304,12 +304,13 @@ impl<'a> Copier<'a> {
             for name in tree::xattr_names(fd).map_err(self.reading("read attributes of"))? {
                 if self.owner != Owner::Kept && name == b"security.capability" {
                     self.summary.privileges_dropped += 1;
-                } else if !image::keeps_xattr(&name) {
-                    self.summary.xattrs_dropped += 1;
                 } else if let Some(value) =
                     tree::xattr(fd, &name).map_err(self.reading("read attributes of"))?
                 {
-                    meta.xattrs.push((name, value));
+                    match image::keeps_value(&name, &value) {
+                        true => meta.xattrs.push((name, value)),
+                        false => self.summary.xattrs_dropped += 1,
+                    }
                 }
             }
         }
