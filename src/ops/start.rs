@@ -18,6 +18,7 @@ use crate::runtime::confine::{self, Confinement};
 use crate::runtime::ids;
 use crate::runtime::launch::{Launch, Starting};
 use crate::runtime::live::{self, Live};
+use crate::runtime::place;
 use crate::runtime::youki::Handle;
 use crate::sys;
 use crate::sys::flock::Mode;
@@ -128,6 +129,7 @@ impl Sparks {
     ) -> Result<Begun<'a>> {
         let root = SparkPaths(&self.dir(spark)).root();
         refuse_damaged(spark, &root)?;
+        refuse_linked(spark, &root)?;
         self.pool.hold_to(&record.id, &SparkPaths(&self.dir(spark)), record.options.limits.disk)?;
         let bundle = self.bundle(record);
         let container = self.handle(record);
@@ -201,6 +203,7 @@ impl Sparks {
         let filter = write::write(&bundle, &mut inner, &input)?;
         let process =
             bundle.spec.process().as_ref().ok_or_else(|| Error::corrupt(&dir, "it has no process"))?;
+        let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         Ok(Launch {
             container: self.handle(record),
             secrets: None,
@@ -211,12 +214,8 @@ impl Sparks {
             volumes: bundle.volumes,
             first_id,
             idle_stop: record.options.idle_stop.unwrap_or(0),
-            limited: bundle
-                .spec
-                .linux()
-                .as_ref()
-                .and_then(|l| l.resources().as_ref()?.memory().as_ref())
-                .is_some(),
+            devices: resources.and_then(|r| r.devices().clone()).unwrap_or_default(),
+            limited: resources.is_some_and(|r| r.memory().is_some()),
             wiring: None,
             locks: Vec::new(),
         })
@@ -245,5 +244,19 @@ impl Sparks {
     pub(crate) fn shared_dirs(&self, project: &Name) -> [PathBuf; 3] {
         let system = self.pool.paths.system();
         [system.join("bin"), system.join("all"), self.pool.paths.shared(project)]
+    }
+}
+
+/// Fails where the runtime library would follow a link of the root's to the host.
+fn refuse_linked(spark: &SparkId, root: &Path) -> Result<()> {
+    match place::linked(root).map_err(Error::io("look into", root))? {
+        None => Ok(()),
+        Some(path) => Err(Error::NotSupported {
+            what: format!("spark `{}` cannot start: its /{path} is a symbolic link", spark.name),
+            hint: Some(format!(
+                "put a directory there: mount points of the kernel cannot be links (files are in {})",
+                root.display()
+            )),
+        }),
     }
 }

@@ -23,6 +23,11 @@ pub struct Confinement {
 }
 
 impl Confinement {
+    /// Whether no program inside ever gains privileges by being executed.
+    pub fn no_new_privileges(&self) -> bool {
+        self.no_new_privs
+    }
+
     /// Reads the limits from the process of a spark's bundle.
     pub fn of(process: &Process, filter: Vec<u8>) -> Result<Confinement> {
         let mut capabilities =

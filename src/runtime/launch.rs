@@ -9,11 +9,12 @@ use std::time::Duration;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
 
 use super::attach;
 use super::cgroup::{self, Cgroup};
 use super::confine::Confinement;
+use super::devices;
 use super::init;
 use super::live::{self, Live};
 use super::place::{self, Maps, Place, no_idmap};
@@ -57,6 +58,8 @@ pub struct Launch {
     pub idle_stop: u32,
     /// Whether its memory has a limit.
     pub limited: bool,
+    /// The devices that it may use, by number.
+    pub devices: Vec<LinuxDeviceCgroup>,
     /// Descriptors of locks. The helper keeps them, so that the start goes on if this process is killed; what waits
     /// inside for the start must not, or a crash between create and start would leave them held for good.
     pub locks: Vec<RawFd>,
@@ -164,6 +167,9 @@ impl Launch {
             cgroup::without_swap(&Cgroup::new(&self.container.cgroup))
                 .map_err(|e| e.about(&self.container.id))?;
         }
+        if let Some(group) = Cgroup::new(&self.container.cgroup).unified() {
+            devices::keep(&group, &self.devices)?;
+        }
         // A network namespace of its own begins with even that device down.
         let pid = container.pid().map(|p| p.as_raw()).unwrap_or_default();
         if let Some(wiring) = &self.wiring {
@@ -192,7 +198,10 @@ impl Launch {
         let mut maps = Maps::default();
         let ids = IdMap::range(self.first_id, crate::domain::ids::IDS);
         let tree = sys::mount::clone_tree(&self.root).map_err(Error::io("mount", &self.root))?;
-        sys::mount::set_attributes(&tree, Some(maps.namespace(ids)?), Default::default())
+        // Where privileges are never gained, a set-uid program changes nothing.
+        let no_set_uid = self.confinement.no_new_privileges();
+        let limits = sys::mount::Limits { no_devices: true, no_set_uid, read_only: false };
+        sys::mount::set_attributes(&tree, Some(maps.namespace(ids)?), limits)
             .map_err(|e| no_idmap(&self.root, e))?;
         let top = self.bundle.join("root");
         sys::mount::attach(&tree, &top).map_err(Error::io("mount", &top))?;

@@ -8,12 +8,13 @@
 pub mod attach;
 pub mod cgroup;
 pub mod confine;
+mod devices;
 pub mod enter;
 pub mod ids;
 pub mod init;
 pub mod launch;
 pub mod live;
-mod place;
+pub mod place;
 pub mod report;
 pub mod secrets;
 pub mod strict;

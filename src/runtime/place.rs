@@ -48,9 +48,29 @@ pub(super) fn detached(mount: &Planned, maps: &mut Maps) -> Result<OwnedFd> {
     let clone = if mount.exact { sys::mount::clone_tree_exact } else { sys::mount::clone_tree };
     let tree = clone(&mount.source).map_err(Error::io("mount", &mount.source))?;
     let ns = mount.ids.map(|ids| maps.namespace(ids)).transpose()?;
-    let limits = sys::mount::Limits { read_only: mount.read_only, inert: true };
+    let limits = sys::mount::Limits::inert(mount.read_only);
     sys::mount::set_attributes(&tree, ns, limits).map_err(|e| no_idmap(&mount.source, e))?;
     Ok(tree)
+}
+
+/// What the kernel provides below a root. The runtime library joins these to the root's path as text and follows links
+/// there (CVE-2026-41579 of runc).
+const OF_KERNEL: [&str; 5] = ["dev", "dev/pts", "dev/shm", "proc", "sys"];
+
+/// The first of `/dev`, `/dev/pts`, `/dev/shm`, `/proc` and `/sys` that is a symbolic link in a root.
+///
+/// # Errors
+/// What hinders looking there, but for what is missing.
+pub fn linked(root: &Path) -> io::Result<Option<&'static str>> {
+    let root = sys::file::open_dir(root)?;
+    for path in OF_KERNEL {
+        match sys::beneath::open_place_exact(root.as_fd(), Path::new(path)) {
+            Err(e) if e.raw_os_error() == Some(libc::ELOOP) => return Ok(Some(path)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            other => drop(other?),
+        }
+    }
+    Ok(None)
 }
 
 /// How a path is followed, with the root as `/`.

@@ -95,8 +95,17 @@ pub fn subvolume(device: &Path, id: u64) -> io::Result<OwnedFd> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     pub read_only: bool,
-    /// No set-uid, no device files.
-    pub inert: bool,
+    /// No device files.
+    pub no_devices: bool,
+    /// No set-uid programs.
+    pub no_set_uid: bool,
+}
+
+impl Limits {
+    /// Those of what is mounted beside a root: no set-uid programs, no device files.
+    pub fn inert(read_only: bool) -> Limits {
+        Limits { read_only, no_devices: true, no_set_uid: true }
+    }
 }
 
 /// Limits a detached mount, and maps its ids through a user namespace.
@@ -111,8 +120,11 @@ pub fn set_attributes(tree: impl AsFd, user_ns: Option<BorrowedFd<'_>>, limits: 
     if limits.read_only {
         attr_set |= libc::MOUNT_ATTR_RDONLY;
     }
-    if limits.inert {
-        attr_set |= libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    if limits.no_devices {
+        attr_set |= libc::MOUNT_ATTR_NODEV;
+    }
+    if limits.no_set_uid {
+        attr_set |= libc::MOUNT_ATTR_NOSUID;
     }
     let userns_fd = user_ns.map_or(0, |ns| ns.as_raw_fd() as u64);
     let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd };

@@ -24,7 +24,7 @@ pub fn protect() -> io::Result<()> {
         return Ok(());
     }
     let tree = super::mount::clone_tree(Path::new(SELF))?;
-    super::mount::set_attributes(&tree, None, Limits { read_only: true, inert: false })?;
+    super::mount::set_attributes(&tree, None, Limits { read_only: true, ..Limits::default() })?;
     let string = |s: OsString| CString::new(s.into_vec()).map_err(io::Error::from);
     let argv = std::env::args_os().map(string).collect::<io::Result<Vec<_>>>()?;
     let pair = |(mut k, v): (OsString, OsString)| {

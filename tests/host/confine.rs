@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
 use crate::common::{Machine, cgroups, wait_for};
-use crate::inside::{USER, init, machine, output_in_time, sh, spark};
+use crate::inside::{USER, init, machine, output_in_time, root, sh, spark};
 
 const NAMESPACES: [&str; 6] = ["user", "mnt", "pid", "uts", "ipc", "cgroup"];
 
@@ -218,4 +219,34 @@ fn a_set_uid_program_gives_root_inside_unless_hardened() {
     let su = sh(&machine, "plain", "ann", "/bin/su root -c 'id -u; grep CapEff /proc/self/status'").ok();
     let init_caps = status(&of_init(init(&machine, "plain"), "status"))["CapEff"].clone();
     assert_eq!(su, format!("0\nCapEff:\t{init_caps}\n"));
+}
+
+/// Where the kernel has no rules for devices, the mount alone keeps a spark from those of the host.
+#[test]
+fn a_device_node_in_a_root_opens_no_device() {
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    spark(&machine, "strict", &["--hardened"]);
+    let flags = |name: &str| sh(&machine, name, "0", "grep ' / ' /proc/self/mounts").ok();
+    assert!(flags("web").contains("nodev") && !flags("web").contains("nosuid"), "{}", flags("web"));
+    assert!(flags("strict").contains("nodev") && flags("strict").contains("nosuid"), "{}", flags("strict"));
+
+    // Only the host can put one there.
+    let null = rustix::fs::makedev(1, 3);
+    let character = rustix::fs::FileType::CharacterDevice;
+    let node = root(&machine, "web").join("node");
+    rustix::fs::mknodat(rustix::fs::CWD, &node, character, 0o666.into(), null).unwrap();
+    std::fs::set_permissions(&node, PermissionsExt::from_mode(0o666)).unwrap();
+    let script = "while [ ! -e /go ]; do sleep 0.05; done; cat /dev/null && cat /node; echo $? > /status";
+    let pid = machine.spark(&["exec", "-d", "web", "--", "sh", "-c", script]).ok();
+    // Out of the group whose rules refuse it too, as on a host that has none.
+    let rules = std::path::Path::new("/sys/fs/cgroup/devices/cgroup.procs");
+    if rules.exists() {
+        std::fs::write(rules, pid.trim()).unwrap();
+    }
+    std::fs::write(root(&machine, "web").join("go"), "").unwrap();
+    let status = root(&machine, "web").join("status");
+    assert!(wait_for(|| status.metadata().is_ok_and(|m| m.len() > 0)));
+    assert_eq!(std::fs::read_to_string(status).unwrap(), "1\n");
+    assert!(machine.spark(&["logs", "web"]).ok().contains("node': Permission denied"));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -115,6 +115,25 @@ fn links_and_fifos_in_place_of_what_is_mounted_upon_do_not_touch_the_host() {
     assert!(started > 0 && attempts == 60, "{started} of {attempts}");
     assert_eq!(fs::metadata("/etc/hosts").map(|m| (m.len(), m.modified().unwrap())).unwrap(), etc);
     assert_eq!(devices(), dev);
+}
+
+/// As CVE-2026-41579 of runc: the runtime library would make its links, and remove a file, in the host's directory.
+#[test]
+fn a_link_in_place_of_what_the_kernel_provides_is_refused() {
+    let machine = machine();
+    // Open to everybody, as the spark's root is nobody on the host.
+    let victim = tempfile::Builder::new().prefix("sparks-test-").tempdir_in("/tmp").unwrap();
+    fs::set_permissions(victim.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    fs::write(victim.path().join("ptmx"), "the host's").unwrap();
+    let before = tree(victim.path());
+    for path in ["dev", "dev/pts", "dev/shm", "proc", "sys"] {
+        bare(&machine, "web", &["--no-start"]);
+        replace(&root(&machine, "web").join(path), &|path| symlink(victim.path(), path).unwrap());
+        let message = machine.spark(&["resume", "web", "--json"]).fails_with("not_supported");
+        assert!(message.contains(&format!("its /{path} is a symbolic link")), "{message}");
+        assert_eq!(tree(victim.path()), before, "{path}");
+        machine.spark(&["delete", "web", "--now"]).ok();
+    }
 }
 
 /// As CVE-2019-14271: whoever enters is the host's root for a moment, and must not load anything of the root's.

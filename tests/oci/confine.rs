@@ -202,3 +202,26 @@ fn our_own_program_cannot_be_opened_for_writing_through_a_container() {
     let mount = rustix::fs::statvfs(&program).unwrap();
     assert!(mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
 }
+
+/// As CVE-2026-41579 of runc.
+#[test]
+fn a_link_in_place_of_what_the_kernel_provides_is_refused_and_nothing_is_made_at_its_end() {
+    let host = Host::new();
+    let victim = host.dir().join("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::write(victim.join("ptmx"), "the host's").unwrap();
+    for path in ["dev", "dev/pts", "dev/shm", "proc", "sys"] {
+        host.configure(&["true"], |_| {});
+        let place = host.rootfs().join(path);
+        let _ = std::fs::remove_dir_all(&place);
+        std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&victim, &place).unwrap();
+        let refused = host.oci(&["create", "-b", host.bundle().to_str().unwrap(), "linked"]);
+        assert_ne!(refused.status(), 0, "{path}");
+        let said = refused.stderr();
+        assert!(said.contains(&format!("/{path} of ")) && said.contains("symbolic link"), "{said}");
+        let names: Vec<_> = std::fs::read_dir(&victim).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["ptmx"], "{path}");
+        std::fs::remove_file(&place).unwrap();
+    }
+}

@@ -193,6 +193,24 @@ check 'exec has the seccomp mode and capabilities of init' \
 check 'seccomp filters are on' inside grep -qE '^Seccomp:[[:space:]]*2$' /proc/self/status
 check 'capabilities are bounded' not_the_hosts grep CapBnd /proc/self/status
 
+### Devices
+
+# Runs a command as the host's root in the group of a spark: nothing but the group's rules keeps it from a device.
+in_group() { # SPARK COMMAND...
+    # shellcheck disable=SC2016  # the inner shell expands them
+    sh -c 'echo $$ >"/sys/fs/cgroup/spark/$0/cgroup.procs" && exec "$@"' "$(id_of "$1")" "${@:2}"
+}
+disk=$(findmnt -no SOURCE /)
+disk_is_refused() {
+    local said
+    said=$(in_group web head -c 1 "$disk" 2>&1) && return 1
+    echo "$said"
+    grep -q 'Operation not permitted' <<<"$said"
+}
+check 'the refusal means something: the disk can be read outside' head -c 1 "$disk"
+check 'the devices of every spark can be used in its group' in_group web head -c 1 /dev/zero
+check 'the disk of the host cannot' disk_is_refused
+
 ### What must not work inside
 
 # refused COMMAND_LINE: runs inside and fails, and not for want of the tool.

@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
+
 use super::super::{Observer, Sparks};
 use super::{BaseInfo, make};
 use crate::domain::name::Name;
@@ -18,8 +20,8 @@ use crate::error::{Error, Result};
 use crate::image::containerd::{self, Snapshot};
 use crate::pool::apply::{Target, apply};
 use crate::pool::{btrfs, stage};
-use crate::sys;
 use crate::sys::flock::Mode;
+use crate::sys::{self, tree};
 
 /// What the URL of a container begins with.
 const SCHEME: &str = "containerd://";
@@ -85,25 +87,38 @@ impl Sparks {
         };
         let stage = self.pool.stage()?;
         let copy = stage.path().join("root");
-        match btrfs::snapshot_read_only(&root.path(), &copy) {
+        let draft = stage.path().join("draft");
+        match btrfs::snapshot(&root.path(), &draft) {
             // Not on the filesystem of the pool.
             Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EXDEV) => {
-                self.send_to(&root, &mounts, &copy, observer)?;
+                self.send_to(&root, &mounts, &draft, observer)?;
             }
-            made => made?,
+            made => {
+                made?;
+                remove_devices(&draft, observer)?;
+            }
         }
+        // A snapshot of it, and not itself made read-only: the one is durable when it is made, the other is not.
+        btrfs::snapshot_read_only(&draft, &copy)?;
+        stage::destroy(&draft)?;
         stage.write("base.json", &make::new_record(format!("import {container}"), None))?;
         self.publish_base(stage, name, &making)
     }
 
     /// Sends a snapshot of a subvolume from another filesystem.
-    fn send_to(&self, root: &Root<'_>, mounts: &[Mount], copy: &Path, observer: &dyn Observer) -> Result<()> {
+    fn send_to(
+        &self,
+        root: &Root<'_>,
+        mounts: &[Mount],
+        draft: &Path,
+        observer: &dyn Observer,
+    ) -> Result<()> {
         let (beside, _held) = match root {
             Root::Mounted(mount) => (directory_of(mount, mounts)?, None),
             Root::Kept(kept) => kept.directory().map(|(path, held)| (path, Some(held)))?,
         };
         remove_leftovers(&beside);
-        let temporary = Temporary::of(&root.path(), &beside)?;
+        let temporary = Temporary::of(&root.path(), &beside, observer)?;
         let uuid = btrfs::info(&temporary.path)?.uuid;
         let limits = self.import_limits()?;
         let top = sys::file::open_dir(&temporary.path).map_err(Error::io("open", &temporary.path))?;
@@ -111,18 +126,44 @@ impl Sparks {
         let sent = sys::btrfs::send(top, sys::btrfs::SendOptions::default());
         let sent = sent.map_err(Error::io("send", &temporary.path))?;
         let counted = Counted { from: sent.take(limits.bytes), observer };
-        let draft = copy.with_file_name("draft");
-        btrfs::create(&draft)?;
-        let target = Target { top: &draft, uuid: &uuid, parent: None, entries: limits.entries };
+        btrfs::create(draft)?;
+        let target = Target { top: draft, uuid: &uuid, parent: None, entries: limits.entries };
         let summary = apply(BufReader::with_capacity(128 << 10, counted), &target)?;
         if summary.ids_mapped > 0 {
             let count = summary.ids_mapped;
             observer.notice(&format!("{count} files have owners beyond 65,535: they are 65534's now"));
         }
-        // A snapshot of it, and not itself made read-only: the one is durable when it is made, the other is not.
-        btrfs::snapshot_read_only(&draft, copy)?;
-        stage::destroy(&draft)
+        Ok(())
     }
+}
+
+/// Removes the device nodes below a directory that only we write: a container of containerd's may make them, and in a
+/// spark they would lead to the host's devices.
+fn remove_devices(top: &Path, observer: &dyn Observer) -> Result<()> {
+    let remove = || -> io::Result<u64> {
+        let root = sys::file::open_dir(top)?;
+        let (mut removed, mut todo) = (0, vec![Vec::new()]);
+        while let Some(path) = todo.pop() {
+            let dir = tree::open_dir(&root, &path)?;
+            for name in tree::names(&dir)? {
+                match FileType::from_raw_mode(tree::stat(&dir, &name)?.st_mode) {
+                    FileType::Directory if path.is_empty() => todo.push(name),
+                    FileType::Directory => todo.push([&path[..], &name].join(&b'/')),
+                    FileType::BlockDevice | FileType::CharacterDevice => {
+                        tree::unlink(&dir, &name)?;
+                        removed += 1;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(removed)
+    };
+    let removed = remove().map_err(Error::io("remove device nodes from", top))?;
+    if removed > 0 {
+        observer.notice(&format!("{removed} device nodes were left out: a spark has those of its own /dev"));
+    }
+    Ok(())
 }
 
 /// The root of a container.
@@ -273,16 +314,19 @@ struct Temporary {
 }
 
 impl Temporary {
-    fn of(subvolume: &Path, beside: &Path) -> Result<Temporary> {
+    fn of(subvolume: &Path, beside: &Path, observer: &dyn Observer) -> Result<Temporary> {
         let path = beside.join(format!("{TEMPORARY}{}", ulid::Ulid::generate()));
-        btrfs::snapshot_read_only(subvolume, &path)?;
-        match sys::flock::lock_dir(&path, Mode::Exclusive) {
-            Ok(lock) => Ok(Temporary { path, _lock: lock }),
+        btrfs::snapshot(subvolume, &path)?;
+        let temporary = match sys::flock::lock_dir(&path, Mode::Exclusive) {
+            Ok(lock) => Temporary { path, _lock: lock },
             Err(e) => {
                 let _ = btrfs::delete(&path);
-                Err(Error::io("lock", path)(e))
+                return Err(Error::io("lock", path)(e));
             }
-        }
+        };
+        remove_devices(&temporary.path, observer)?;
+        btrfs::set_read_only(&temporary.path)?;
+        Ok(temporary)
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Runtime, write_pid};
 use crate::error::{Error, Result};
+use crate::runtime::place;
 use crate::runtime::strict::{Container, Creation, Group, Unit};
 use crate::sys;
 
@@ -47,6 +48,12 @@ impl Runtime {
         let config = read_config(&bundle)?;
         let root = bundle.join(config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default());
         std::fs::metadata(&root).map_err(Error::io("find the root filesystem", &root))?;
+        if let Some(path) = place::linked(&root).map_err(Error::io("look into", &root))? {
+            return Err(Error::NotSupported {
+                what: format!("/{path} of {} is a symbolic link, and leads out of it", root.display()),
+                hint: Some("put a directory there".into()),
+            });
+        }
         let console_socket = create.console_socket.as_deref().map(absolute).transpose()?;
         self.prepare()?;
         let creation = Creation {

@@ -10,18 +10,18 @@ use std::path::{Path, PathBuf};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
 use rustix::fs::{Access, AtFlags, CWD};
 use rustix::termios::Winsize;
 use serde_json::Value;
 
-use super::devices;
 use super::making::Making;
 use super::scope::Unit;
 use super::spec::{corrected, has_home};
 use super::state::Container;
 use crate::error::{Error, Result};
 use crate::runtime::cgroup::Cgroup;
+use crate::runtime::devices;
 use crate::runtime::enter::{candidates, execute};
 use crate::runtime::live;
 use crate::runtime::youki::Handle;
@@ -114,7 +114,7 @@ impl Creation {
         let init = ProcessId::of(pid).map_err(Error::sys("identify the first process"))?;
         self.raise_loopback(pid)?;
         if let Some(dir) = Cgroup::new(&self.container.cgroup()?).unified() {
-            devices::keep(&dir, &self.config)?;
+            devices::keep(&dir, &self.device_rules()?)?;
         }
         if scope.is_some() {
             // It counts as the container's while it is there.
@@ -124,6 +124,16 @@ impl Creation {
         crate::fault::point("oci.create.made")?;
         self.container.record(init.clone(), self)?;
         Ok(init)
+    }
+
+    fn device_rules(&self) -> Result<Vec<LinuxDeviceCgroup>> {
+        let rules = self.config.pointer("/linux/resources/devices").filter(|rules| !rules.is_null());
+        let rules = rules.map(|rules| serde_json::from_value(rules.clone())).transpose();
+        Ok(rules
+            .map_err(|e| {
+                Error::usage(format!("linux.resources.devices is not as the specification has it: {e}"))
+            })?
+            .unwrap_or_default())
     }
 
     /// The configuration that libcontainer is to do.

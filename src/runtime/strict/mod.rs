@@ -6,7 +6,6 @@
 
 mod cgroup;
 mod create;
-mod devices;
 mod end;
 mod enter;
 pub mod features;

@@ -6,11 +6,9 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType as Type};
-use serde_json::Value;
-
 use crate::error::{Error, Result};
 use crate::sys;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType as Type};
 
 /// The kernel's numbers.
 const BLOCK: i32 = 1;
@@ -52,13 +50,7 @@ struct Rule {
 ///
 /// # Errors
 /// `usage` for rules that are not the specification's.
-pub(super) fn keep(group: &Path, config: &Value) -> Result<()> {
-    let Some(rules) = config.pointer("/linux/resources/devices").filter(|rules| !rules.is_null()) else {
-        return Ok(());
-    };
-    let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(rules.clone()).map_err(|e| {
-        Error::usage(format!("linux.resources.devices is not as the specification has it: {e}"))
-    })?;
+pub(super) fn keep(group: &Path, rules: &[LinuxDeviceCgroup]) -> Result<()> {
     if rules.is_empty() {
         return Ok(());
     }
