@@ -7,9 +7,9 @@
 #   sudo tests/run.sh --full host          1,000 snapshots of each database, not 25: hours
 #   tests/run.sh --list                    the parts
 #
-# Parts are fmt, clippy, shell, unit, doc, each file and directory of tests/ that
-# is a Rust test program, docs, quickstart, vm and left. The programs are built
-# by whoever the checkout belongs to and run as root. A part that fails does not
+# Parts are fmt, clippy, shell, dependencies, unit, doc, each file and directory
+# of tests/ that is a Rust test program, docs, quickstart, vm and left. Programs are
+# built by whoever the checkout belongs to and run as root. A part that fails does not
 # keep the others from running. The last line is `N passed, N failed`.
 #
 # SPARK_VM_CACHE    where the image of the test VM is kept (/var/cache/spark-vm)
@@ -43,6 +43,26 @@ part_shell() {
     local scripts
     mapfile -t scripts < <(find examples scripts tests .ci -type f \( -name '*.sh' -o -path .ci/run \) | sort)
     shellcheck "${scripts[@]}" && tests/smoke.sh --list
+}
+
+# Bans, sources and licences. What `cargo deny` adds is checked where it is installed, and with --full.
+part_dependencies() {
+    local cargo_deny=(cargo deny --all-features --locked) databases
+    as_caller python3 tests/dependencies.py || return
+    if [ -n "${full:-}" ] && ! as_caller cargo deny --version >/dev/null 2>&1; then
+        as_caller cargo install --locked cargo-deny || return
+    fi
+    if as_caller cargo deny --version >/dev/null 2>&1; then
+        as_caller "${cargo_deny[@]}" check bans licenses sources || return
+    else
+        echo 'cargo deny: not checked, since it is not installed'
+    fi
+    databases=("${CARGO_HOME:-$caller_home/.cargo}"/advisory-dbs/*)
+    if [ -e "${databases[0]}" ] && as_caller cargo deny --version >/dev/null 2>&1; then
+        as_caller "${cargo_deny[@]}" check --disable-fetch advisories
+    else
+        echo 'advisories: not checked, since there is no database of them here'
+    fi
 }
 
 part_doc() { as_caller "${build_tests[@]}" --doc; }
@@ -215,7 +235,7 @@ test_programs() {
 }
 
 all_parts() {
-    echo fmt clippy shell unit doc
+    echo fmt clippy shell dependencies unit doc
     test_programs
     echo docs quickstart vm left
 }
@@ -245,6 +265,7 @@ while [ $# -gt 0 ]; do
         exit
         ;;
     --full)
+        full=yes
         export SPARKS_TEST_ROUNDS=40 # of 25 snapshots
         patience=86400
         ;;
