@@ -1,11 +1,11 @@
 //! Writing a bundle to `/run`: the configuration, mount points, `/etc` files and the compiled filter.
 
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::Path;
 
 use oci_spec::runtime::{Process, Spec};
+use sha2::{Digest as _, Sha256};
 
 use super::spec::{Bundle, Input, hostname, profile};
 use super::{etc, seccomp};
@@ -99,10 +99,10 @@ fn filter_of(spec: &Spec, dir: &Path) -> Result<Vec<u8>> {
     };
     let text = serde_json::to_vec(profile)
         .map_err(|e| Error::Sys { action: "describe the filter", source: e.into() })?;
-    let mut hasher = DefaultHasher::new();
-    (env!("CARGO_PKG_VERSION"), &text).hash(&mut hasher);
+    let digest = Sha256::new().chain_update(env!("CARGO_PKG_VERSION")).chain_update([0]).chain_update(&text);
+    let name: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     let cache = dir.ancestors().nth(2).unwrap_or(dir).join("filters");
-    let path = cache.join(format!("{:016x}", hasher.finish()));
+    let path = cache.join(name);
     if let Ok(found) = fs::read(&path) {
         return Ok(found);
     }

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes the root filesystem that tests of real programs run in, or finds the one
-# made before: Debian 12 with PostgreSQL, SQLite, git and an ssh server. Prints the path of its
+# made before: Debian 12 with PostgreSQL, SQLite, MariaDB, nginx, git and an ssh server. Prints the path of its
 # archive, which `spark base import` takes.
 #
 # It takes a minute or a few, once, and needs root (mmdebstrap). The archive lies
@@ -9,7 +9,7 @@
 set -euo pipefail
 
 suite=bookworm
-packages=postgresql,sqlite3,git,openssh-server
+packages=postgresql,sqlite3,git,openssh-server,mariadb-server-core,mariadb-client-core,nginx
 
 # What no test looks at: half of the whole is what compiles queries to machine code.
 left_out=('/usr/share/doc/*' '/usr/share/man/*' '/usr/share/info/*' '/usr/share/locale/*'

@@ -46,6 +46,7 @@ mod receive;
 mod secrets;
 mod send;
 mod sendvolumes;
+mod servers;
 mod set;
 mod shared;
 mod snapshot;

@@ -122,6 +122,13 @@ static void calls(void) {
     say("pidfd_getfd-init", syscall(SYS_pidfd_getfd, pidfd, 0, 0));
     say("socket-vsock", socket(AF_VSOCK, SOCK_STREAM, 0));
     say("socket-alg", socket(38, SOCK_SEQPACKET, 0));
+    /* IPX, RDS, CAN, TIPC, Bluetooth, RXRPC, IEEE 802.15.4, KCM, SMC, XDP, MCTP; and what no kernel has yet. */
+    static const int families[] = {4, 21, 29, 30, 31, 33, 36, 41, 43, 44, 45, 63};
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) say("socket-other", socket(families[i], SOCK_DGRAM, 0));
+    static const int usual[] = {AF_UNIX, AF_INET, AF_INET6, AF_NETLINK};
+    for (size_t i = 0; i < sizeof usual / sizeof *usual; i++) say("socket-usual", socket(usual[i], SOCK_DGRAM, 0) < 0 ? -1 : 0);
+    long context = 0;
+    say("io_setup", syscall(SYS_io_setup, 128, &context));
     say("mount-tmpfs", mount("none", "/mnt", "tmpfs", 0, 0));
     say("mount-bind", mount("/", "/mnt", 0, MS_BIND, 0));
     say("remount-proc-sys", mount(0, "/proc/sys", 0, MS_REMOUNT | MS_BIND, 0));

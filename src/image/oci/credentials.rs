@@ -172,7 +172,11 @@ fn ask(helper: &str, registry: &str, caller: &Caller) -> Result<Option<Login>> {
         return Err(failed("it is not a helper's name".into()));
     }
     let mut command = Command::new(&program);
-    command.arg("get").env("HOME", &caller.home);
+    // Root's environment may hold what the caller is not to see; a helper finds its own store by these.
+    let kept =
+        ["PATH", "LANG", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "GNUPGHOME", "PASSWORD_STORE_DIR"];
+    let kept = kept.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    command.arg("get").env_clear().envs(kept).env("HOME", &caller.home).current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if caller.is_another() {
         sys::run::as_plain_user(&mut command, &caller.ids);
