@@ -2,7 +2,7 @@
 //!
 //! `SPARK_FAULT=NAME=fail` makes the place return an error, `NAME=panic` panics there, `NAME=die` kills the process as a crash
 //! would, and `NAME=die-all` its whole process group, so that a helper does not outlive its command or the other way
-//! round. `NAME=stop` stops the process there until somebody has it go on, for a look at it. Without the feature `faults`
+//! round. `NAME=skip` leaves out the one step that a place guards, to show what it is for. `NAME=stop` stops the process there until somebody has it go on, for a look at it. Without the feature `faults`
 //! a point is nothing at all.
 
 use crate::error::Result;
@@ -12,6 +12,19 @@ use crate::error::Result;
 #[inline(always)]
 pub fn point(_name: &'static str) -> Result<()> {
     Ok(())
+}
+
+/// Whether a test asked for the step that this place guards to be left out.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub fn skips(_name: &'static str) -> bool {
+    false
+}
+
+/// Whether a test asked for the step that this place guards to be left out.
+#[cfg(feature = "faults")]
+pub fn skips(name: &'static str) -> bool {
+    std::env::var("SPARK_FAULT").is_ok_and(|wanted| wanted.strip_suffix("=skip") == Some(name))
 }
 
 /// Passes, unless a test asked for this place to fail or to die.

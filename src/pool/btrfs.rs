@@ -33,9 +33,11 @@ fn checked<T>(action: &'static str, path: &Path, call: impl FnOnce() -> btrfsuti
     call().map_err(|_| Error::io(action, path)(io::Error::last_os_error()))
 }
 
-/// Makes an empty subvolume.
+/// Makes an empty subvolume, durably. The kernel commits a snapshot, but not a subvolume that is made: without a commit,
+/// an fsync of a directory above it may keep the directory that it is in and lose the subvolume.
 pub fn create(path: &Path) -> Result<()> {
-    checked("create subvolume", path, || Subvolume::create(path, None)).map(drop)
+    checked("create subvolume", path, || Subvolume::create(path, None)).map(drop)?;
+    commit(path)
 }
 
 /// Makes a writable snapshot of `source` at `target`, which must not exist.
@@ -75,6 +77,17 @@ pub fn delete(path: &Path) -> Result<()> {
         }
         other => other,
     }
+}
+
+/// Commits the transaction that is open: whatever was made, renamed or deleted before is durable once this returned. The
+/// content of files is not, unless it was synced.
+pub fn commit(path: &Path) -> Result<()> {
+    checked("commit", path, || btrfsutil::sync::sync(path))
+}
+
+/// How many deleted subvolumes of this filesystem the kernel has not freed yet.
+pub fn count_unfreed(path: &Path) -> Result<usize> {
+    checked("look for deleted subvolumes in", path, || Subvolume::deleted(path)).map(|all| all.len())
 }
 
 /// Whether a path is a subvolume's top.

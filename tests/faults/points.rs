@@ -114,7 +114,7 @@ const DELETE: Scenario = Scenario {
 };
 
 const DELETE_NOW: Scenario = Scenario {
-    points: &["delete-now.", "stop.", "delete.ended", "delete.discarded"],
+    points: &["delete-now.", "destroy.", "stop.", "delete.ended", "delete.discarded"],
     args: &["delete", "-f", "--now", "web"],
     before: marked,
     after: |m| {
