@@ -233,7 +233,11 @@ impl Ctx {
 
     /// Opens the pool, if there is one, for the verb that tells what a crash left: nothing is collected before.
     fn open_as_it_is(&self) -> Result<Option<Sparks>> {
-        Sparks::open(self.context.clone()).map_err(needs_root)
+        let sparks = Sparks::open(self.context.clone()).map_err(needs_root)?;
+        if let Some(repaired) = sparks.as_ref().and_then(Sparks::repaired) {
+            output::eprint(format_args!("warning: {repaired}"));
+        }
+        Ok(sparks)
     }
 
     /// Opens the pool where it is mounted: what nobody waits for mounts nothing again that was unmounted meanwhile.
@@ -243,7 +247,7 @@ impl Ctx {
 
     /// Opens the pool, if there is one.
     fn open(&self) -> Result<Option<Sparks>> {
-        let sparks = Sparks::open(self.context.clone()).map_err(needs_root)?;
+        let sparks = self.open_as_it_is()?;
         if let Some(sparks) = &sparks {
             tidy(sparks);
         }
@@ -252,7 +256,10 @@ impl Ctx {
 
     /// Opens the pool, making it if there is none.
     fn sparks(&self, progress: &Progress) -> Result<Sparks> {
-        let sparks = Sparks::open_or_init(self.context.clone(), progress).map_err(needs_root)?;
+        // Opened before, it is as it is; else it is made.
+        let opened = self.open_as_it_is()?;
+        let make = || Sparks::open_or_init(self.context.clone(), progress).map_err(needs_root);
+        let sparks = opened.map_or_else(make, Ok)?;
         tidy(&sparks);
         Ok(sparks)
     }

@@ -37,6 +37,11 @@ impl Place {
         self.root.join("pool")
     }
 
+    /// What was done to pools that could not be mounted, a line each.
+    pub fn repairs(&self) -> PathBuf {
+        self.root.join("repairs.log")
+    }
+
     /// The built-in store of secrets.
     pub fn secrets(&self) -> PathBuf {
         self.root.join("secrets")

@@ -117,6 +117,11 @@ impl Sparks {
         Ok(Sparks { pool, context })
     }
 
+    /// What was done to mount the pool, if it could not be mounted as it was.
+    pub fn repaired(&self) -> Option<&str> {
+        self.pool.repaired.as_deref()
+    }
+
     /// The project of a reference: the one it names, else the one of the context.
     pub fn project_of(&self, spark: &SparkRef) -> Result<Name> {
         match &spark.project {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::layout::InitOptions;
-use super::record;
+use super::{record, repair};
 use crate::domain::FORMAT;
 use crate::domain::place::Place;
 use crate::error::{Error, Result};
@@ -58,17 +58,15 @@ pub fn is_unmounted(place: &Place) -> Result<bool> {
     }
 }
 
-/// Mounts the pool. The caller holds the root's lock.
-pub fn mount(place: &Place) -> Result<()> {
-    let Some(source) = source(place)? else { return Ok(()) };
+/// Mounts the pool. Says what it did, if that took a repair. The caller holds the root's lock.
+pub fn mount(place: &Place) -> Result<Option<String>> {
+    let Some(source) = source(place)? else { return Ok(None) };
     let (what, options) = match &source.kind {
-        Kind::Directory => return Ok(()),
+        Kind::Directory => return Ok(None),
         Kind::Loop => (place.loop_image().into_os_string(), "loop,noatime"),
         Kind::Device { uuid } => (format!("UUID={uuid}").into(), "noatime"),
     };
-    let mut command = Command::new("mount");
-    command.args(["-t", "btrfs", "-o", options]).arg(what).arg(place.pool());
-    run(command, "the host cannot mount btrfs: see `spark doctor`").map(drop)
+    repair::mount(place, &what, options)
 }
 
 /// Makes what the pool is on, and mounts it. The caller holds the root's lock.
@@ -97,7 +95,7 @@ pub fn make(place: &Place, options: &InitOptions) -> Result<()> {
         Kind::Loop
     };
     record::replace(&source_path(place), &Source { version: FORMAT, kind })?;
-    mount(place)
+    mount(place).map(drop)
 }
 
 fn make_image(place: &Place, size: Option<u64>) -> Result<()> {
@@ -215,7 +213,7 @@ pub fn grow(place: &Place, size: Option<u64>) -> Result<()> {
 }
 
 /// Runs a program of the host, and returns what it wrote.
-fn run(mut command: Command, if_missing: &str) -> Result<String> {
+pub(super) fn run(mut command: Command, if_missing: &str) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().map_err(|source| Error::Host {
         what: format!("cannot run {program}"),

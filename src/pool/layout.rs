@@ -41,15 +41,13 @@ impl Pool {
             return Ok(None);
         }
         let _lock = lock_root(place)?;
-        if image::is_unmounted(place)? {
-            image::mount(place)?;
-        }
-        Pool::open_mounted(place)
+        let repaired = if image::is_unmounted(place)? { image::mount(place)? } else { None };
+        Ok(Pool::open_mounted(place)?.map(|pool| Pool { repaired, ..pool }))
     }
 
     /// Opens the pool where it is mounted. `None` if it is not.
     pub fn open_mounted(place: &Place) -> Result<Option<Pool>> {
-        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() } };
+        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() }, repaired: None };
         let layout = record::read::<Layout>(&pool.paths.layout())?;
         Ok(layout.map(|layout| {
             tracing::debug!(version = layout.version, "pool is open");
@@ -85,7 +83,7 @@ impl Pool {
         if options.quota {
             super::quota::refuse_old_kernel()?;
         }
-        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() } };
+        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() }, repaired: None };
         make_dir(&pool.paths.top, 0o700)?;
         if image::is_unmounted(place)? {
             image::mount(place)?;
@@ -102,7 +100,7 @@ impl Pool {
     }
 
     fn open_locked(place: &Place) -> Result<Option<Pool>> {
-        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() } };
+        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() }, repaired: None };
         Ok(record::read::<Layout>(&pool.paths.layout())?.map(|_| pool))
     }
 

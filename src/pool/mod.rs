@@ -19,6 +19,7 @@ pub mod lock;
 pub mod making;
 pub mod quota;
 pub mod record;
+pub mod repair;
 pub mod stage;
 pub mod stream;
 pub mod trash;
@@ -30,6 +31,8 @@ pub struct Pool {
     pub place: Place,
     /// Paths inside.
     pub paths: PoolPaths,
+    /// What was done to mount it, if it could not be mounted as it was.
+    pub repaired: Option<String>,
 }
 
 /// The names of the directories in `dir`, sorted. Anything that is not a valid name is passed over.
