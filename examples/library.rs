@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         base: None,
         templates: "/etc/spark/bundles".into(),
         secrets: Default::default(),
+        program: None,
     };
     let sparks = Sparks::open_or_init(context, &Silent)?;
 

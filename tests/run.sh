@@ -22,7 +22,7 @@ set -uo pipefail
 . tests/left.sh
 
 test_packages=(
-    shellcheck python3 bsdutils git jq runc iproute2 iputils-ping nftables socat netcat-openbsd procps systemd
+    shellcheck python3 bsdutils git jq runc iproute2 iputils-ping nftables socat netcat-openbsd procps systemd strace
     xz-utils zstd attr libcap2-bin openssl docker-registry skopeo umoci podman containerd pass gnupg gdb
     containernetworking-plugins protobuf-compiler python3-grpcio python3-protobuf python3-yaml
 )

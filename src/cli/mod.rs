@@ -161,6 +161,7 @@ impl Ctx {
             base: env_name("SPARK_BASE")?,
             templates: TEMPLATES.into(),
             secrets: secret_settings()?,
+            program: Some("/proc/self/exe".into()),
         };
         let (json, verbose) = (global.json, global.verbose > 0);
         Ok(Ctx { context, project_is_given, config, json, verbose })
@@ -234,8 +235,8 @@ impl Ctx {
     /// Opens the pool, if there is one, for the verb that tells what a crash left: nothing is collected before.
     fn open_as_it_is(&self) -> Result<Option<Sparks>> {
         let sparks = Sparks::open(self.context.clone()).map_err(needs_root)?;
-        if let Some(repaired) = sparks.as_ref().and_then(Sparks::repaired) {
-            output::eprint(format_args!("warning: {repaired}"));
+        for notice in sparks.iter().flat_map(Sparks::notices) {
+            output::eprint(format_args!("warning: {notice}"));
         }
         Ok(sparks)
     }

@@ -27,7 +27,7 @@ impl Default for Place {
 }
 
 impl Place {
-    /// The sparse file that holds the pool where `root` is not on btrfs.
+    /// The file that holds the pool where `root` is not on btrfs.
     pub fn loop_image(&self) -> PathBuf {
         self.root.join("pool.btrfs")
     }
@@ -75,6 +75,16 @@ impl Place {
     /// libcontainer's own root: `youki --root` of this lists the sparks.
     pub fn oci(&self) -> PathBuf {
         self.run.join("oci")
+    }
+
+    /// Locked by the process that watches the room of a growing pool.
+    pub fn watch(&self) -> PathBuf {
+        self.run.join("watch")
+    }
+
+    /// Locked, shared, by commands that write into a growing pool.
+    pub fn writers(&self) -> PathBuf {
+        self.watch().join("writers")
     }
 
     /// The OCI bundle of a running spark.

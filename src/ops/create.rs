@@ -70,6 +70,7 @@ pub struct Plan {
 impl Sparks {
     /// Makes a spark and starts it. Until this returns `Ok` there is all of it or nothing.
     pub fn create(&self, request: Request, observer: &dyn Observer) -> Result<SparkId> {
+        let _room = self.room()?;
         let id = Id::generate();
         let mut spark = self.name_new(&request, &id)?;
         if request.name.is_some() && self.dir(&spark).exists() {

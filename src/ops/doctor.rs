@@ -15,6 +15,7 @@ mod filter;
 mod fix;
 mod kernel;
 mod programs;
+mod space;
 mod storage;
 
 /// How bad it is when a check fails.
@@ -150,6 +151,7 @@ fn look(probe: &Probe) -> Vec<Check> {
     checks.extend(programs::checks(probe));
     checks.extend(filter::checks(probe));
     checks.extend(storage::checks(probe));
+    checks.extend(space::checks(probe));
     checks
 }
 

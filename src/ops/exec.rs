@@ -138,6 +138,7 @@ impl Sparks {
     }
 
     fn enter(&self, spark: &SparkId, command: &Command, detached: bool) -> Result<Running> {
+        let _room = self.room()?;
         let own = self.command_secrets(&command.secrets)?;
         // PID 1 may leave between the look and the entry, for idleness or by another's `stop`: then once more.
         for _ in 0..ATTEMPTS {

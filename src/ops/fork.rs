@@ -37,6 +37,7 @@ impl Sparks {
     /// Makes forks of a spark or a snapshot. All of them start from one and the same moment. A name that is taken
     /// fails the whole before anything is made; any other failure is that of one fork.
     pub fn fork(&self, request: Request, observer: &dyn Observer) -> Result<Vec<Forked>> {
+        let _room = self.room()?;
         let names = names(&request)?;
         let mut sparks = Vec::with_capacity(names.len());
         for name in &names {

@@ -37,6 +37,7 @@ pub mod project;
 pub mod pull;
 pub mod race;
 pub mod rename;
+mod room;
 pub mod secrets;
 mod service;
 pub mod set;
@@ -64,6 +65,9 @@ pub struct Context {
     pub templates: PathBuf,
     /// What the sources of secrets are told.
     pub secrets: secrets::Settings,
+    /// The `spark` program, which watches the room of a growing pool. If there is none, commands look, and nothing does
+    /// between them.
+    pub program: Option<PathBuf>,
 }
 
 /// Hears of long work: a face may show it.
@@ -117,9 +121,9 @@ impl Sparks {
         Ok(Sparks { pool, context })
     }
 
-    /// What was done to mount the pool, if it could not be mounted as it was.
-    pub fn repaired(&self) -> Option<&str> {
-        self.pool.repaired.as_deref()
+    /// What mounting the pool has found or done that the user has to know.
+    pub fn notices(&self) -> &[String] {
+        &self.pool.notices
     }
 
     /// The project of a reference: the one it names, else the one of the context.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Context, Observer};
+use super::{Context, Observer, room};
 use crate::domain::name::Name;
 use crate::error::{Error, Result};
 use crate::pool::{Pool, image};
@@ -41,8 +41,13 @@ pub fn info(context: &Context) -> Result<Option<Info>> {
     Pool::open(&context.place)?.map(|pool| measure(&pool)).transpose()
 }
 
+/// Looks after the room of a pool that grows by itself, as long as a spark runs or a command writes.
+pub fn watch(context: &Context) -> Result<()> {
+    room::watch(&context.place)
+}
+
 /// Grows the pool.
-pub fn grow(context: &Context, size: Option<u64>) -> Result<Info> {
+pub fn grow(context: &Context, size: Option<u64>, overcommit: bool) -> Result<Info> {
     let Some(pool) = Pool::open(&context.place)? else {
         return Err(Error::NotFound {
             kind: "pool",
@@ -51,7 +56,7 @@ pub fn grow(context: &Context, size: Option<u64>) -> Result<Info> {
             near: Vec::new(),
         });
     };
-    image::grow(&context.place, size)?;
+    image::grow(&context.place, size, overcommit)?;
     measure(&pool)
 }
 

@@ -107,6 +107,7 @@ impl Sparks {
 
     /// Starts a spark with the values of its secrets.
     pub(crate) fn start(&self, opened: &Opened, given: Given) -> Result<Live> {
+        let _room = self.room()?;
         let identity = Identity {
             project: opened.id.project.clone(),
             name: opened.id.name.clone(),

@@ -23,8 +23,10 @@ pub struct Layout {
 /// Where a new pool's bytes are to be.
 #[derive(Debug, Clone, Default)]
 pub struct InitOptions {
-    /// Bytes of a loop image; three quarters of what is free if none.
+    /// Bytes of a loop image, which then keeps this size. Without, it begins with 8 GiB or less and grows.
     pub size: Option<u64>,
+    /// Whether the space of a loop image stays unallocated: when the disk below is full, data is lost.
+    pub overcommit: bool,
     /// A block device to format.
     pub device: Option<std::path::PathBuf>,
     /// Whether it counts what is whose, so that a spark's share of it can be limited.
@@ -41,13 +43,13 @@ impl Pool {
             return Ok(None);
         }
         let _lock = lock_root(place)?;
-        let repaired = if image::is_unmounted(place)? { image::mount(place)? } else { None };
-        Ok(Pool::open_mounted(place)?.map(|pool| Pool { repaired, ..pool }))
+        let notices = if image::is_unmounted(place)? { image::mount(place)? } else { Vec::new() };
+        Ok(Pool::open_mounted(place)?.map(|pool| Pool { notices, ..pool }))
     }
 
     /// Opens the pool where it is mounted. `None` if it is not.
     pub fn open_mounted(place: &Place) -> Result<Option<Pool>> {
-        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() }, repaired: None };
+        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() }, notices: Vec::new() };
         let layout = record::read::<Layout>(&pool.paths.layout())?;
         Ok(layout.map(|layout| {
             tracing::debug!(version = layout.version, "pool is open");
@@ -83,7 +85,7 @@ impl Pool {
         if options.quota {
             super::quota::refuse_old_kernel()?;
         }
-        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() }, repaired: None };
+        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() }, notices: Vec::new() };
         make_dir(&pool.paths.top, 0o700)?;
         if image::is_unmounted(place)? {
             image::mount(place)?;
@@ -100,7 +102,7 @@ impl Pool {
     }
 
     fn open_locked(place: &Place) -> Result<Option<Pool>> {
-        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() }, repaired: None };
+        let pool = Pool { place: place.clone(), paths: PoolPaths { top: place.pool() }, notices: Vec::new() };
         Ok(record::read::<Layout>(&pool.paths.layout())?.map(|_| pool))
     }
 
@@ -130,7 +132,8 @@ impl Pool {
     }
 }
 
-fn lock_root(place: &Place) -> Result<std::os::fd::OwnedFd> {
+/// Locks the root: while the pool is made, mounted or grown.
+pub(super) fn lock_root(place: &Place) -> Result<std::os::fd::OwnedFd> {
     sys::flock::lock_dir(&place.root, Mode::Exclusive).map_err(Error::io("lock", &place.root))
 }
 

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 pub mod apply;
 pub mod btrfs;
 pub mod changes;
+pub mod growth;
 pub mod image;
 pub mod index;
 pub mod layout;
@@ -20,6 +21,7 @@ pub mod making;
 pub mod quota;
 pub mod record;
 pub mod repair;
+pub mod room;
 pub mod stage;
 pub mod stream;
 pub mod trash;
@@ -31,8 +33,8 @@ pub struct Pool {
     pub place: Place,
     /// Paths inside.
     pub paths: PoolPaths,
-    /// What was done to mount it, if it could not be mounted as it was.
-    pub repaired: Option<String>,
+    /// What mounting it has found or done that the user has to know.
+    pub notices: Vec<String>,
 }
 
 /// The names of the directories in `dir`, sorted. Anything that is not a valid name is passed over.

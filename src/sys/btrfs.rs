@@ -97,6 +97,28 @@ fn write(subvolume: impl AsFd, into: impl AsFd, options: &SendOptions) -> io::Re
     Ok(unsafe { rustix::ioctl::ioctl(subvolume, Setter::<SEND, SendArgs>::new(args)) }?)
 }
 
+/// `struct btrfs_ioctl_vol_args` of linux/btrfs.h.
+#[repr(C)]
+struct VolumeArgs {
+    fd: i64,
+    name: [u8; 4088],
+}
+
+const RESIZE: rustix::ioctl::Opcode = opcode::write::<VolumeArgs>(BTRFS, 3);
+
+/// Extends a btrfs to the whole of its device. If a balance is under way, the kernel does nothing and says so by a number
+/// that is not an error: compare the size afterwards.
+///
+/// # Errors
+/// `EROFS` if the btrfs is mounted read-only.
+pub fn resize_to_device(mount: impl AsFd) -> io::Result<()> {
+    let mut args = VolumeArgs { fd: 0, name: [0; 4088] };
+    args.name[..3].copy_from_slice(b"max");
+    // SAFETY: the opcode is that of BTRFS_IOC_RESIZE, which reads a `struct btrfs_ioctl_vol_args`; `args` has its layout
+    // and ends in zeros, so that the text in it ends.
+    Ok(unsafe { rustix::ioctl::ioctl(mount, Setter::<RESIZE, VolumeArgs>::new(args)) }?)
+}
+
 /// `struct btrfs_ioctl_ino_path_args` of linux/btrfs.h.
 #[repr(C)]
 struct InodePathsArgs {

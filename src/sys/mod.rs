@@ -17,6 +17,7 @@ pub mod held;
 pub mod idmap;
 pub mod job;
 pub mod locked;
+pub mod loopdev;
 pub mod mount;
 pub mod net;
 pub mod process;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
@@ -50,4 +50,32 @@ pub fn as_plain_user(command: &mut Command, ids: &Ids) {
     };
     // SAFETY: only system calls, on memory that was made before: nothing allocates and no lock is taken.
     unsafe { command.pre_exec(become_them) };
+}
+
+/// Starts a program that outlives this process and has nothing of its caller: no descriptor, session, terminal, working
+/// directory or environment but `env`. Nobody waits for it: its parent is who adopts orphans.
+///
+/// # Errors
+/// Those of fork(2) and execve(2).
+pub fn detached(program: &Path, args: &[&str], env: &[(&str, &Path)]) -> io::Result<()> {
+    let mut command = Command::new(program);
+    command.arg0("spark").args(args).env_clear().envs(env.iter().copied()).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let leave = || {
+        rustix::process::setsid()?;
+        // SAFETY: the numbers are plain. All descriptors but the streams are closed by execve(2); until then the one stays
+        // open by which a failure is reported.
+        if unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: fork(2) takes nothing. This process has one thread and is about to execute.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => Ok(()),
+            _ => super::process::exit_now(0),
+        }
+    };
+    // SAFETY: only system calls: nothing allocates and no lock is taken.
+    unsafe { command.pre_exec(leave) };
+    command.spawn()?.wait().map(drop)
 }

@@ -40,7 +40,7 @@ impl Machine {
         Machine::with_pool(POOL)
     }
 
-    /// Makes one with an empty pool of so many bytes, of which the host's disk only holds what is used.
+    /// Makes one with an empty pool of so many bytes, all of them allocated on the host's disk.
     pub fn with_pool(size: u64) -> Machine {
         let machine = Machine::without_pool();
         let options = InitOptions { size: Some(size), ..InitOptions::default() };
@@ -114,6 +114,7 @@ impl Machine {
             base: None,
             templates: self.dir.path().join("templates"),
             secrets: Default::default(),
+            program: None,
         };
         Sparks::open(context).unwrap().expect("the machine has a pool")
     }

@@ -16,6 +16,7 @@ mod kill;
 mod leftovers;
 mod oci;
 mod points;
+mod pool;
 mod secrets;
 mod snapshots;
 mod still;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use crate::common::Machine;
-use crate::{data, images, leftovers, oci, secrets, snapshots, transfer};
+use crate::{data, images, leftovers, oci, pool, secrets, snapshots, transfer};
 
 /// A verb as it is made to fail.
 pub(crate) struct Scenario {
@@ -366,6 +366,7 @@ const OWN: &[&Scenario] = &[
     &transfer::SEND,
     &transfer::RECEIVE,
     &transfer::INCREMENT,
+    &pool::GROW,
 ];
 
 fn all() -> impl Iterator<Item = &'static Scenario> {

@@ -22,10 +22,17 @@ enum Action {
     /// Make the pool
     ///
     /// In place where `SPARK_ROOT` is on btrfs, else on a loop image. The first `spark create` does this by itself.
+    ///
+    /// All space of a loop image is allocated, so that what sparks have written is there when the disk is full. Without
+    /// --size the image begins with 8 GiB, or half of what is free, and grows by itself while the disk has room. It
+    /// leaves 5 % of the disk to the host, at most 5 GiB.
     Init {
-        /// Size of the loop image, such as 50G; it takes space only as it fills [default: 3/4 of what is free]
+        /// Size of the loop image, such as 50G. It does not grow by itself
         #[arg(long, value_parser = parse_size)]
         size: Option<u64>,
+        /// Allocate nothing: the size may be larger than the disk, and data is lost when the disk is full
+        #[arg(long, conflicts_with = "device")]
+        overcommit: bool,
         /// Format this block device and use it: all that is on it is lost
         #[arg(long, value_name = "DEVICE", conflicts_with = "size")]
         device: Option<PathBuf>,
@@ -36,26 +43,36 @@ enum Action {
     /// Show where the pool is and how full
     Info,
     /// Make the pool larger
+    ///
+    /// Allocates the new space, and all space of a pool that was overcommitted. Running sparks are not disturbed.
     Grow {
         /// Size to grow to, such as 100G; a pool on a device takes all of it without
         #[arg(value_name = "SIZE", value_parser = parse_size)]
         size: Option<u64>,
+        /// Allocate nothing: the size may be larger than the disk, and data is lost when the disk is full
+        #[arg(long)]
+        overcommit: bool,
+        /// Watch the room of a pool that grows by itself, as long as sparks run: other commands start this
+        #[arg(long, hide = true)]
+        background: bool,
     },
 }
 
 pub(crate) fn pool(ctx: &Ctx, args: PoolArgs) -> Result<Status> {
     let info = match args.action {
-        Action::Init { size, device, quota } => {
-            let (info, new) =
-                ops::init(&ctx.context, &InitOptions { size, device, quota }, &ctx.progress(false))
-                    .map_err(needs_root)?;
+        Action::Init { size, overcommit, device, quota } => {
+            let options = InitOptions { size, overcommit, device, quota };
+            let (info, new) = ops::init(&ctx.context, &options, &ctx.progress(false)).map_err(needs_root)?;
             if !new {
                 ctx.say("there is a pool already");
             }
             info
         }
         Action::Info => ops::info(&ctx.context).map_err(needs_root)?.ok_or_else(none)?,
-        Action::Grow { size } => ops::grow(&ctx.context, size).map_err(needs_root)?,
+        Action::Grow { background: true, .. } => return ops::watch(&ctx.context).map(|()| 0),
+        Action::Grow { size, overcommit, .. } => {
+            ops::grow(&ctx.context, size, overcommit).map_err(needs_root)?
+        }
     };
     output::print_record(ctx.json, &info)?;
     Ok(0)

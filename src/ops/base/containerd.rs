@@ -80,6 +80,7 @@ impl Sparks {
         observer: &dyn Observer,
     ) -> Result<BaseInfo> {
         let making = self.begin_new_base(name, observer)?;
+        let _room = self.room()?;
         let mounts = mounts()?;
         let root = match mounted(container, &mounts)? {
             Some(mount) => Root::Mounted(mount),

@@ -11,6 +11,7 @@ use crate::domain::spark::{Id, Origin};
 use crate::error::{Error, Result};
 use crate::image::{Limits, Summary};
 use crate::pool::btrfs;
+use crate::pool::image::usage;
 use crate::pool::making::Making;
 use crate::pool::stage::Stage;
 use crate::sys::flock::Mode;
@@ -26,6 +27,7 @@ impl Sparks {
         (making, observer): (&Making, &dyn Observer),
         fill: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<BaseInfo> {
+        let _room = self.room()?;
         let stage = self.pool.stage()?;
         let root = stage.path().join("root");
         btrfs::create(&root)?;
@@ -120,9 +122,8 @@ impl Sparks {
 
     /// What an import may take: what is free, but for a sixteenth that the sparks which run need meanwhile.
     pub(in crate::ops) fn import_limits(&self) -> Result<Limits> {
-        let top = &self.pool.paths.top;
-        let fs = rustix::fs::statvfs(top).map_err(|e| Error::io("inspect", top)(e.into()))?;
-        let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+        let usage = usage(&self.pool.place)?;
+        let free = usage.free + usage.can_grow_bytes.unwrap_or_default();
         Ok(Limits { bytes: free - free / 16, ..Limits::default() })
     }
 }

@@ -65,6 +65,7 @@ impl Sparks {
     ) -> Result<BaseInfo> {
         let old = self.old_of(name, request)?;
         let reference = request.image.to_string();
+        let _room = self.room()?;
         let _held = self.hold_images()?;
         let scratch = self.pool.stage()?;
         observer.step(&format!("asking for {reference}"), None);

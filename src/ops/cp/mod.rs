@@ -41,6 +41,7 @@ impl Sparks {
     /// before stays.
     pub fn cp(&self, sources: &[Location], target: &Location, observer: &dyn Observer) -> Result<Summary> {
         check(sources, target)?;
+        let _room = if target.spark().is_some() { Some(self.room()?) } else { None };
         let to = self.place_of(target)?;
         if sources.len() > 1 {
             to.tree

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::fix::Fix;
 use super::{Check, Probe};
-use crate::pool::image::{self, Kind};
+use crate::pool::image::{self, Kind, Usage};
+use crate::pool::room::Host;
 use crate::sys;
 use crate::sys::idmap::IdMap;
 
-/// What a new pool needs: see `pool::image`.
-const LEAST: u64 = 350 << 20;
 /// Below this a base and a few sparks do not fit.
 const COMFORT: u64 = 2 << 30;
 
@@ -23,7 +22,11 @@ pub(super) fn checks(probe: &Probe) -> Vec<Check> {
     if kind == Some(Kind::Loop) || (kind.is_none() && !on_btrfs) {
         checks.push(loop_devices(probe));
     }
-    checks.push(room(kind.is_some(), free(&ancestor), free(&probe.place.pool())));
+    let below = Host::of(&ancestor).ok();
+    checks.push(match kind {
+        None => room_for_new(below),
+        Some(_) => room(image::usage(&probe.place).ok()),
+    });
     checks.extend(idmap(try_idmap(probe)));
     checks
 }
@@ -33,16 +36,16 @@ fn existing(path: &Path) -> PathBuf {
     path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/")).to_owned()
 }
 
-fn free(path: &Path) -> Option<u64> {
-    rustix::fs::statvfs(path).ok().map(|fs| fs.f_bavail * fs.f_frsize)
-}
-
 /// A loop image costs a third more on small synchronous writes and half the speed on large ones. That is only
 /// worth a word where the host has a btrfs to use instead.
 fn pool(probe: &Probe, kind: Option<&Kind>, on_btrfs: bool) -> Check {
     let root = probe.place.root.display();
     let found = match kind {
-        Some(Kind::Directory) => format!("a directory of the btrfs at {root}"),
+        Some(Kind::Directory) => {
+            format!(
+                "a directory of the btrfs at {root}: it has no bound of its own, sparks can fill that btrfs"
+            )
+        }
         Some(Kind::Device { uuid }) => format!("the btrfs {uuid}"),
         Some(Kind::Loop) => {
             format!("a loop image in {root}: large writes take about twice as long as on a btrfs")
@@ -91,23 +94,29 @@ fn loop_devices(probe: &Probe) -> Check {
         .fixed_by(Fix::Module("loop"))
 }
 
-/// `below` is free where the pool's image is, `inside` in the pool.
-fn room(made: bool, below: Option<u64>, inside: Option<u64>) -> Check {
-    const NAME: &str = "room";
-    let free = if made { below.into_iter().chain(inside).min() } else { below };
-    let Some(free) = free else {
-        return Check::required(NAME, false, "cannot be told").or("df -h /var/lib");
+const ROOM: &str = "room";
+
+/// Room for a pool that is not there yet.
+fn room_for_new(host: Option<Host>) -> Check {
+    let Some(host) = host else {
+        return Check::required(ROOM, false, "cannot be told").or("df -h /var/lib");
     };
-    let found = format!("{} MiB free", free >> 20);
-    let (remedy, name) = if made {
-        ("spark gc && spark pool info", NAME)
-    } else {
-        ("SPARK_ROOT=/other/disk spark pool init", NAME)
-    };
-    if !made && free < LEAST {
-        return Check::required(name, false, found).or(remedy);
+    let found = format!("{} MiB free", host.free >> 20);
+    let remedy = "SPARK_ROOT=/other/disk spark pool init";
+    if host.free < host.least() {
+        return Check::required(ROOM, false, found).or(remedy);
     }
-    Check::recommended(name, free >= COMFORT, found).or(remedy)
+    Check::recommended(ROOM, host.free >= COMFORT, found).or(remedy)
+}
+
+/// Room in the pool, and what it may grow by.
+fn room(usage: Option<Usage>) -> Check {
+    let Some(usage) = usage else {
+        return Check::required(ROOM, false, "cannot be told").or("spark pool info");
+    };
+    let free = usage.free + usage.can_grow_bytes.unwrap_or_default();
+    let found = format!("{} MiB free", free >> 20);
+    Check::recommended(ROOM, free >= COMFORT, found).or("spark gc && spark pool info")
 }
 
 /// Tries what every start of a spark does: an idmapped copy of a mount, which nobody sees and which is gone at
@@ -169,13 +178,19 @@ mod tests {
 
     #[test]
     fn too_little_room_is_bad_before_there_is_a_pool_and_a_warning_after() {
-        let none = room(false, Some(100 << 20), None);
+        let host = |free| Some(Host { size: 1 << 40, free });
+        let none = room_for_new(host(100 << 20));
         assert!(!none.ok && none.severity == Severity::Required);
-        assert!(room(false, Some(1 << 40), None).ok);
-        let little = room(true, Some(1 << 40), Some(1 << 20));
+        assert!(room_for_new(host(1 << 39)).ok);
+        assert!(!room_for_new(None).ok);
+        let usage = |free, can_grow_bytes| {
+            let (source, space) = (None, None);
+            Some(Usage { source, space, size: 1 << 40, free, allocated: None, can_grow_bytes })
+        };
+        let little = room(usage(1 << 20, None));
         assert!(!little.ok && little.severity == Severity::Recommended && little.found == "1 MiB free");
-        assert!(!room(true, Some(1 << 20), Some(1 << 40)).ok);
-        assert!(!room(false, None, None).ok);
+        assert!(room(usage(1 << 20, Some(1 << 40))).ok, "it grows");
+        assert!(!room(None).ok);
     }
 
     #[test]

@@ -56,6 +56,7 @@ impl Sparks {
     /// `corrupt` if it is cut, altered or hostile, `not_found` without the snapshot that it starts from, `exists` if it is
     /// here already. Then nothing is left of it.
     pub fn receive(&self, input: impl Read, request: &Request, observer: &dyn Observer) -> Result<Received> {
+        let _room = self.room()?;
         let limits = self.import_limits()?;
         let (header, incoming) = Incoming::open(input, limits.bytes)?;
         let name =
