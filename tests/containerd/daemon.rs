@@ -396,7 +396,7 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
 fn write_image(archive: &Path, name: &str, command: &[&str]) {
     let busybox = fs::read("/bin/busybox").expect("busybox-static is not installed");
     let mut layer = tar::Builder::new(Vec::new());
-    for dir in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
+    for dir in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "var"] {
         add(&mut layer, dir, tar::EntryType::Directory, &[]);
     }
     add(&mut layer, "bin/busybox", tar::EntryType::Regular, &busybox);
@@ -405,6 +405,9 @@ fn write_image(archive: &Path, name: &str, command: &[&str]) {
         let mut header = header_of(tar::EntryType::Symlink, 0);
         layer.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
     }
+    // As in an image of Debian, so that what kubelet mounts is on the way through a link.
+    let mut header = header_of(tar::EntryType::Symlink, 0);
+    layer.append_link(&mut header, "var/run", "/run").unwrap();
     add(&mut layer, "etc/passwd", tar::EntryType::Regular, b"root:x:0:0:root:/root:/bin/sh\n");
     let layer = layer.into_inner().unwrap();
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };

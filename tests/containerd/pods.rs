@@ -42,7 +42,11 @@ impl<'a> Pod<'a> {
             "image": {"image": IMAGE},
             "command": command,
             "envs": [{"key": "GREETING", "value": "hello"}],
-            "mounts": [{"container_path": "/data", "host_path": data.display().to_string()}],
+            "mounts": [
+                {"container_path": "/data", "host_path": data.display().to_string()},
+                // As kubelet does with the token of a service account.
+                {"container_path": "/var/run/secrets/token", "host_path": data.display().to_string()},
+            ],
             "log_path": format!("{name}-{attempt}.log"),
             "linux": {
                 "resources": {"memory_limit_in_bytes": 64 << 20, "cpu_shares": 512},
@@ -180,6 +184,10 @@ fn a_pod_that_is_suspended_and_resumed_has_its_volume_again() {
     let pod = Pod::run(&daemon, "sandbox-0", json!({"pid": "CONTAINER"}));
     let second = pod.create("sandbox", 0, &["sh", "-c", ends_on_term]);
     assert_eq!(pod.exec(&second, "cat /data/file; hostname").0, "kept\nsandbox-0\n");
+    // The link on the way to it is followed inside the root.
+    let seen = pod.exec(&second, "cat /var/run/secrets/token/file /run/secrets/token/file");
+    assert_eq!(seen, ("kept\nkept\n".into(), 0));
+    assert!(!std::path::Path::new("/run/secrets/token").exists());
     pod.remove();
 }
 
