@@ -23,11 +23,12 @@ pub fn is_undumpable() -> io::Result<bool> {
     }
 }
 
-/// Sets the soft limit of core dumps to nothing. The hard one stays.
+/// Sets the soft limit of core dumps to one byte: core(5) says that a limit of 0 does not keep the kernel from running the
+/// program that a `core_pattern` names, and 1 does. No dump fits into one byte. The hard limit stays.
 pub fn without_core_dumps() -> io::Result<()> {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Core);
-    limit.current = Some(0);
+    limit.current = Some(limit.maximum.map_or(1, |most| most.min(1)));
     Ok(setrlimit(Resource::Core, limit)?)
 }
 

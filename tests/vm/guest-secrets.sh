@@ -113,6 +113,29 @@ done
 # Its program is ended with it.
 soon sh -c '! pgrep -x sleep'
 
+### Core dumps that the kernel gives to a program of the host
+
+# shellcheck disable=SC2016  # for the program
+printf '#!/bin/sh\ncat >"%s/piped.$1"\n' "$kept" >"$kept/collect"
+chmod 700 "$kept/collect"
+sysctl -q "kernel.core_pattern=|$kept/collect %p"
+piped() { find "$kept" -name "piped.$1" | grep -q .; }
+sleep 1000 &
+kill -ABRT $!
+wait $! || true
+soon piped $! || wrong 'the kernel gives no core dump to a program'
+rm "$kept"/piped.*
+CANARY=$value spark resume web
+status=0
+# shellcheck disable=SC2016  # the shell inside expands it
+spark exec web -- sh -c 'kill -ABRT $$' || status=$?
+[ "$status" = 134 ] || wrong "it did not crash inside: $status"
+# What asked for a dump by itself is the last to be given one, so one of the command above would be there by now.
+# shellcheck disable=SC2016
+spark exec web -- sh -c 'ulimit -c unlimited; kill -ABRT $$' || true
+soon piped '*'
+[ "$(find "$kept" -name 'piped.*' | wc -l)" = 1 ] || wrong 'a program of the host got the memory of a crash inside'
+
 spark delete --now -f web copy
 rm -r "$kept" /etc/spark
 echo 'no journal and no core dump has it'
