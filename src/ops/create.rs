@@ -125,7 +125,6 @@ impl Sparks {
         if !new.start {
             return Ok(());
         }
-        self.give_host_keys(spark);
         let Err(first) = self.run_service(spark, &record.options) else { return Ok(()) };
         let options = delete::Options { force: true, now: true, ..Default::default() };
         let reference = SparkRef { project: Some(spark.project.clone()), name: spark.name.clone() };

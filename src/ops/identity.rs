@@ -2,18 +2,21 @@
 //!
 //! `/etc/machine-id` and `/etc/hostname` are mounted anew at every start, and so need no care in a fork.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use super::Sparks;
-use super::exec::Command;
+use ssh_key::rand_core::OsRng;
+use ssh_key::{Algorithm, LineEnding, PrivateKey};
+
 use super::spark::SparkId;
-use crate::domain::place::SparkPaths;
 use crate::error::{Error, Result};
 use crate::sys::{beneath, file, tree};
 
 const SSH: &str = "etc/ssh";
+/// The key that every ssh server and client of this decade takes.
+const HOST_KEY: &[u8] = b"ssh_host_ed25519_key";
 
 /// Directories of what runs, which has no place in a template.
 const TEMPORARY: [&str; 3] = ["tmp", "var/tmp", "run"];
@@ -57,32 +60,44 @@ fn remove_keys(top: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-impl Sparks {
-    /// Lets a running spark whose ssh server has no keys make them, confined as everything in it. That this fails is no
-    /// reason to fail what started it.
-    pub(super) fn give_host_keys(&self, spark: &SparkId) {
-        if !lacks_host_keys(&SparkPaths(&self.dir(spark)).root()) {
-            return;
-        }
-        let argv = ["ssh-keygen", "-q", "-A"].map(Into::into).to_vec();
-        let made = self.exec_logged(spark, &Command { argv, ..Command::default() });
-        let made = made.and_then(|running| running.wait().map_err(Error::sys("wait for ssh-keygen")));
-        if let Err(e) = made {
-            tracing::warn!(%spark, "cannot make ssh host keys: {e}");
-        }
+/// Gives the ssh server in a root a key, if it has lost its keys or never had any. The key is made here: no program of the
+/// spark's has to be run, and waited for. The spark does not run yet. If it fails, the spark starts all the same.
+pub(super) fn give_host_key(spark: &SparkId, root: &Path) {
+    let given = || -> io::Result<()> {
+        let top = file::open_dir(root)?;
+        let Some(dir) = lacks_host_keys(&top)? else { return Ok(()) };
+        let failed = |e: ssh_key::Error| io::Error::other(e);
+        let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519).map_err(failed)?;
+        key.set_comment(format!("root@{}", spark.name));
+        put(&dir, HOST_KEY, 0o600, key.to_openssh(LineEnding::LF).map_err(failed)?.as_bytes())?;
+        let public = key.public_key().to_openssh().map_err(failed)? + "\n";
+        put(&dir, &[HOST_KEY, b".pub"].concat(), 0o644, public.as_bytes())
+    };
+    if let Err(e) = given() {
+        tracing::warn!(%spark, "cannot make an ssh host key: {e}");
     }
 }
 
-/// Whether a spark has an ssh server that has lost its keys, or never had any.
-pub(super) fn lacks_host_keys(root: &Path) -> bool {
-    let looked = || -> io::Result<bool> {
-        let top = file::open_dir(root)?;
-        beneath::open(&top, Path::new("usr/sbin/sshd"))?;
-        beneath::open(&top, Path::new("usr/bin/ssh-keygen"))?;
-        let dir = beneath::open_dir(&top, Path::new(SSH))?;
-        Ok(!tree::names(&dir)?.iter().any(|name| is_host_key(name)))
-    };
-    looked().unwrap_or(false)
+/// Writes a new file of root's, which is whole as soon as it has its name.
+fn put(dir: &File, name: &[u8], mode: u32, content: &[u8]) -> io::Result<()> {
+    let mut file = tree::create_unnamed(dir)?.ok_or(io::ErrorKind::Unsupported)?;
+    file.write_all(content)?;
+    tree::set_owner_and_mode(&file, (0, 0), mode)?;
+    file.sync_all()?;
+    tree::name_file(&file, dir, name)
+}
+
+/// The directory of an ssh server's configuration, if there is a server and it has no keys.
+fn lacks_host_keys(top: &OwnedFd) -> io::Result<Option<File>> {
+    if there(beneath::open(top, Path::new("usr/sbin/sshd")))?.is_none() {
+        return Ok(None);
+    }
+    let dir = there(beneath::open_dir(top, Path::new(SSH)))?;
+    let is_bare = |dir: &File| Ok::<_, io::Error>(!tree::names(dir)?.iter().any(|name| is_host_key(name)));
+    Ok(match dir {
+        Some(dir) if is_bare(&dir)? => Some(dir),
+        _ => None,
+    })
 }
 
 fn is_host_key(name: &[u8]) -> bool {

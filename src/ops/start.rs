@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::secrets::Given;
 use super::spark::{Opened, SparkId, refuse_damaged};
-use super::{Sparks, network, stop};
+use super::{Sparks, identity, network, stop};
 use crate::bundle::{spec, write};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
@@ -99,7 +99,6 @@ impl Sparks {
                 tracing::debug!(%spark, "starting");
                 self.start(&opened, given)?;
                 drop(opened);
-                self.give_host_keys(spark);
                 self.run_service_again(spark).map(|()| true)
             }
         }
@@ -131,6 +130,7 @@ impl Sparks {
         let root = SparkPaths(&self.dir(spark)).root();
         refuse_damaged(spark, &root)?;
         refuse_linked(spark, &root)?;
+        identity::give_host_key(spark, &root);
         self.pool.hold_to(&record.id, &SparkPaths(&self.dir(spark)), record.options.limits.disk)?;
         let bundle = self.bundle(record);
         let container = self.handle(record);

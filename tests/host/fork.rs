@@ -86,11 +86,33 @@ fn a_fork_makes_ssh_host_keys_of_its_own() {
     let mut all = had.clone();
     for spark in ["app", "late", "made"] {
         let new = keys(spark);
-        assert_eq!(new.len(), had.len(), "{spark}: {new:?}");
+        assert!(new.len() == 1 && new.iter().all(|key| key.starts_with("ssh-ed25519 ")), "{spark}: {new:?}");
         inside(&machine, spark, "mkdir -p /run/sshd && /usr/sbin/sshd -t");
         assert!(new.into_iter().all(|key| all.insert(key)), "{spark} has a key of another one");
     }
     assert_eq!(keys("web"), had);
+    let files = inside(&machine, "app", "stat -c '%a %u:%g' /etc/ssh/ssh_host_*");
+    assert_eq!(files, "600 0:0\n644 0:0");
+    inside(
+        &machine,
+        "app",
+        "ssh-keygen -y -f /etc/ssh/ssh_host_ed25519_key | diff - /etc/ssh/ssh_host_ed25519_key.pub",
+    );
+}
+
+/// A spark's own `ssh-keygen` would be waited for.
+#[test]
+fn no_program_of_a_spark_is_run_for_its_ssh_keys() {
+    let machine = machine();
+    let slow = "mkdir -p /etc/ssh /usr/sbin /usr/bin; printf '#!/bin/sh\\nexec sleep 100000\\n' > /usr/bin/ssh-keygen
+        cp /usr/bin/ssh-keygen /usr/sbin/sshd; chmod 755 /usr/bin/ssh-keygen /usr/sbin/sshd";
+    inside(&machine, "web", slow);
+    machine.spark(&["stop", "-t", "0", "web"]).ok();
+    machine.spark(&["resume", "web"]).ok();
+    assert_eq!(
+        inside(&machine, "web", "ls /etc/ssh; pidof sleep || true"),
+        "ssh_host_ed25519_key\nssh_host_ed25519_key.pub"
+    );
 }
 
 #[test]
