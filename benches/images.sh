@@ -17,6 +17,9 @@ if [ -z "${IMAGES_INSIDE:-}" ]; then
     export IMAGES_INSIDE=1
     exec unshare --mount --propagation private "$0" "$spark" "$rounds" ${rootfs:+"$rootfs"}
 fi
+# shellcheck source=benches/lib.sh
+. "$here/lib.sh"
+own_null
 if mountpoint -q /sys/fs/cgroup/unified; then
     umount /sys/fs/cgroup/unified
 fi

@@ -15,6 +15,9 @@ if [ -z "${PEERS_INSIDE:-}" ]; then
     export PEERS_INSIDE=1
     exec unshare --mount --propagation private "$0" "$spark" "$rounds"
 fi
+# shellcheck source=benches/lib.sh
+. "$here/lib.sh"
+own_null
 if mountpoint -q /sys/fs/cgroup/unified; then
     umount /sys/fs/cgroup/unified
 fi
