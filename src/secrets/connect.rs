@@ -1,4 +1,5 @@
-//! A 1Password Connect server, asked over its REST API: vaults and items by name or id, each item once.
+//! A 1Password Connect server, asked over its REST API: vaults and items by name or id, each item once. As with `op`,
+//! upper and lower case make no difference in names.
 //!
 //! It is asked in a process of its own, which ends with all that its buffers hold.
 
@@ -16,8 +17,8 @@ use crate::sys;
 use crate::sys::job::Limits;
 use crate::sys::process::Ended;
 
-/// Larger than any item.
-const RESPONSE: u64 = 4 << 20;
+/// Larger than any item, and than a list of ten thousand.
+const RESPONSE: u64 = 32 << 20;
 
 /// Which server, and the right to ask it.
 pub(super) struct Server {
@@ -70,11 +71,11 @@ pub(super) fn resolve(host: &Host, server: &Server, wanted: &[&Reference]) -> Re
 }
 
 /// In the process that asks: the values with their lengths on its output, or what went wrong on standard error.
-fn report(fetched: std::result::Result<Vec<String>, Failure>, to: &mut File) -> i32 {
+fn report(fetched: std::result::Result<Vec<Vec<u8>>, Failure>, to: &mut File) -> i32 {
     let written = match fetched {
         Ok(values) => values.iter().try_for_each(|value| {
             to.write_all(&(value.len() as u32).to_le_bytes())?;
-            to.write_all(value.as_bytes())
+            to.write_all(value)
         }),
         Err(failure) => {
             let _ = serde_json::to_writer(std::io::stderr(), &failure);
@@ -88,7 +89,7 @@ fn fetch(
     server: &Server,
     wanted: &[&Reference],
     timeout: Duration,
-) -> std::result::Result<Vec<String>, Failure> {
+) -> std::result::Result<Vec<Vec<u8>>, Failure> {
     let fails = |which| move |(why, hint): (String, &str)| Failure { which, why, hint: hint.into() };
     let mut client = Client::new(server, timeout).map_err(fails(0))?;
     wanted
@@ -123,7 +124,7 @@ impl Client<'_> {
         Ok(Client { agent: config.build().new_agent(), server, vaults, items })
     }
 
-    fn value(&mut self, reference: &Reference) -> Found<String> {
+    fn value(&mut self, reference: &Reference) -> Found<Vec<u8>> {
         let (path, query) = reference.rest().split_once('?').unwrap_or((reference.rest(), ""));
         let parts: Vec<&str> = path.split('/').collect();
         let (section, field) = match parts[2..] {
@@ -132,21 +133,29 @@ impl Client<'_> {
             _ => return Err(("it is no reference".into(), "write op://vault/item/field")),
         };
         let vault = self.vault(parts[0])?;
-        let item = self.item(&vault, parts[1])?;
-        let found = field_of(item, section, field)?;
         let name = match query {
             "" => "value",
             "attribute=otp" | "attribute=totp" => "totp",
             _ => return Err((format!("Connect cannot give `?{query}`"), "use `op` for it")),
         };
-        match found.get(name).and_then(Value::as_str) {
-            Some(value) if value.len() > MAX_VALUE => Err((
+        let (value, file) = match part_of(self.item(&vault, parts[1])?, section, field)? {
+            Part::Field(found) => (found.get(name).and_then(Value::as_str).unwrap_or_default().into(), None),
+            Part::File(path) => (Vec::new(), Some(format!("/v1/vaults/{vault}/items/{path}"))),
+        };
+        let value = file.map_or(Ok(value), |path| self.content(&path))?;
+        match value.len() {
+            ..=MAX_VALUE => Ok(value),
+            _ => Err((
                 format!("it is larger than {} KiB", MAX_VALUE >> 10),
                 "keep large files in a data volume, or mount them with `--mount`",
             )),
-            Some(value) => Ok(value.to_owned()),
-            None => Ok(String::new()),
         }
+    }
+
+    /// What is in a file that is attached to an item.
+    fn content(&self, path: &str) -> Found<Vec<u8>> {
+        self.bytes(path, MAX_VALUE as u64 + 1)?
+            .ok_or_else(|| ("the file is gone".into(), "see the files of the item in 1Password"))
     }
 
     fn vault(&mut self, name: &str) -> Found<String> {
@@ -193,17 +202,28 @@ impl Client<'_> {
         self.items.get(&key).ok_or_else(no_item)
     }
 
-    /// Those whose `attribute` is `name`.
+    /// Those whose `attribute` is `name`; if there are none, those that have it in other cases. A server may tell cases
+    /// apart, or not.
     fn list(&self, path: &str, attribute: &str, name: &str) -> Found<Vec<Value>> {
         let filter = encoded(&format!("{attribute} eq \"{name}\""));
-        match self.get(&format!("{path}?filter={filter}"))? {
+        let ask = |path: &str| match self.get(path)? {
             Some(Value::Array(list)) => Ok(list),
             _ => Err(not_connect()),
-        }
+        };
+        let found = ask(&format!("{path}?filter={filter}"))?;
+        let all = if found.is_empty() && !is_id(name) { ask(path)? } else { found };
+        let of = |value: &&Value| value.get(attribute).and_then(Value::as_str).map(str::to_owned);
+        Ok(best(&all, |value| rank(of(&value).as_deref(), name)).into_iter().cloned().collect())
     }
 
     /// `None` for what is not there.
     fn get(&self, path: &str) -> Found<Option<Value>> {
+        let Some(body) = self.bytes(path, RESPONSE)? else { return Ok(None) };
+        serde_json::from_slice(&body).map(Some).map_err(|_| not_connect())
+    }
+
+    /// At most `most` bytes of what a path gives.
+    fn bytes(&self, path: &str, most: u64) -> Found<Option<Vec<u8>>> {
         use age::secrecy::ExposeSecret;
         let url = format!("{}{path}", self.server.host);
         let token = format!("Bearer {}", self.server.token.expose_secret());
@@ -223,9 +243,9 @@ impl Client<'_> {
             }
         }
         let mut body = Vec::new();
-        let read = response.body_mut().as_reader().take(RESPONSE).read_to_end(&mut body);
+        let read = response.body_mut().as_reader().take(most).read_to_end(&mut body);
         read.map_err(|e| (format!("the Connect server's answer was cut: {e}"), "try again"))?;
-        serde_json::from_slice(&body).map(Some).map_err(|_| not_connect())
+        Ok(Some(body))
     }
 }
 
@@ -254,28 +274,66 @@ fn is_id(text: &str) -> bool {
     text.len() == 26 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 
-/// The field of an item that has an id or a label, in a section that has one if that is named.
-fn field_of<'a>(item: &'a Value, section: Option<&str>, field: &str) -> Found<&'a Value> {
-    let none = |what: &str| (format!("the item has no such {what}"), "see its fields in 1Password");
+/// How well a name fits: as it is, or but for upper and lower case.
+fn rank(name: Option<&str>, wanted: &str) -> Option<u8> {
+    match name? {
+        name if name == wanted => Some(0),
+        name if name.to_lowercase() == wanted.to_lowercase() => Some(1),
+        _ => None,
+    }
+}
+
+/// Those that fit best.
+fn best<T>(all: &[T], rank: impl Fn(&T) -> Option<u8>) -> Vec<&T> {
+    let lowest = all.iter().filter_map(&rank).min();
+    all.iter().filter(|one| lowest.is_some() && rank(one) == lowest).collect()
+}
+
+/// What of an item a reference names.
+enum Part<'a> {
+    Field(&'a Value),
+    /// Where the content of an attached file is, below the items of a vault.
+    File(String),
+}
+
+/// The field of an item that has an id or a label, else the file that has an id or a name; in a section that has one, if
+/// that is named.
+fn part_of<'a>(item: &'a Value, section: Option<&str>, field: &str) -> Found<Part<'a>> {
+    let none = |what: &str| (format!("the item has no such {what}"), "see its fields and files in 1Password");
     let list = |name: &str| item.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let is = |value: &Value, name: &str| ["id", "label"].iter().any(|key| value[*key].as_str() == Some(name));
+    let fits = |value: &Value, name: &str| {
+        ["id", "label", "name"].iter().filter_map(|key| rank(value[*key].as_str(), name)).min()
+    };
     let wanted = match section {
         None => None,
         Some(name) => {
-            let found = list("sections").iter().find(|s| is(s, name)).ok_or_else(|| none("section"))?;
+            let found = best(list("sections"), |section| fits(section, name));
+            let found = found.first().ok_or_else(|| none("section"))?;
             Some(found["id"].as_str().unwrap_or_default())
         }
     };
-    let there = |f: &&Value| is(f, field) && wanted.is_none_or(|id| f["section"]["id"].as_str() == Some(id));
-    let found: Vec<&Value> = list("fields").iter().filter(there).collect();
-    match found[..] {
-        [] => Err(none("field")),
-        [one] => Ok(one),
-        // One that is in no section is what is meant where none is named.
-        _ => found.iter().find(|f| f.get("section").is_none()).copied().ok_or_else(|| {
-            ("more than one field matches".into(), "name its section: op://vault/item/section/field")
-        }),
+    let within = |of: &Value| wanted.is_none_or(|id| of["section"]["id"].as_str() == Some(id));
+    let one = |kind: &str| {
+        let found = best(list(kind), |of| fits(of, field).filter(|_| within(of)));
+        match found[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one)),
+            // One that is in no section is what is meant where none is named.
+            _ => found.iter().find(|f| f.get("section").is_none()).copied().map(Some).ok_or_else(|| {
+                (
+                    "more than one field or file matches".into(),
+                    "name its section: op://vault/item/section/field",
+                )
+            }),
+        }
+    };
+    if let Some(field) = one("fields")? {
+        return Ok(Part::Field(field));
     }
+    let id = |of: &Value| of["id"].as_str().filter(|id| is_id(id)).map(str::to_owned);
+    let file = one("files")?.ok_or_else(|| none("field or file"))?;
+    let (item, file) = id(item).zip(id(file)).ok_or_else(not_connect)?;
+    Ok(Part::File(format!("{item}/files/{file}/content")))
 }
 
 /// Percent-encoded for a query: RFC 3986's unreserved characters stay.
@@ -300,10 +358,40 @@ mod tests {
                 {"id": "f2", "label": "host", "section": {"id": "s1"}},
             ],
         });
-        assert_eq!(field_of(&item, None, "password").unwrap()["value"], "top");
-        assert_eq!(field_of(&item, Some("db"), "password").unwrap()["value"], "inner");
-        assert_eq!(field_of(&item, Some("s1"), "f1").unwrap()["value"], "inner");
-        assert!(field_of(&item, Some("x"), "password").is_err() && field_of(&item, None, "nope").is_err());
+        let value = |section, name| match part_of(&item, section, name) {
+            Ok(Part::Field(field)) => field["value"].as_str(),
+            _ => None,
+        };
+        assert_eq!(value(None, "password"), Some("top"));
+        assert_eq!(value(Some("db"), "password"), Some("inner"));
+        assert_eq!(value(Some("DB"), "Password"), Some("inner"));
+        assert_eq!(value(Some("s1"), "f1"), Some("inner"));
+        assert!(part_of(&item, Some("x"), "password").is_err() && part_of(&item, None, "nope").is_err());
+    }
+
+    #[test]
+    fn case_makes_no_difference_unless_it_has_to() {
+        let item = json!({
+            "id": "i".repeat(26),
+            "fields": [
+                {"id": "1", "label": "Key", "value": "upper"},
+                {"id": "2", "label": "key", "value": "lower"},
+                {"id": "3", "label": "Straße", "value": "street"},
+            ],
+            "files": [{"id": "f".repeat(26), "name": "Cert.PEM"}, {"id": "../x", "name": "bad"}],
+        });
+        let value = |name| match part_of(&item, None, name) {
+            Ok(Part::Field(field)) => field["value"].as_str().unwrap().to_owned(),
+            Ok(Part::File(path)) => path,
+            Err((why, _)) => why,
+        };
+        assert_eq!(
+            (value("Key"), value("key"), value("STRAßE")),
+            ("upper".into(), "lower".into(), "street".into())
+        );
+        assert_eq!(value("KEY"), "more than one field or file matches");
+        assert_eq!(value("cert.pem"), format!("{}/files/{}/content", "i".repeat(26), "f".repeat(26)));
+        assert_eq!(value("bad"), "what answered is no Connect server");
     }
 
     #[test]

@@ -129,14 +129,14 @@ fn answer(stream: TcpStream, items: &[(&str, &str, Value)], log: &Mutex<Vec<Stri
     }
     log.lock().unwrap().push(path.clone());
     let (status, body) = if !authorized {
-        ("401 Unauthorized", json!({"status": 401, "message": "Invalid token signature"}))
+        ("401 Unauthorized", json!({"status": 401, "message": "Invalid token signature"}).to_string())
     } else {
-        match found(&path, items) {
-            Some(body) => ("200 OK", body),
-            None => ("404 Not Found", json!({"status": 404, "message": "not found"})),
+        match (found(&path, items), content(&path, items)) {
+            (Some(body), _) => ("200 OK", body.to_string()),
+            (None, Some(content)) => ("200 OK", content),
+            (None, None) => ("404 Not Found", json!({"status": 404, "message": "not found"}).to_string()),
         }
     };
-    let body = body.to_string();
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
@@ -145,9 +145,21 @@ fn answer(stream: TcpStream, items: &[(&str, &str, Value)], log: &Mutex<Vec<Stri
     (&stream).write_all(body.as_bytes())
 }
 
+/// What is in the file of an item, which the item has as `content` here.
+fn content(path: &str, items: &[(&str, &str, Value)]) -> Option<String> {
+    let (item, file) = path.strip_suffix("/content")?.split_once("/files/")?;
+    let item = found(item, items)?;
+    let file = item["files"].as_array()?.iter().find(|f| f["id"] == file)?;
+    file["content"].as_str().map(str::to_owned)
+}
+
 fn found(path: &str, items: &[(&str, &str, Value)]) -> Option<Value> {
     let named = |text: &str| text.split('"').nth(1).map(str::to_owned);
     let rest = path.strip_prefix("/v1/vaults")?;
+    if rest.is_empty() {
+        let names: std::collections::BTreeSet<&str> = items.iter().map(|i| i.0).collect();
+        return Some(names.into_iter().map(|name| json!({"id": id_of(name), "name": name})).collect());
+    }
     if let Some(filter) = rest.strip_prefix("?filter=name eq ") {
         let name = named(filter)?;
         let there = items.iter().any(|i| i.0 == name);
@@ -163,8 +175,13 @@ fn found(path: &str, items: &[(&str, &str, Value)]) -> Option<Value> {
         let list = of_vault().filter(|i| i.1 == title).enumerate();
         return Some(list.map(|(n, i)| json!({"id": id_of(&format!("{}{}", i.1, if n > 0 { "2" } else { "" })), "title": i.1})).collect());
     }
+    if rest == "items" {
+        return Some(of_vault().map(|i| json!({"id": id_of(i.1), "title": i.1})).collect());
+    }
     let id = rest.strip_prefix("items/")?;
-    of_vault().find(|i| id_of(i.1) == id).map(|i| i.2.clone())
+    let mut item = of_vault().find(|i| id_of(i.1) == id)?.2.clone();
+    item["id"] = id.into();
+    Some(item)
 }
 
 /// A password store with one entry, and the keys for it.

@@ -358,6 +358,7 @@ fn connect_is_asked_where_there_is_no_op() {
             {"id": "k", "label": "key", "value": "k", "section": {"id": "s1"}},
             {"id": "otp", "label": "one-time password", "type": "OTP", "totp": "123456"},
         ],
+        "files": [{"id": id_of("cert"), "name": "cert.pem", "content": "-----BEGIN\n"}],
     });
     let server = Connect::serve(vec![
         ("dev", "my db", item.clone()),
@@ -382,15 +383,27 @@ fn connect_is_asked_where_there_is_no_op() {
             format!("/v1/vaults/{}/items/{}", id_of("dev"), id_of("my db")),
         ]
     );
-    for good in ["op://dev/my db/admin/key", "op://dev/my db/one-time password?attribute=otp"] {
-        assert_eq!(of(good), None);
+    for good in [
+        "op://dev/my db/admin/key",
+        "op://dev/my db/one-time password?attribute=otp",
+        "op://DEV/My DB/Password",
+        "op://dev/my db/ADMIN/Key",
+        "op://dev/my db/cert.pem",
+    ] {
+        assert_eq!(of(good), None, "{good}");
     }
+    assert!(server.asked().contains(&format!(
+        "/v1/vaults/{}/items/{}/files/{}/content",
+        id_of("dev"),
+        id_of("my db"),
+        id_of("cert")
+    )));
     assert_eq!(of(&format!("op://{}/{}/password", id_of("dev"), id_of("my db"))), None, "by ids");
     for (reference, why) in [
         ("op://nope/my db/password", ": there is no such vault that the token may read"),
         ("op://dev/nope/password", ": there is no such item in the vault"),
         ("op://dev/twice/password", ": more than one item matches"),
-        ("op://dev/my db/nope", ": the item has no such field"),
+        ("op://dev/my db/nope", ": the item has no such field or file"),
         ("op://dev/my db/nope/key", ": the item has no such section"),
         ("op://dev/my db/one-time password", ": it is empty"),
     ] {
