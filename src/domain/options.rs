@@ -338,8 +338,10 @@ pub fn parse_label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Parses an environment file: `KEY=VALUE` lines, blank lines and `#` comments. Errors carry the line.
+/// Parses an environment file: `KEY=VALUE` lines, blank lines and `#` comments. Errors carry the line. A byte-order mark,
+/// as editors of Windows put at the start, is skipped.
 pub fn parse_env_file(text: &str) -> Result<Vec<(String, String)>, String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut out = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim_start();
@@ -424,6 +426,8 @@ mod tests {
     fn an_environment_file_names_the_bad_line() {
         let ok = parse_env_file("# c\n\nA=1\nexport B=x=y\n").unwrap();
         assert_eq!(ok, [("A".into(), "1".into()), ("B".into(), "x=y".into())]);
+        let marked = parse_env_file("\u{feff}A=1\r\nB=\u{feff}2\r\n").unwrap();
+        assert_eq!(marked, [("A".into(), "1".into()), ("B".into(), "\u{feff}2".into())]);
         assert!(parse_env_file("A=1\nnope\n").unwrap_err().starts_with("line 2:"));
         assert!(parse_env("1A=x").is_err() && parse_env("=x").is_err() && parse_env("A=x\0").is_err());
     }
