@@ -53,6 +53,10 @@ pub enum Error {
     #[error("{} is damaged: {why}", path.display())]
     Corrupt { path: PathBuf, why: String, hint: Option<String> },
 
+    /// A branch of the clone in a spark was not fetched, or not brought up to date.
+    #[error("branch `{branch}` was not fetched: {why}")]
+    NotFetched { branch: String, why: String, hint: String },
+
     /// A network, port or address cannot be had.
     #[error("{what}")]
     Network { what: String, hint: Option<String> },
@@ -208,7 +212,7 @@ impl Error {
                 _ => Code::Host,
             },
             Error::Denied { .. } => Code::Denied,
-            Error::Corrupt { .. } => Code::Corrupt,
+            Error::Corrupt { .. } | Error::NotFetched { .. } => Code::Corrupt,
             Error::Image { .. } => Code::Image,
             Error::Registry { code, .. } => *code,
             Error::Secret { .. } => Code::Secret,
@@ -240,6 +244,7 @@ impl Error {
             Error::WrongState { hint, .. }
             | Error::Host { hint, .. }
             | Error::Secret { hint, .. }
+            | Error::NotFetched { hint, .. }
             | Error::Denied { hint, .. } => Some(hint.clone()),
             Error::InvalidName(e) => Some(e.hint()),
             Error::Io { source, .. } | Error::Sys { source, .. } => io_hint(source),

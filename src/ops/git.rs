@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,12 @@ use crate::error::{Error, Result};
 use crate::pool::stage::Stage;
 use crate::runtime::users;
 use crate::sys;
+use crate::sys::caller::Caller;
 use crate::sys::run::Ids;
+
+pub(crate) mod author;
+pub(crate) mod repository;
+pub(crate) mod unfilled;
 
 /// What holds for every call, whatever the repository's own configuration says.
 const ALWAYS: [&str; 5] = [
@@ -38,6 +44,23 @@ pub(crate) enum Config {
     Owner,
 }
 
+/// The hash that ids of a repository are made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Sha1,
+    Sha256,
+}
+
+impl Format {
+    /// The length of an id in hexadecimal.
+    pub(crate) fn length(self) -> usize {
+        match self {
+            Format::Sha1 => 40,
+            Format::Sha256 => 64,
+        }
+    }
+}
+
 /// Git for one repository.
 #[derive(Debug)]
 pub(crate) struct Git {
@@ -58,12 +81,14 @@ pub(crate) struct Call<'a> {
     pub env: &'a [(&'a str, &'a OsStr)],
     pub config: Config,
     pub input: Option<File>,
+    /// Receives standard output in place of the caller, for what may be large.
+    pub output: Option<File>,
 }
 
 impl<'a> Call<'a> {
     /// A call that needs nothing else.
     pub(crate) fn of(at: &'a Path, verb: &'a str, args: &'a [&'a OsStr]) -> Call<'a> {
-        Call { at, verb, args, env: &[], config: Config::None, input: None }
+        Call { at, verb, args, env: &[], config: Config::None, input: None, output: None }
     }
 }
 
@@ -90,17 +115,43 @@ impl Git {
         Ok(git)
     }
 
+    /// Git as `caller`, whose configuration names the author of commits. The repository's owner may be another user.
+    pub(crate) fn as_caller(&self, caller: &Caller) -> Git {
+        Git {
+            ids: caller.ids.clone(),
+            home: caller.home.clone(),
+            dir: self.dir.clone(),
+            seen: self.seen.clone(),
+        }
+    }
+
+    /// Whether git runs as `user`.
+    pub(crate) fn runs_as(&self, user: &Ids) -> bool {
+        self.ids.uid == user.uid
+    }
+
+    /// The hash of a repository's ids, `sha1` or `sha256`.
+    pub(crate) fn object_format(&self, repository: &Path) -> Result<Format> {
+        let name = self.run(Call::of(repository, "rev-parse", args!["--show-object-format"]))?;
+        Ok(if name.trim() == "sha256" { Format::Sha256 } else { Format::Sha1 })
+    }
+
+    /// Whether a repository may lack objects that it can fetch from a remote: a partial clone.
+    pub(crate) fn is_partial(&self, repository: &Path) -> Result<bool> {
+        let keys = r"^(extensions\.partialclone|remote\..*\.promisor)$";
+        Ok(self.ask(Call::of(repository, "config", args!["--get-regexp", keys]))?.is_ok())
+    }
+
     /// Gives the directory `from`, which only we can enter, to the owner, as `name` in the staged one.
     pub(crate) fn take_in(&self, from: &Path, name: &str) -> Result<()> {
         self.give(from)?;
         sys::file::rename_new(from, &self.dir.join(name)).map_err(Error::io("move", from))
     }
 
-    /// Opens what git made as `name` in the staged directory. The owner, who may write there, can lead nobody away with
-    /// a link.
-    pub(crate) fn take_out(&self, name: &str) -> Result<OwnedFd> {
+    /// Opens the directory `path` in the staged one. The owner, who may write there, can lead nobody away with a link.
+    pub(crate) fn take_out(&self, path: &str) -> Result<OwnedFd> {
         let dir = sys::file::open_dir(&self.dir).map_err(Error::io("open", &self.dir))?;
-        sys::tree::open_child(dir, name.as_bytes()).map_err(Error::io("open", self.dir.join(name)))
+        sys::tree::open_dir(dir, path.as_bytes()).map_err(Error::io("open", self.dir.join(path)))
     }
 
     /// Gives a directory with what is in it to the owner. Links are not followed.
@@ -137,14 +188,16 @@ impl Git {
         let verb = call.verb;
         let mut command = self.command(&call)?;
         command.stdin(call.input.map_or_else(Stdio::null, Stdio::from));
-        let output = command.output().map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::Host {
-                what: "the host has no git, which clones and pulls".into(),
-                hint: "install it: `apt-get install git`".into(),
-                source: None,
-            },
-            _ => Error::sys("run git")(e),
-        })?;
+        command.stdout(call.output.map_or_else(Stdio::piped, Stdio::from)).stderr(Stdio::piped());
+        let output =
+            command.spawn().and_then(std::process::Child::wait_with_output).map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => Error::Host {
+                    what: "the host has no git, which clones and pulls".into(),
+                    hint: "install it: `apt-get install git`".into(),
+                    source: None,
+                },
+                _ => Error::sys("run git")(e),
+            })?;
         tracing::debug!(verb, status = ?output.status, "git");
         if output.status.success() {
             return Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()));
@@ -186,6 +239,29 @@ impl Git {
         sys::run::as_user(&mut command, &self.ids, &self.dir, &self.seen)
             .map_err(Error::io("show to git", &self.dir))?;
         Ok(command)
+    }
+}
+
+/// A file without a name that holds `text`, for git to read.
+pub(crate) fn input(text: &str) -> Result<File> {
+    let make = || {
+        let memory = rustix::fs::memfd_create("input", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let mut file = File::from(memory);
+        file.write_all(text.as_bytes())?;
+        file.rewind()?;
+        Ok(file)
+    };
+    make().map_err(Error::sys("write the input of git"))
+}
+
+/// Up to five names, and how many more there are.
+pub(crate) fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    match names.get(..SHOWN) {
+        Some(shown) if names.len() > SHOWN => {
+            format!("{} and {} more", shown.join(", "), names.len() - SHOWN)
+        }
+        _ => names.join(", "),
     }
 }
 

@@ -2,20 +2,19 @@
 //!
 //! Whatever is inside is hostile. Nothing inside is run, no configuration of it is read, and git never opens the
 //! repository inside: its objects and branches are copied, as plain files and through descriptors that no link leads
-//! away, from a snapshot that nothing changes any more, into a repository whose every other file is ours. From that, git
-//! fetches as from any stranger's server, and checks each object.
+//! away, from a snapshot that nothing changes any more, into a repository whose every other file is ours. What of it is
+//! new to the host's repository is packed, checked object by object apart from that repository, and only then put into it.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
+use self::offer::Offer;
 use self::refs::Refs;
-use super::git::{Call, Git, args};
+use super::git::unfilled::Unfilled;
+use super::git::{Call, Format, Git, args, input, repository};
 use super::project::detect::{self, Owners};
 use super::{Observer, Sparks};
 use crate::domain::name::{Name, SparkRef};
@@ -27,11 +26,23 @@ use crate::pool::stage::Stage;
 use crate::sys::flock::Mode as Lock;
 use crate::{fault, sys};
 
+mod left;
 mod objects;
+mod offer;
+mod publish;
 mod refs;
 
 /// The repository of ours that is fetched from, in the staged directory.
 const FROM: &str = "from";
+
+/// What a pull has done.
+#[derive(Debug)]
+pub struct Pulled {
+    /// The branches that are in the host's repository now.
+    pub branches: Vec<Branch>,
+    /// Why others are not, or are as they were: each branch, and what is damaged.
+    pub refused: Vec<Error>,
+}
 
 /// A branch that is in the host's repository now.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -59,12 +70,13 @@ pub enum Change {
 
 impl Sparks {
     /// Fetches the branches of the clone in a spark as `refs/spark/NAME/*`. Those that are gone inside go there too.
-    /// No other ref, and no work tree, is touched; the spark may be running.
+    /// No other ref, and no work tree, is touched; the spark may be running. A branch that cannot be fetched keeps none
+    /// of the others back.
     ///
     /// # Errors
-    /// `wrong_state` for a spark without a clone; `corrupt` for a repository that git would not have made, or that lacks
-    /// objects. Then no branch is changed.
-    pub fn pull(&self, spark: &SparkRef, observer: &dyn Observer) -> Result<Vec<Branch>> {
+    /// `wrong_state` for a spark without a clone; `corrupt` for a repository that git would not have made. Then no branch
+    /// is changed.
+    pub fn pull(&self, spark: &SparkRef, observer: &dyn Observer) -> Result<Pulled> {
         let id = self.resolve(spark)?;
         let opened = self.open_spark(&id, Lock::Shared)?;
         let clone = opened.record.options.clone.as_ref().ok_or_else(|| Error::WrongState {
@@ -83,16 +95,13 @@ impl Sparks {
         fault::point("pull.after-snapshot")?;
 
         let git = Git::of(&to, &stage, &self.pool.place)?;
-        let pull = Pull { git, stage: &stage, to: &to, name: &id.name, inside: &clone.path };
-        let refs = pull.copy(&root)?;
-        pull.check(&refs)?;
-        fault::point("pull.before-fetch")?;
-        observer.step("fetching", None);
-        let branches = pull.fetch(&refs)?;
-        if refs.left_out > 0 {
-            observer.notice(&format!("{} refs were left out: git would not have made them", refs.left_out));
+        let format = git.object_format(&to)?;
+        let pull = Pull { git, format, stage: &stage, to: &to, name: &id.name, inside: &clone.path };
+        let copied = pull.copy(&root)?;
+        if to != clone.repository {
+            pull.shares_history_with(&clone.repository)?;
         }
-        Ok(branches)
+        pull.finish(copied, observer)
     }
 
     /// The repository that a clone is of; where that was moved, the one around the working directory.
@@ -112,6 +121,7 @@ impl Sparks {
 
 struct Pull<'a> {
     git: Git,
+    format: Format,
     stage: &'a Stage,
     /// The host's repository.
     to: &'a Path,
@@ -119,12 +129,43 @@ struct Pull<'a> {
     inside: &'a Path,
 }
 
+/// What was copied out of a spark.
+struct Copied {
+    refs: Refs,
+    /// Commits at which history inside is cut off.
+    shallow: Vec<String>,
+    /// Packs that are left out.
+    damaged: Vec<Error>,
+}
+
 impl Pull<'_> {
+    /// Fetches from what was copied, and tells what was not fetched.
+    fn finish(&self, copied: Copied, observer: &dyn Observer) -> Result<Pulled> {
+        let Copied { refs, shallow, damaged } = copied;
+        observer.step("fetching", None);
+        let own = format!("refs/spark/{}/", self.name);
+        let before = self.list(&own)?;
+        let theirs = self.list("refs/heads/")?;
+        let mut offer = Offer::new(self, &shallow)?;
+        let mut refused = damaged;
+        let fetched = offer.fetch(&refs.branches, &mut refused)?;
+        fault::point("pull.before-fetch")?;
+        self.publish(&own, &before, &refs.branches, &fetched)?;
+        let branches = self.rows(&own, &fetched, &before, &theirs)?;
+        if refs.left_out > 0 {
+            observer.notice(&format!("{} refs were left out: git would not have made them", refs.left_out));
+        }
+        if let Some(sentence) = self.left(&refs)? {
+            observer.notice(&sentence);
+        }
+        for sentence in self.unfilled(&branches, &before, &theirs)?.in_branches() {
+            observer.notice(&sentence);
+        }
+        Ok(Pulled { branches, refused })
+    }
+
     /// Makes the repository that is fetched from, of what is in the snapshot at `root`.
-    fn copy(&self, root: &Path) -> Result<Refs> {
-        let format = self.git.run(Call::of(self.to, "rev-parse", args!["--show-object-format"]))?;
-        let format = format.trim();
-        let length = if format == "sha256" { 64 } else { 40 };
+    fn copy(&self, root: &Path) -> Result<Copied> {
         let git_dir = self.open(root)?;
         if sys::tree::stat(&git_dir, b"reftable").is_ok() {
             return Err(Error::NotSupported {
@@ -132,41 +173,31 @@ impl Pull<'_> {
                 hint: Some("change that inside: `git refs migrate --ref-format=files`".into()),
             });
         }
-        let refs = refs::read(&git_dir, length).map_err(|(path, e)| self.damaged(&path, e))?;
-        let shallow = refs::shallow(&git_dir, length).map_err(|e| self.damaged("shallow", e))?;
-
-        let config = format!(
-            "[core]\nrepositoryformatversion = 1\nbare = true\n[extensions]\nobjectformat = {format}\n"
-        );
-        let packed: String =
-            refs.branches.iter().map(|(name, id)| format!("{id} refs/heads/{name}\n")).collect();
+        let refs = refs::read(&git_dir, self.format).map_err(|(path, e)| self.damaged(&path, e))?;
+        let shallow = repository::shallow(&git_dir, self.format).map_err(|e| self.damaged("shallow", e))?;
+        // Where the host's own history is cut off, so it is here: what is older is new to the host.
+        let hosts = sys::file::open_dir(self.to).and_then(|dir| repository::shallow(&dir, self.format));
+        let hosts = hosts.map_err(Error::io("read `shallow` in", self.to))?;
+        let cut: String = shallow.iter().chain(&hosts).map(|id| format!("{id}\n")).collect();
+        let named =
+            refs.branches.iter().map(|(name, id)| (format!("refs/heads/{name}"), id.clone())).collect();
+        let head = "ref: refs/heads/none\n";
         // Not where git works: its owner may write there.
         let from = self.stage.path().join(FROM);
-        for dir in ["", "objects", "refs"] {
-            let dir = from.join(dir);
-            std::fs::DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("create", &dir))?;
-        }
-        for (name, text) in [
-            ("HEAD", "ref: refs/heads/none\n"),
-            ("config", &config),
-            ("packed-refs", &packed),
-            ("shallow", &shallow),
-        ] {
-            let path = from.join(name);
-            if !text.is_empty() {
-                std::fs::write(&path, text).map_err(Error::io("write", &path))?;
-            }
-        }
+        repository::New { format: self.format, bare: true, head, refs: &named, shallow: &cut }.make(&from)?;
         let packs = objects::copy(&git_dir, &from.join("objects"))
             .map_err(|(path, e)| self.damaged(&format!("objects/{path}"), e))?;
         self.git.take_in(&from, FROM)?;
+        let mut damaged = Vec::new();
         for pack in packs {
-            let path = self.git.its(FROM).join("objects/pack").join(&pack);
+            let path = self.git.its(FROM).join("objects/pack").join(&pack.name);
             let indexed = self.git.ask(Call::of(&self.git.its(FROM), "index-pack", args![path]))?;
-            indexed
-                .map_err(|why| self.damaged(&format!("objects/pack/{pack}"), std::io::Error::other(why)))?;
+            if let Err(why) = indexed {
+                let inside = format!("objects/{}", pack.inside);
+                damaged.push(self.damaged(&inside, std::io::Error::other(why)));
+            }
         }
-        Ok(refs)
+        Ok(Copied { refs, shallow, damaged })
     }
 
     /// Opens the git directory inside. The way to the clone may have links, as those of the base: they end inside.
@@ -185,59 +216,42 @@ impl Pull<'_> {
         }
     }
 
-    /// Makes sure that every branch is a commit that is there: git would pass over others, and they would seem to be
-    /// gone.
-    fn check(&self, refs: &Refs) -> Result<()> {
-        let list = self.stage.path().join("ids");
-        let ids: String = refs.branches.values().map(|id| format!("{id}\n")).collect();
-        std::fs::write(&list, ids).map_err(Error::io("write", &list))?;
-        let input = File::open(&list).map_err(Error::io("open", &list))?;
-        let from = self.git.its(FROM);
-        let kinds = self.git.run(Call {
-            input: Some(input),
-            ..Call::of(&from, "cat-file", args!["--batch-check=%(objecttype)"])
-        })?;
-        for (branch, kind) in refs.branches.keys().zip(kinds.lines()) {
-            if kind != "commit" {
-                let why = std::io::Error::other("it is no commit that the clone has itself");
-                return Err(self.damaged(&format!("refs/heads/{branch}"), why));
-            }
+    /// Fails where the repository around the working directory is not the one that was cloned, in another place: the
+    /// clone would have its first commits.
+    fn shares_history_with(&self, gone: &Path) -> Result<()> {
+        let first = self.git.run(Call::of(self.to, "rev-list", args!["--max-parents=0", "--all"]))?;
+        let kinds = self.kinds(&self.git.its(FROM), first.lines())?;
+        if kinds.is_empty() || kinds.iter().any(|kind| kind == "commit") {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::Usage {
+            message: format!(
+                "the repository {} is gone, and {} is another one: they have no commit in common",
+                gone.display(),
+                self.to.display()
+            ),
+            hint: Some("go to where it was moved to, and name the spark as PROJECT/NAME".into()),
+        })
     }
 
-    /// Fetches. Either all branches change or none.
-    fn fetch(&self, refs: &Refs) -> Result<Vec<Branch>> {
-        let own = format!("refs/spark/{}/", self.name);
-        let before = self.list(&own)?;
-        let url = format!("file://{}", self.git.its(FROM).display());
-        let refspec = format!("+refs/heads/*:{own}*");
-        let all = args![
-            "--quiet",
-            "--atomic",
-            "--prune",
-            "--no-tags",
-            "--no-write-fetch-head",
-            "--no-recurse-submodules",
-            "--no-auto-maintenance",
-            "--no-write-commit-graph",
-            "--refmap=",
-            "--",
-            url,
-            refspec,
-        ];
-        let env: [(&str, &OsStr); 3] = [
-            ("GIT_CONFIG_COUNT", "1".as_ref()),
-            ("GIT_CONFIG_KEY_0", "fetch.fsckObjects".as_ref()),
-            ("GIT_CONFIG_VALUE_0", "true".as_ref()),
-        ];
-        self.git.run(Call { env: &env, ..Call::of(self.to, "fetch", all) })?;
-        let now = self.list(&own)?;
-        if now != refs.branches {
-            let why = std::io::Error::other("another pull came between, or git left a branch out");
-            return Err(self.damaged("refs/heads", why));
-        }
-        let theirs = self.list("refs/heads/")?;
+    /// What some ids are in a repository: `commit`, `tree`, `blob`, `tag`, or `missing`.
+    fn kinds<'b>(&self, repository: &Path, ids: impl Iterator<Item = &'b str>) -> Result<Vec<String>> {
+        let ids: String = ids.map(|id| format!("{id}\n")).collect();
+        let kinds = self.git.run(Call {
+            input: Some(input(&ids)?),
+            ..Call::of(repository, "cat-file", args!["--batch-check=%(objecttype)"])
+        })?;
+        Ok(kinds.lines().map(|line| line.rsplit(' ').next().unwrap_or_default().to_owned()).collect())
+    }
+
+    /// What the user sees of the branches that were fetched.
+    fn rows(
+        &self,
+        own: &str,
+        fetched: &BTreeMap<String, String>,
+        before: &BTreeMap<String, String>,
+        theirs: &BTreeMap<String, String>,
+    ) -> Result<Vec<Branch>> {
         let branch = |(branch, id): (&String, &String)| {
             Ok(Branch {
                 branch: branch.clone(),
@@ -251,7 +265,26 @@ impl Pull<'_> {
                 ahead: theirs.get(branch).map(|theirs| self.ahead(id, theirs)).transpose()?,
             })
         };
-        now.iter().map(branch).collect()
+        fetched.iter().map(branch).collect()
+    }
+
+    /// What the branches that were fetched have no content of, and what they were compared with has not either.
+    fn unfilled(
+        &self,
+        branches: &[Branch],
+        before: &BTreeMap<String, String>,
+        theirs: &BTreeMap<String, String>,
+    ) -> Result<Unfilled> {
+        let nothing = self.git.run(Call::of(self.to, "hash-object", args!["-t", "tree", "--stdin"]))?;
+        let mut all = Unfilled::default();
+        for branch in branches {
+            let old = before.get(&branch.branch).or_else(|| theirs.get(&branch.branch));
+            if old != Some(&branch.id) && theirs.get(&branch.branch) != Some(&branch.id) {
+                let old = old.map_or(nothing.trim(), String::as_str);
+                all.add(Unfilled::between(&self.git, self.to, old, &branch.id)?);
+            }
+        }
+        Ok(all)
     }
 
     /// The refs of the host's repository below a name, with their commits.

@@ -7,6 +7,7 @@ mod common;
 
 mod badinput;
 mod base;
+mod benches;
 mod bombs;
 mod bundle;
 mod changes;
@@ -23,6 +24,7 @@ mod data;
 mod diff;
 mod disk;
 mod escape;
+mod everyday;
 mod examples;
 mod exec;
 mod fork;

@@ -37,6 +37,8 @@ fn pull_brings_what_was_committed_inside_and_touches_nothing_else() {
     let machine = Machine::new().with_base();
     let repo = repository(&machine);
     with_git(&machine);
+    std::fs::write(machine.home().join(".gitconfig"), "[user]\nname = Ann\nemail = ann@example.org\n")
+        .unwrap();
     machine.spark(&["create", "web", "--base", "git", "--clone", "shop"]).ok();
     set_traps(&repo.join(".git"), &canary(&machine));
     std::fs::write(repo.join("a.txt"), "uncommitted").unwrap();
@@ -49,8 +51,7 @@ fn pull_brings_what_was_committed_inside_and_touches_nothing_else() {
     };
     let before = own();
     let run = |script: &str| {
-        let script = format!("git config user.name a; git config user.email a@example.org; {script}");
-        machine.spark(&["exec", "web", "--", "sh", "-ec", &script]).ok();
+        machine.spark(&["exec", "web", "--", "sh", "-ec", script]).ok();
     };
     let pulled = |what: &str| {
         let rows = machine.spark(&["--json", "pull", "web"]).json();
@@ -83,6 +84,8 @@ fn pull_brings_what_was_committed_inside_and_touches_nothing_else() {
     pulled("fix/1 same 0, main updated 1");
 
     assert_eq!(own(), before);
+    let author = git(&repo, &["log", "-1", "--format=%an <%ae>, %cn", "refs/spark/web/main"]);
+    assert_eq!(author, "Ann <ann@example.org>, Ann");
     assert!(!repo.join(".git/FETCH_HEAD").exists());
     canary_lives(&machine);
     git(&repo, &["-c", "core.fsmonitor=false", "fsck", "--strict"]);
@@ -119,9 +122,9 @@ fn pull_lends_no_object_and_follows_no_link_of_the_host() {
     git(&private, &["init", "--quiet", "-b", "main"]);
     let secret = commit(&private, "secret.txt", "secret");
     let git_dir = inside.join(".git");
+    let before = branches(&repo);
     let fails = |what: &str| {
         let said = machine.spark(&["--json", "pull", "web"]).fails_with("corrupt");
-        assert!(!branches(&repo).contains("refs/spark/"), "{what}");
         assert!(
             git_command(&repo, &["cat-file", "-e", &secret]).status().unwrap().code() != Some(0),
             "{what}"
@@ -132,8 +135,23 @@ fn pull_lends_no_object_and_follows_no_link_of_the_host() {
     let objects = private.join(".git/objects");
     std::fs::write(git_dir.join("objects/info/alternates"), format!("{}\n", objects.display())).unwrap();
     std::fs::write(git_dir.join("refs/heads/secret"), format!("{secret}\n")).unwrap();
-    assert!(fails("alternates").contains("refs/heads/secret"));
+    let said = fails("alternates");
+    assert!(said.contains("`secret`") && said.contains(&secret), "{said}");
+    let pulled = branches(&repo);
+    assert!(pulled.contains("refs/spark/web/main") && !pulled.contains("refs/spark/web/secret"), "{pulled}");
     std::fs::remove_file(git_dir.join("refs/heads/secret")).unwrap();
+    // Nor one that only the host's own repository has, in no branch.
+    let hidden = git(&repo, &["commit-tree", "HEAD^{tree}", "-m", "hidden"]);
+    std::fs::write(git_dir.join("refs/heads/hidden"), format!("{hidden}\n")).unwrap();
+    assert!(fails("an object of the host").contains("`hidden`"));
+    std::fs::remove_file(git_dir.join("refs/heads/hidden")).unwrap();
+    for branch in ["main", "fix/1"] {
+        git(&repo, &["update-ref", "-d", &format!("refs/spark/web/{branch}")]);
+    }
+    let fails = |what: &str| {
+        fails(what);
+        assert_eq!(branches(&repo), before, "{what}");
+    };
 
     let move_away = |name: &str, target: &Path| {
         std::fs::rename(git_dir.join(name), git_dir.join("away")).unwrap();
@@ -220,16 +238,18 @@ fn pull_refuses_what_is_broken_and_then_changes_nothing() {
     let tree = git(&inside, &["hash-object", "-t", "tree", "--literally", "-w", file.to_str().unwrap()]);
     let bad = git(&inside, &["commit-tree", &tree, "-m", "bad"]);
     git(&inside, &["update-ref", "refs/heads/bad", &bad]);
-    assert!(fails("internal", "a tree with .git").contains("git fetch"));
+    let said = fails("corrupt", "a tree with .git");
+    assert!(said.contains("`bad`") && said.contains(&bad) && said.contains("hasDotgit"), "{said}");
     git(&inside, &["update-ref", "refs/heads/bad", "HEAD~0"]);
 
     git(&inside, &["checkout", "--quiet", "main"]);
     // A branch that is no commit, and a commit whose tree is missing.
     std::fs::write(inside.join(".git/refs/heads/bad"), format!("{blob}\n")).unwrap();
-    assert!(fails("corrupt", "a blob").contains("refs/heads/bad"));
+    assert!(fails("corrupt", "a blob").contains("`bad`"));
     let lost = commit_without_its_tree(&inside);
     std::fs::write(inside.join(".git/refs/heads/bad"), format!("{lost}\n")).unwrap();
-    fails("internal", "a missing tree");
+    let said = fails("corrupt", "a missing tree");
+    assert!(said.contains("`bad`") && said.contains(&lost), "{said}");
     std::fs::remove_file(inside.join(".git/refs/heads/bad")).unwrap();
 
     // Ten times as many branches as there may be.

@@ -7,11 +7,13 @@ use super::make::new_record;
 use crate::domain::name::{Name, SourceRef};
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::ops::git::author;
 use crate::pool::{btrfs, stage};
+use crate::runtime::users;
 
 impl Sparks {
     /// Saves a spark as it is now, or one of its snapshots, as a base. Left out are the machine-id, ssh host keys, the
-    /// random seed, and what is in `/tmp`, `/var/tmp` and `/run`.
+    /// random seed, the author of a clone's commits, and what is in `/tmp`, `/var/tmp` and `/run`.
     ///
     /// # Errors
     /// `exists` if there is a base of that name and `replace` is not set.
@@ -34,7 +36,9 @@ impl Sparks {
         drop(still);
         fault::point("base-save.after-snapshot")?;
         observer.step("cleaning", None);
-        identity::clean(&draft).map_err(Error::io("clean", &draft))?;
+        let user = users::find(&draft, found.options.user.as_deref().unwrap_or("0"));
+        let cleaned = user.map_or(Ok(()), |user| author::remove(&draft, &user));
+        cleaned.and_then(|()| identity::clean(&draft)).map_err(Error::io("clean", &draft))?;
         let mut record = new_record(format!("save {source}"), Some(found.origin));
         record.image = found.options.image;
         stage.write("base.json", &record)?;

@@ -1,7 +1,7 @@
 //! The objects of a repository that nobody trusts, copied as the plain files that they are.
 //!
 //! Packs and single objects only: no index of a pack, which git makes anew, and nothing of `info`, where `alternates`
-//! would name directories of the host.
+//! would name directories of the host. Packs get names of ours: what git calls them depends on who made them.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,6 +11,8 @@ use crate::sys::{file, tree};
 
 /// Most packs: git itself packs anew beyond fifty.
 const PACKS: usize = 1000;
+/// Most files that belong to one pack.
+const PER_PACK: usize = 8;
 /// Most objects in files of their own, in one of 256 directories.
 const LOOSE: usize = 100_000;
 /// Most bytes, holes included.
@@ -24,15 +26,21 @@ fn at(path: &[u8]) -> impl FnOnce(io::Error) -> (String, io::Error) + use<> {
     move |e| (path, e)
 }
 
-/// Copies what is in `objects` of a git directory into an empty directory. Returns the names of the packs.
-pub(super) fn copy(git_dir: &OwnedFd, to: &Path) -> At<Vec<String>> {
+/// A pack: as it is called inside, and by us.
+#[derive(Debug)]
+pub(super) struct Pack {
+    pub inside: String,
+    pub name: String,
+}
+
+/// Copies what is in `objects` of a git directory into an empty directory. Returns the packs.
+pub(super) fn copy(git_dir: &OwnedFd, to: &Path) -> At<Vec<Pack>> {
     let from = tree::open_dir(git_dir, b"objects").map_err(at(b"objects"))?;
     let to = file::open_dir(to).map_err(at(b"objects"))?;
     let mut copier = Copier { from, to, bytes: 0 };
-    let mut packs = copier.files(b"pack", PACKS * 4, is_pack)?;
-    packs.sort();
+    let packs = copier.packs()?;
     for first in 0..=255_u8 {
-        copier.files(format!("{first:02x}").as_bytes(), LOOSE, is_loose)?;
+        copier.loose(format!("{first:02x}").as_bytes())?;
     }
     Ok(packs)
 }
@@ -44,30 +52,53 @@ struct Copier {
 }
 
 impl Copier {
-    /// Copies the files of one directory whose names are `wanted`. A link to a file is none, nor is a fifo.
-    fn files(&mut self, dir: &[u8], most: usize, wanted: fn(&[u8]) -> bool) -> At<Vec<String>> {
-        let from = match tree::open_dir(&self.from, dir) {
-            Ok(from) => from,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(at(dir)(e)),
-        };
-        tree::make_dir(&self.to, dir).map_err(at(dir))?;
-        let to = tree::open_child(&self.to, dir).map_err(at(dir))?;
-        let mut names = tree::names_at_most(&from, most).map_err(at(dir))?;
-        names.retain(|name| wanted(name));
-        for name in &names {
-            self.file((&from, &to), name).map_err(at(&[dir, b"/", name].concat()))?;
+    /// Copies the packs that git has an index of: it uses no others.
+    fn packs(&mut self) -> At<Vec<Pack>> {
+        let Some((from, mut names)) = self.list(b"pack", PACKS * PER_PACK)? else { return Ok(Vec::new()) };
+        names.sort();
+        let to = tree::open_dir(&self.to, b"pack").map_err(at(b"pack"))?;
+        let packs = names.iter().filter(|name| is_pack(name) && names.binary_search(&index_of(name)).is_ok());
+        let mut copied = Vec::new();
+        for (number, inside) in packs.enumerate() {
+            let name = format!("pack-{number}.pack");
+            let path = [b"pack/", inside.as_slice()].concat();
+            self.file((&from, inside), (&to, name.as_bytes())).map_err(at(&path))?;
+            copied.push(Pack { inside: path.escape_ascii().to_string(), name });
         }
-        Ok(names.into_iter().map(|name| String::from_utf8_lossy(&name).into_owned()).collect())
+        Ok(copied)
     }
 
-    fn file(&mut self, (from, to): (&OwnedFd, &OwnedFd), name: &[u8]) -> io::Result<()> {
+    /// Copies objects that have files of their own, of one directory.
+    fn loose(&mut self, dir: &[u8]) -> At<()> {
+        let Some((from, names)) = self.list(dir, LOOSE)? else { return Ok(()) };
+        tree::make_dir(&self.to, dir).map_err(at(dir))?;
+        let to = tree::open_child(&self.to, dir).map_err(at(dir))?;
+        for name in names.iter().filter(|name| is_loose(name)) {
+            self.file((&from, name), (&to, name)).map_err(at(&[dir, b"/", name].concat()))?;
+        }
+        Ok(())
+    }
+
+    /// A directory and what is in it; none if it is not there.
+    fn list(&self, dir: &[u8], most: usize) -> At<Option<(OwnedFd, Vec<Vec<u8>>)>> {
+        match tree::open_dir(&self.from, dir) {
+            Ok(from) => {
+                let names = tree::names_at_most(&from, most).map_err(at(dir))?;
+                Ok(Some((from, names)))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(at(dir)(e)),
+        }
+    }
+
+    /// Copies one file. A link to a file is none, nor is a fifo.
+    fn file(&mut self, (from, name): (&OwnedFd, &[u8]), (to, new): (&OwnedFd, &[u8])) -> io::Result<()> {
         let from = tree::open_file(from, name)?;
         self.bytes = self.bytes.saturating_add(from.metadata()?.len());
         if self.bytes > BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "more than 64 GiB of objects"));
         }
-        tree::copy_content(&from, &tree::create_file(to, name)?, &mut |_| {}).map(drop)
+        tree::copy_content(&from, &tree::create_file(to, new)?, &mut |_| {}).map(drop)
     }
 }
 
@@ -75,9 +106,14 @@ fn is_hex(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
 }
 
+/// Whatever git or a tool calls it: `pack-HASH`, `loose-HASH`. What begins with a dot is being written.
 fn is_pack(name: &[u8]) -> bool {
-    let hash = name.strip_prefix(b"pack-").and_then(|n| n.strip_suffix(b".pack"));
-    hash.is_some_and(|h| h.len() <= 64 && is_hex(h))
+    name.ends_with(b".pack") && !name.starts_with(b".")
+}
+
+/// The name of the index of a pack.
+fn index_of(pack: &[u8]) -> Vec<u8> {
+    [pack.strip_suffix(b"pack").unwrap_or(pack), b"idx"].concat()
 }
 
 fn is_loose(name: &[u8]) -> bool {
@@ -90,11 +126,12 @@ mod tests {
 
     #[test]
     fn only_packs_and_objects_are_wanted() {
-        assert!(is_pack(b"pack-00ff.pack") && is_loose(&[b'a'; 38]) && is_loose(&[b'a'; 62]));
-        for bad in [&b"pack-00ff.idx"[..], b"pack-.pack", b"pack-../x.pack", b"tmp_pack_x", b"pack-0.pack\n"]
-        {
+        assert!(is_loose(&[b'a'; 38]) && is_loose(&[b'a'; 62]));
+        assert!(!is_loose(&[b'a'; 40]) && !is_loose(&[b'.'; 38]));
+        assert!(is_pack(b"pack-00ff.pack") && is_pack(b"loose-00ff.pack"));
+        assert_eq!(index_of(b"loose-00ff.pack"), b"loose-00ff.idx");
+        for bad in [&b"pack-00ff.idx"[..], b".tmp-1-pack-00ff.pack", b"tmp_pack_x", b"multi-pack-index"] {
             assert!(!is_pack(bad), "{}", bad.escape_ascii());
         }
-        assert!(!is_loose(&[b'a'; 40]) && !is_loose(&[b'.'; 38]));
     }
 }
