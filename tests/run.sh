@@ -41,7 +41,7 @@ part_clippy() {
 
 part_shell() {
     local scripts
-    mapfile -t scripts < <(find examples scripts tests .ci -type f \( -name '*.sh' -o -path .ci/run \) | sort)
+    mapfile -t scripts < <(find benches examples scripts tests .ci -type f \( -name '*.sh' -o -path .ci/run \) | sort)
     shellcheck "${scripts[@]}" && tests/smoke.sh --list
 }
 

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,9 @@ const ALWAYS: [&str; 5] = [
 
 /// Longest message of git's that is passed on.
 const MESSAGE: usize = 2000;
+
+/// Most that is read of what git writes: a small tree can have more paths than there is memory.
+const OUTPUT: u64 = 128 << 20;
 
 /// Whose configuration counts, besides the repository's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,27 +190,33 @@ impl Git {
     pub(crate) fn ask(&self, call: Call<'_>) -> Result<std::result::Result<String, String>> {
         let verb = call.verb;
         let mut command = self.command(&call)?;
-        command.stdin(call.input.map_or_else(Stdio::null, Stdio::from));
-        command.stdout(call.output.map_or_else(Stdio::piped, Stdio::from)).stderr(Stdio::piped());
-        let output =
-            command.spawn().and_then(std::process::Child::wait_with_output).map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => Error::Host {
-                    what: "the host has no git, which clones and pulls".into(),
-                    hint: "install it: `apt-get install git`".into(),
-                    source: None,
-                },
-                _ => Error::sys("run git")(e),
-            })?;
-        tracing::debug!(verb, status = ?output.status, "git");
-        if output.status.success() {
-            return Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()));
+        let errors = input("")?;
+        let ours = errors.try_clone().map_err(Error::sys("run git"))?;
+        command.stdin(call.input.map_or_else(Stdio::null, Stdio::from)).stderr(errors);
+        command.stdout(call.output.map_or_else(Stdio::piped, Stdio::from));
+        let mut child = command.spawn().map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::Host {
+                what: "the host has no git, which clones and pulls".into(),
+                hint: "install it: `apt-get install git`".into(),
+                source: None,
+            },
+            _ => Error::sys("run git")(e),
+        })?;
+        let mut output = Vec::new();
+        let read = match child.stdout.take() {
+            Some(pipe) => pipe.take(OUTPUT + 1).read_to_end(&mut output).map(drop),
+            None => Ok(()),
+        };
+        // The pipe is closed: git does not write on.
+        let status = child.wait().and_then(|status| read.map(|()| status)).map_err(Error::sys("run git"))?;
+        tracing::debug!(verb, ?status, "git");
+        if output.len() as u64 > OUTPUT {
+            return Ok(Err(format!("it wrote more than {} MiB", OUTPUT >> 20)));
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.trim().strip_prefix("fatal: ").unwrap_or(said.trim());
-        Ok(Err(match said.char_indices().nth(MESSAGE) {
-            Some((end, _)) => format!("{}…", &said[..end]),
-            None => said.to_owned(),
-        }))
+        if status.success() {
+            return Ok(Ok(String::from_utf8_lossy(&output).into_owned()));
+        }
+        said(ours).map(Err)
     }
 
     fn command(&self, call: &Call<'_>) -> Result<Command> {
@@ -263,6 +272,19 @@ pub(crate) fn some_of(names: &[String]) -> String {
         }
         _ => names.join(", "),
     }
+}
+
+/// What git wrote to its standard error.
+fn said(mut errors: File) -> Result<String> {
+    let mut text = Vec::new();
+    let read = errors.rewind().and_then(|()| errors.take(4 * MESSAGE as u64).read_to_end(&mut text));
+    read.map_err(Error::sys("read what git says"))?;
+    let text = String::from_utf8_lossy(&text);
+    let said = text.trim().strip_prefix("fatal: ").unwrap_or(text.trim());
+    Ok(match said.char_indices().nth(MESSAGE) {
+        Some((end, _)) => format!("{}…", &said[..end]),
+        None => said.to_owned(),
+    })
 }
 
 /// Arguments of mixed kinds.

@@ -110,7 +110,7 @@ impl Sparks {
             return Ok(clone.repository.clone());
         }
         match detect::around(&self.context.cwd, &Owners::of_caller())? {
-            Some(found) => Ok(found.common),
+            Some(found) => Ok(found.git_dir()?.to_owned()),
             None => Err(Error::Usage {
                 message: format!("the repository {} is gone", clone.repository.display()),
                 hint: Some("if it was moved, go there, and name the spark as PROJECT/NAME".into()),
@@ -275,12 +275,11 @@ impl Pull<'_> {
         before: &BTreeMap<String, String>,
         theirs: &BTreeMap<String, String>,
     ) -> Result<Unfilled> {
-        let nothing = self.git.run(Call::of(self.to, "hash-object", args!["-t", "tree", "--stdin"]))?;
         let mut all = Unfilled::default();
         for branch in branches {
             let old = before.get(&branch.branch).or_else(|| theirs.get(&branch.branch));
             if old != Some(&branch.id) && theirs.get(&branch.branch) != Some(&branch.id) {
-                let old = old.map_or(nothing.trim(), String::as_str);
+                let old = old.map(String::as_str);
                 all.add(Unfilled::between(&self.git, self.to, old, &branch.id)?);
             }
         }

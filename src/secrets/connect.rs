@@ -315,16 +315,15 @@ fn part_of<'a>(item: &'a Value, section: Option<&str>, field: &str) -> Found<Par
     let within = |of: &Value| wanted.is_none_or(|id| of["section"]["id"].as_str() == Some(id));
     let one = |kind: &str| {
         let found = best(list(kind), |of| fits(of, field).filter(|_| within(of)));
-        match found[..] {
-            [] => Ok(None),
-            [one] => Ok(Some(one)),
-            // One that is in no section is what is meant where none is named.
-            _ => found.iter().find(|f| f.get("section").is_none()).copied().map(Some).ok_or_else(|| {
-                (
-                    "more than one field or file matches".into(),
-                    "name its section: op://vault/item/section/field",
-                )
-            }),
+        // One that is in no section is what is meant where none is named.
+        let lone: Vec<&Value> = found.iter().copied().filter(|f| f.get("section").is_none()).collect();
+        match (&found[..], &lone[..]) {
+            ([], _) => Ok(None),
+            ([one], _) | (_, [one]) => Ok(Some(*one)),
+            _ => Err((
+                "more than one field or file matches".into(),
+                "name its section, op://vault/item/section/field, or its id",
+            )),
         }
     };
     if let Some(field) = one("fields")? {

@@ -141,6 +141,26 @@ fn one_bad_commit_is_named_and_keeps_no_other_branch_back() {
 }
 
 #[test]
+fn a_tree_with_more_paths_than_there_is_memory_is_pulled() {
+    let machine = Machine::new().with_base();
+    let (repo, inside) = cloned(&machine);
+    let mut id = git(&inside, &["rev-parse", "HEAD:a.txt"]);
+    for depth in 0..9 {
+        let kind = if depth == 0 { "100644 blob" } else { "040000 tree" };
+        let entries: String = (0..10).map(|name| format!("{kind} {id}\t{name}\n")).collect();
+        let list = machine.work().join("list");
+        std::fs::write(&list, entries).unwrap();
+        let mut make = git_command(&inside, &["mktree"]);
+        let made = make.stdin(std::fs::File::open(&list).unwrap()).output().unwrap();
+        id = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    }
+    let bomb = git(&inside, &["commit-tree", &id, "-p", "HEAD", "-m", "many"]);
+    git(&inside, &["update-ref", "refs/heads/bomb", &bomb]);
+    assert_eq!(pulled(&machine)["bomb"], bomb);
+    assert_eq!(git(&repo, &["rev-parse", "refs/spark/web/bomb"]), bomb);
+}
+
+#[test]
 fn a_branch_may_become_a_directory_of_branches_and_back() {
     let machine = Machine::new().with_base();
     let (repo, inside) = cloned(&machine);
@@ -337,6 +357,10 @@ fn submodules_other_repositories_and_pointers_of_git_lfs_are_named() {
     assert_eq!(git(&inside, &["status", "--porcelain"]), "");
 
     // Nothing new, nothing named; then a new pointer, one to a file that the host has, and another commit of the submodule.
+    let output = machine.spark(&["pull", "web"]);
+    output.ok();
+    assert_eq!(output.stderr(), "");
+    commit(&inside, "a.txt", "the submodule stays what it was");
     let output = machine.spark(&["pull", "web"]);
     output.ok();
     assert_eq!(output.stderr(), "");

@@ -13,7 +13,9 @@ const LINK: &str = "160000";
 const POINTER: &str = "^version https://git-lfs.github.com/spec/v";
 /// Larger than any such file.
 const POINTER_SIZE: u64 = 1024;
-/// Most blobs that are looked at, and in one call.
+/// Most submodules that are looked at.
+const SUBMODULES: usize = 1000;
+/// Most objects that are looked at, and in one call.
 const BLOBS: usize = 20_000;
 const AT_ONCE: usize = 2000;
 
@@ -42,29 +44,26 @@ impl Unfilled {
         Ok(Unfilled { submodules, repositories, pointers: names(&found) })
     }
 
-    /// Of what the commit `to` has and `from`, a commit or tree, has not.
-    pub(crate) fn between(git: &Git, repository: &Path, from: &str, to: &str) -> Result<Unfilled> {
-        let all =
-            args!["-r", "-z", "--raw", "--no-abbrev", "--no-renames", "--diff-filter=AMT", from, to, "--"];
+    /// Of what the commit `to` has and `from`, if there is one, has not. No list of all paths is made: a small tree can
+    /// have more of them than there is memory.
+    pub(crate) fn between(git: &Git, repository: &Path, from: Option<&str>, to: &str) -> Result<Unfilled> {
+        let paths: Vec<String> = git.submodules(repository, to)?.into_iter().take(SUBMODULES).collect();
+        let old = from.map(|from| git.links(repository, from, &paths)).transpose()?.unwrap_or_default();
+        let new = git.links(repository, to, &paths)?;
+        let submodules = new.difference(&old).map(|link| link.1.clone()).collect();
+        let range = format!("{to}\n{}", from.map(|from| format!("^{from}\n")).unwrap_or_default());
+        let how = args!["--objects", "--filter=blob:limit=1k", "--stdin"];
+        let list = Call { input: Some(input(&range)?), ..Call::of(repository, "rev-list", how) };
         // A partial clone may not have what it takes.
-        let diff = git.ask(Call::of(repository, "diff-tree", all))?.unwrap_or_default();
-        let (mut unfilled, mut blobs) = (Unfilled::default(), Vec::new());
-        let mut fields = diff.split('\0');
-        while let (Some(meta), Some(path)) = (fields.next(), fields.next()) {
-            // :OLDMODE MODE OLDID ID KIND
-            let meta: Vec<&str> = meta.split(' ').collect();
-            match meta[..] {
-                [_, LINK, ..] => unfilled.submodules.push(path.to_owned()),
-                [_, "100644" | "100755", _, id, _] => blobs.push((id, path)),
-                _ => {}
-            }
+        let list = git.ask(list)?.unwrap_or_default();
+        let objects = list.lines().filter_map(|line| line.split_once(' '));
+        let objects: Vec<(&str, &str)> = objects.filter(|(_, path)| !path.is_empty()).take(BLOBS).collect();
+        let mut pointers = Vec::new();
+        for some in objects.chunks(AT_ONCE) {
+            let found = git.pointers(repository, some)?;
+            pointers.extend(some.iter().filter(|b| found.contains(b.0)).map(|b| b.1.to_owned()));
         }
-        blobs.truncate(BLOBS);
-        for some in blobs.chunks(AT_ONCE) {
-            let pointers = git.pointers(repository, some)?;
-            unfilled.pointers.extend(some.iter().filter(|b| pointers.contains(b.0)).map(|b| b.1.to_owned()));
-        }
-        Ok(unfilled)
+        Ok(Unfilled { submodules, pointers, ..Unfilled::default() })
     }
 
     /// Adds what another has, each once.
@@ -142,15 +141,33 @@ impl Git {
         Ok(text.split('\0').filter_map(|entry| Some(entry.split_once('\n')?.1.to_owned())).collect())
     }
 
-    /// Which of some blobs, with their paths, are pointers of git-lfs to files that a repository does not have.
+    /// Which of some paths are commits of other repositories in a commit: ids and paths.
+    fn links(&self, repository: &Path, commit: &str, paths: &[String]) -> Result<BTreeSet<(String, String)>> {
+        if paths.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let mut all = args!["-z", "--full-tree", commit, "--"].to_vec();
+        all.extend(paths.iter().map(OsStr::new));
+        let text = self.ask(Call::of(repository, "ls-tree", &all))?.unwrap_or_default();
+        let link = |entry: &str| {
+            // MODE KIND ID, and after a tab the path.
+            let (meta, path) = entry.split_once('\t')?;
+            let id = meta.strip_prefix(LINK)?.rsplit(' ').next()?;
+            Some((id.to_owned(), path.to_owned()))
+        };
+        Ok(text.split('\0').filter_map(link).collect())
+    }
+
+    /// Which of some objects, with their paths, are pointers of git-lfs to files that a repository does not have.
     fn pointers(&self, repository: &Path, blobs: &[(&str, &str)]) -> Result<BTreeSet<String>> {
         let ids: String = blobs.iter().map(|(id, _)| format!("{id}\n")).collect();
         let sizes = self.run(Call {
             input: Some(input(&ids)?),
-            ..Call::of(repository, "cat-file", args!["--batch-check=%(objectsize)"])
+            ..Call::of(repository, "cat-file", args!["--batch-check=%(objecttype) %(objectsize)"])
         })?;
         let small = |(blob, size): (&(&str, &str), &str)| {
-            size.parse().is_ok_and(|size: u64| size < POINTER_SIZE).then(|| blob.0.to_owned())
+            let size = size.strip_prefix("blob ")?.parse();
+            size.is_ok_and(|size: u64| size < POINTER_SIZE).then(|| blob.0.to_owned())
         };
         let small: Vec<String> = blobs.iter().zip(sizes.lines()).filter_map(small).collect();
         let pointers = names(&self.grep(repository, &["-l", "-z", "-e", POINTER], &small)?);
