@@ -256,7 +256,7 @@ impl<'a> Offer<'a> {
         let oldest = found.lines().last().map(str::to_owned);
         let with_it = |line: &str| Some(line.strip_prefix(object)?.trim_start().to_owned());
         let found = match oldest {
-            None => log(&["--format=%T %H"])?.lines().filter_map(with_it).last(),
+            None => log(&["--format=%T %H"])?.lines().filter_map(with_it).next_back(),
             found => found,
         };
         Ok(found.unwrap_or_else(|| tip.to_owned()))

@@ -82,12 +82,11 @@ fn read_one(dir: &OwnedFd, name: &[u8]) -> Vec<u8> {
     tree::open_file(dir, name).and_then(|f| file::read_bounded(f, LARGEST_ONE)).unwrap_or_default()
 }
 
+/// Receives the path of a file and what is in it.
+type With<'a> = dyn FnMut(&[u8], &[u8]) -> io::Result<()> + 'a;
+
 /// Calls `with` for each file below the directory `top` of a git directory: its path below that, and what is in it.
-fn files_below(
-    git_dir: &OwnedFd,
-    top: &[u8],
-    with: &mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>,
-) -> Result<(), (String, io::Error)> {
+fn files_below(git_dir: &OwnedFd, top: &[u8], with: &mut With<'_>) -> Result<(), (String, io::Error)> {
     let (mut todo, mut seen) = (vec![Vec::new()], 0);
     while let Some(path) = todo.pop() {
         let full = [top, &path].concat();
