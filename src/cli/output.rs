@@ -15,6 +15,14 @@ use crate::error::{Error, Result};
 /// How a failed write to standard output is called. `report` knows it by this when the reader has gone.
 pub(crate) const WRITE: &str = "write to standard output";
 
+/// The error of a stream that an operation wrote, in the words of what is printed.
+pub(crate) fn of_stream(error: Error) -> Error {
+    match error {
+        Error::Sys { action: crate::ops::transfer::WRITE, source } => Error::sys(WRITE)(source),
+        other => other,
+    }
+}
+
 /// Writes data to standard output.
 pub(crate) fn print(data: impl AsRef<[u8]>) -> Result<()> {
     let mut out = io::stdout().lock();

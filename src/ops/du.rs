@@ -12,6 +12,7 @@ use crate::domain::name::Name;
 use crate::error::{Error, Result};
 use crate::pool::{btrfs, names_in};
 use crate::sys;
+use crate::sys::flock::Mode;
 
 /// What one spark holds, with its snapshots.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -43,6 +44,13 @@ impl Sparks {
             let inside = std::fs::read_dir(&dir).map_err(Error::io("list", &dir))?;
             let sparks = self.pool.paths.sparks(&project);
             others.extend(inside.flatten().map(|entry| entry.path()).filter(|path| *path != sparks));
+        }
+        for spark in holders.iter().filter(|spark| self.is_unsettled(spark)) {
+            match self.lock_spark(spark, Mode::Shared) {
+                // Deleted while it was waited for.
+                Err(Error::NotFound { .. }) => {}
+                settled => drop(settled?),
+            }
         }
         observer.step("reading metadata", Some(holders.len() as u64 + 1));
         let mut extents = Extents::default();

@@ -284,7 +284,7 @@ impl Sparks {
     }
 
     /// What a spark gets: what its project has, and over that its own.
-    fn wanted(&self, project: &Name, own: &Secrets) -> Result<Secrets> {
+    pub(super) fn wanted(&self, project: &Name, own: &Secrets) -> Result<Secrets> {
         let mut all = self.project_secrets(project)?.secrets;
         all.extend(own.iter().map(|(key, secret)| (key.clone(), secret.clone())));
         Ok(all)

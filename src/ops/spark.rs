@@ -121,20 +121,31 @@ impl Sparks {
         }
     }
 
-    /// Locks a spark and reads its record. A restore that was killed is finished before.
-    pub(crate) fn open_spark(&self, spark: &SparkId, mode: Mode) -> Result<Opened> {
-        let dir = self.dir(spark);
-        let lock =
-            |mode| self.pool.lock(&dir, mode)?.ok_or_else(|| self.no_such_spark(&spark.project, &spark.name));
-        let mut lock_held = lock(mode)?;
+    /// Locks a spark, and finishes first a restore of it that was killed. Every operation that reads or writes a spark's files
+    /// begins here: else it would find some of them restored and others not.
+    ///
+    /// # Errors
+    /// `not_found`, and those of the restore.
+    pub(crate) fn lock_spark(&self, spark: &SparkId, mode: Mode) -> Result<OwnedFd> {
+        let lock = |mode| {
+            let locked = self.pool.lock(&self.dir(spark), mode)?;
+            locked.ok_or_else(|| self.no_such_spark(&spark.project, &spark.name))
+        };
+        let mut held = lock(mode)?;
         while self.is_unsettled(spark) {
-            drop(lock_held);
+            drop(held);
             let alone = lock(Mode::Exclusive)?;
             self.settle(spark)?;
             drop(alone);
-            lock_held = lock(mode)?;
+            held = lock(mode)?;
         }
-        let lock = lock_held;
+        Ok(held)
+    }
+
+    /// Locks a spark and reads its record.
+    pub(crate) fn open_spark(&self, spark: &SparkId, mode: Mode) -> Result<Opened> {
+        let dir = self.dir(spark);
+        let lock = self.lock_spark(spark, mode)?;
         let record = self.record(spark)?;
         if self.let_go(&record.id)? {
             tracing::debug!(%spark, "it was held still by a snapshot that was killed");

@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::Pool;
-use crate::domain::name::Name;
 use crate::error::{Error, Result};
 use crate::sys::flock::{self, Mode};
 
@@ -17,10 +16,5 @@ impl Pool {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("lock", dir)(e)),
         }
-    }
-
-    /// Locks a spark. `None` if it does not exist.
-    pub fn lock_spark(&self, project: &Name, spark: &Name, mode: Mode) -> Result<Option<OwnedFd>> {
-        self.lock(&self.paths.spark(project, spark), mode)
     }
 }

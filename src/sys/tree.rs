@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -53,6 +53,16 @@ pub fn open_file_to_write(dir: impl AsFd, name: &[u8]) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?);
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// Opens the device or fifo `name` in `dir` to write into it. A fifo waits for its reader.
+///
+/// # Errors
+/// `EBUSY` if it is a regular file by now, `ENXIO` for a socket.
+pub fn open_node_to_write(dir: impl AsFd, name: &[u8]) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(dir, OsStr::from_bytes(name), flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Err(io::Error::from_raw_os_error(libc::EBUSY)) } else { Ok(file) }
 }
 
 /// Opens the regular file `name` in `dir` for reading. A fifo does not block it, and is refused.
@@ -245,6 +255,16 @@ pub fn read_link(node: impl AsFd) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(node, "", Vec::new())?.into_bytes())
 }
 
+/// Whether nothing is in a directory.
+pub fn is_empty(dir: impl AsFd) -> io::Result<bool> {
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// The names in a directory, without `.` and `..`.
 pub fn names(dir: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
     names_at_most(dir, usize::MAX)
@@ -374,44 +394,6 @@ pub fn xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
         Err(e) => Err(e.into()),
     }
-}
-
-/// Copies the content of a file into an empty one: by sharing its extents where both are on one filesystem
-/// that can, else hole by hole. What is appended meanwhile is not copied. Returns the bytes that were data;
-/// `progress` hears how far into the file it is.
-pub fn copy_content(from: &File, to: &File, progress: &mut dyn FnMut(u64)) -> io::Result<u64> {
-    /// What is copied between two calls of `progress`.
-    const PIECE: u64 = 32 << 20;
-    let size = from.metadata()?.len();
-    if size > 0 && rustix::fs::ioctl_ficlone(to, from).is_ok() {
-        return Ok(size);
-    }
-    let (mut at, mut end, mut copied) = (0, 0, 0);
-    while at < size {
-        let data = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => break,
-            // Not every filesystem knows holes.
-            Err(Errno::INVAL | Errno::NOTSUP) => at,
-            Err(e) => return Err(e.into()),
-        };
-        let hole = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(data)).unwrap_or(size).min(size);
-        if data >= hole {
-            break;
-        }
-        at = hole.min(data + PIECE);
-        let (mut reader, mut writer) = (from, to);
-        reader.seek(SeekFrom::Start(data))?;
-        writer.seek(SeekFrom::Start(data))?;
-        let bytes = io::copy(&mut reader.take(at - data), &mut writer)?;
-        (end, copied) = (data + bytes, copied + bytes);
-        progress(at);
-    }
-    // It ends in a hole, or was cut off meanwhile.
-    if end < size {
-        to.set_len(size)?;
-    }
-    Ok(copied)
 }
 
 /// Writes everything that is dirty on the filesystem to its disk.

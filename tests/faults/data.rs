@@ -261,3 +261,56 @@ fn a_snapshot_of_a_volume_that_fails_anywhere_is_whole_or_not_there() {
 fn a_restore_of_a_volume_that_fails_anywhere_can_be_taken_back() {
     OWN_RESTORE.run();
 }
+
+/// What reads or writes the files of a spark finds all of them restored, or none.
+#[test]
+fn whatever_uses_the_files_of_a_spark_finishes_a_killed_restore_first() {
+    let machine = Machine::new().with_base();
+    let restore = |machine: &Machine| {
+        (RESTORE.before)(machine);
+        let mut command = machine.command(RESTORE.args);
+        let output = command.env("SPARK_FAULT", "restore-data.after-root=die").output().unwrap();
+        assert!(!output.status.success());
+        let dir = machine.pool().join("projects/default/sparks/web");
+        assert!(dir.join("restore.json").exists());
+        dir
+    };
+    std::fs::write(machine.work().join("new"), "new\n").unwrap();
+    for args in [
+        &["cp", "web:/data/x", "out"][..],
+        &["cp", "web@UNDO:/data/x", "out"],
+        &["cp", "new", "web:/data/new"],
+        &["du"],
+        &["diff", "web"],
+        &["fork", "web", "new", "--no-start"],
+        &["base", "save", "web", "saved"],
+        &["send", "web@UNDO"],
+        &["snapshot", "delete", "web", "UNDO"],
+        &["exec", "web", "--", "true"],
+    ] {
+        eprintln!("{args:?}");
+        let dir = restore(&machine);
+        let snapshots = std::fs::read_dir(dir.join("snapshots")).unwrap().flatten();
+        let names = snapshots.map(|entry| entry.file_name().into_string().unwrap());
+        let undo = names.into_iter().find(|name| name.starts_with("undo-")).unwrap();
+        let args: Vec<String> = args.iter().map(|arg| arg.replace("UNDO", &undo)).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        machine.spark(&args).ok();
+        assert!(!dir.join("restore.json").exists(), "{args:?}");
+        if args.contains(&"out") {
+            let expected = if args[1].contains('@') { "later\n" } else { "kept\n" };
+            assert_eq!(std::fs::read_to_string(machine.work().join("out")).unwrap(), expected);
+        }
+        assert_eq!(both(&machine, "web"), "kept\nkept\n", "{args:?}");
+        if args.contains(&"web:/data/new") {
+            assert_eq!(machine.spark(&["exec", "web", "--", "cat", "/data/new"]).ok(), "new\n");
+        }
+        for spark in ["web", "new"] {
+            machine.spark(&["delete", "-f", "--now", spark]);
+        }
+        for volume in ["v", "v-new"] {
+            machine.spark(&["data", "delete", volume]);
+        }
+        machine.spark(&["base", "delete", "saved"]);
+    }
+}

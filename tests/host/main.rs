@@ -19,6 +19,8 @@ mod consistency;
 mod console;
 mod copies;
 mod cp;
+mod cpexact;
+mod cpmounts;
 mod damage;
 mod data;
 mod diff;

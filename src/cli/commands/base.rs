@@ -77,7 +77,7 @@ enum Action {
         /// Into a directory in the OCI image layout, made or added to; the tag is `latest` if none is given
         #[arg(long, value_name = "DIR[:TAG]", group = "form")]
         oci_layout: Option<String>,
-        /// As `docker save` writes it; the name is `localhost/BASE:latest` if none is given
+        /// As `docker save` writes it, `-` for standard output; the name is `localhost/BASE:latest` if none is given
         #[arg(long, value_name = "FILE[:NAME]", group = "form")]
         docker_archive: Option<String>,
         /// As a tar archive of its files, `-` for standard output
@@ -166,7 +166,7 @@ pub(crate) fn base(ctx: &Ctx, args: BaseArgs) -> Result<Status> {
         Action::Export { name, oci_layout, docker_archive, tar } => {
             let progress = ctx.progress(false);
             let to = export_to(oci_layout, docker_archive, tar)?;
-            ctx.having("base", &name)?.base_export(&name, to, &progress)?;
+            ctx.having("base", &name)?.base_export(&name, to, &progress).map_err(output::of_stream)?;
             Ok(0)
         }
         Action::List => list(ctx),
@@ -182,17 +182,15 @@ pub(crate) fn base(ctx: &Ctx, args: BaseArgs) -> Result<Status> {
 fn export_to(layout: Option<String>, archive: Option<String>, tar: Option<PathBuf>) -> Result<Export> {
     // In the words of the transports, whose rules these are.
     let image = match (layout, archive) {
-        (Some(dir), _) => parse_image(&format!("oci:{dir}")),
-        (None, Some(file)) => parse_image(&format!("docker-archive:{file}")),
-        (None, None) => {
-            let path = tar.filter(|path| path.as_os_str() != "-");
-            return match path {
-                Some(path) => std::path::absolute(&path).map(Export::Tar).map_err(Error::io("find", &path)),
-                None => Ok(Export::TarToStdout),
-            };
-        }
+        (Some(dir), _) => format!("oci:{dir}").parse::<ImageRef>(),
+        (None, Some(file)) => format!("docker-archive:{file}").parse::<ImageRef>(),
+        (None, None) => return Ok(Export::Tar(tar.unwrap_or_default())),
     };
     match image.map_err(Error::usage)? {
+        ImageRef::Layout { dir, .. } if dir.as_os_str() == "-" => Err(Error::Usage {
+            message: "an image layout is a directory, and standard output is none".into(),
+            hint: Some("write an archive: `--docker-archive -`".into()),
+        }),
         ImageRef::Layout { dir, tag } => Ok(Export::Layout { dir, tag }),
         ImageRef::DockerArchive { file, name } => Ok(Export::DockerArchive { file, name }),
         other => Err(Error::usage(format!("`{other}` is nothing to write to"))),

@@ -13,9 +13,10 @@ use crate::ops::cp;
 /// Copy files into, out of and between sparks
 ///
 /// Into a directory that is there, else under the name DST. `SRC/.` is a directory's content. Files replace files,
-/// directories are merged, links are copied and not followed. The spark may run; what is only mounted in it, such
-/// as /proc and /spark, is not among its files. Inside, numeric owners are kept; what comes out belongs to you, and
-/// has no set-id bits.
+/// directories are merged, links are copied and not followed. The spark may run. What is mounted in it, such as a data
+/// volume or /spark/bin, is written where it comes from; what only the running spark has, such as /proc, is refused.
+/// Inside, numeric owners are kept; what comes out belongs to you, and has no set-id bits. Devices and named pipes of
+/// the host are written into, and so is what the shell left open: /dev/stdout, >(COMMAND).
 #[derive(Debug, Args)]
 pub(crate) struct CpArgs {
     /// What to copy: SPARK:PATH, SPARK@SNAPSHOT:PATH, or a path of the host
@@ -36,7 +37,7 @@ pub(crate) fn cp(ctx: &Ctx, args: CpArgs) -> Result<Status> {
     let spark = sources.iter().chain([&target]).find_map(Location::spark);
     let sparks = ctx.having("spark", spark.map(|s| s.spark.to_string()).unwrap_or_default())?;
     let progress = ctx.progress(args.quiet);
-    let copied = sparks.cp(&sources, &target, &progress)?;
+    let copied = sparks.cp(&sources, &target, &progress).map_err(output::of_stream)?;
     drop(progress);
     if ctx.json {
         output::print_json(&copied)?;

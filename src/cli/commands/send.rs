@@ -10,7 +10,6 @@ use crate::cli::output;
 use crate::cli::report::Status;
 use crate::domain::name::{Name, SourceRef};
 use crate::error::{Error, Result};
-use crate::ops::transfer::WRITE;
 
 /// Write a spark as a stream, for another host or another name
 ///
@@ -43,10 +42,7 @@ pub(crate) fn send(ctx: &Ctx, args: SendArgs) -> Result<Status> {
     let out = stdout.as_fd().try_clone_to_owned().map_err(Error::sys(output::WRITE))?;
     let out = std::io::BufWriter::with_capacity(128 << 10, std::fs::File::from(out));
     let progress = ctx.progress(false);
-    let sent = sparks.send(&args.source, args.since.as_ref(), out, &progress).map_err(|e| match e {
-        Error::Sys { action: WRITE, source } => Error::sys(output::WRITE)(source),
-        e => e,
-    })?;
+    let sent = sparks.send(&args.source, args.since.as_ref(), out, &progress).map_err(output::of_stream)?;
     drop(progress);
     if ctx.json {
         output::eprint(output::value(&sent)?);

@@ -19,6 +19,7 @@ use super::manifest::{
 use crate::domain::image::{Digest, Platform};
 use crate::image::compression;
 use crate::image::pack::Packer;
+use crate::sys::output::Output;
 
 /// A finished image, its layers in files.
 #[derive(Debug)]
@@ -305,31 +306,18 @@ fn is_there(path: &Path, blob: &Descriptor) -> bool {
     hash().is_ok_and(|digest| digest == blob.digest)
 }
 
-/// Makes a file in a directory that is gone again unless it is given a name.
-pub fn new_file_in(dir: &Path) -> io::Result<tempfile::NamedTempFile> {
-    // What the system said is in the words of `tempfile` alone, but for its kind.
-    tempfile::NamedTempFile::new_in(dir).map_err(|e| {
-        let errno = match e.kind() {
-            io::ErrorKind::PermissionDenied => libc::EACCES,
-            io::ErrorKind::NotFound => libc::ENOENT,
-            io::ErrorKind::NotADirectory => libc::ENOTDIR,
-            io::ErrorKind::StorageFull => libc::ENOSPC,
-            io::ErrorKind::QuotaExceeded => libc::EDQUOT,
-            io::ErrorKind::ReadOnlyFilesystem => libc::EROFS,
-            _ => return e,
-        };
-        io::Error::from_raw_os_error(errno)
-    })
-}
-
 /// Writes a file whole or not at all.
+///
+/// # Errors
+/// `Unsupported` where something else than a file has the name: in a layout nothing else belongs there.
 fn replace(path: &Path, from: &mut dyn Read) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(path);
-    let mut new = new_file_in(dir)?;
-    io::copy(from, &mut new)?;
-    new.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    new.as_file().sync_all()?;
-    new.persist(path).map(drop).map_err(|e| e.error)
+    if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
+        let what = format!("{} is not a regular file", path.display());
+        return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+    }
+    let new = Output::open(path)?;
+    io::copy(from, &mut new.file())?;
+    new.finish()
 }
 
 /// Writes an image as `docker save` does, under a name.

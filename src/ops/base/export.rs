@@ -15,23 +15,42 @@ use crate::image::pack::{self, Packed, Step};
 use crate::pool::{changes, record};
 use crate::sys;
 use crate::sys::caller::Caller;
+use crate::sys::output::Output;
 
-/// Where a base is to be written.
+/// What a write to a stream is called that nobody reads any more.
+const WRITE: &str = super::super::transfer::WRITE;
+
+/// Writes, and remembers the error of a write.
+struct Watched {
+    file: File,
+    failed: Option<i32>,
+}
+
+impl Write for Watched {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes);
+        if let Err(e) = &written
+            && e.kind() != io::ErrorKind::Interrupted
+        {
+            self.failed = e.raw_os_error();
+        }
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Where a base is to be written. `-` in the place of a file is standard output.
 #[derive(Debug)]
 pub enum Export {
     /// A directory in the OCI image layout, and the image's name in it.
-    Layout {
-        dir: PathBuf,
-        tag: Option<String>,
-    },
+    Layout { dir: PathBuf, tag: Option<String> },
     /// What `docker load` reads, and the image's name.
-    DockerArchive {
-        file: PathBuf,
-        name: Option<String>,
-    },
+    DockerArchive { file: PathBuf, name: Option<String> },
     /// Its files, in a tar archive.
     Tar(PathBuf),
-    TarToStdout,
 }
 
 impl Sparks {
@@ -47,12 +66,6 @@ impl Sparks {
                 packed.notices().for_each(|notice| observer.notice(&notice));
                 Ok(())
             }),
-            Export::TarToStdout => {
-                let out = io::BufWriter::with_capacity(256 << 10, io::stdout().lock());
-                let (mut out, packed) = pack::pack_all(&root, out, &|_| {})?;
-                packed.notices().for_each(|notice| observer.notice(&notice));
-                out.flush().map_err(Error::sys("write to standard output"))
-            }
             Export::DockerArchive { file, name: tag } => {
                 let whole = self.whole(&record, &root, scratch.path(), observer)?;
                 let tag = tag.unwrap_or_else(|| format!("localhost/{name}:latest"));
@@ -72,26 +85,28 @@ impl Sparks {
         }
     }
 
-    /// Writes a file of the caller's, whole or not at all.
+    /// Writes a file of the caller's: whole or not at all, unless it is a stream.
     fn write_file(
         &self,
         path: &Path,
-        fill: impl FnOnce(&mut io::BufWriter<File>) -> Result<()>,
+        fill: impl FnOnce(&mut io::BufWriter<Watched>) -> Result<()>,
     ) -> Result<()> {
         let caller = Caller::find().map_err(Error::sys("find who calls"))?;
-        let dir = path.parent().unwrap_or(path);
         // As the caller: nothing is written that only root could write.
-        let new = caller.act(|| write::new_file_in(dir)).map_err(Error::io("create a file in", dir))?;
-        let file = new.as_file().try_clone().map_err(Error::io("write", path))?;
-        let mut out = io::BufWriter::with_capacity(256 << 10, file);
-        fill(&mut out)?;
-        let done = || -> io::Result<()> {
-            out.flush()?;
-            out.get_ref().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-            out.get_ref().sync_all()?;
-            caller.act(|| new.persist(path).map(drop).map_err(|e| e.error))
-        };
-        done().map_err(Error::io("write", path))
+        let output = caller.act(|| Output::open(path)).map_err(Error::io("write", path))?;
+        let file = output.file().try_clone().map_err(Error::io("write", path))?;
+        let mut out = io::BufWriter::with_capacity(256 << 10, Watched { file, failed: None });
+        let filled = fill(&mut out).and_then(|()| out.flush().map_err(Error::io("write", path)));
+        // Who reads and who writes fail in the same words: here is what the caller's file said.
+        if let Some(errno) = out.get_ref().failed {
+            let source = io::Error::from_raw_os_error(errno);
+            return Err(match errno {
+                libc::EPIPE => Error::sys(WRITE)(source),
+                _ => Error::io("write", path)(source),
+            });
+        }
+        filled?;
+        caller.act(|| output.finish()).map_err(Error::io("write", path))
     }
 
     /// A base as an image, in files of the pool and of `scratch`.

@@ -1,25 +1,32 @@
 //! `cp`: files into, out of and between sparks, on the filesystems themselves, so that it is the same whether a
 //! spark runs.
 
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 pub(super) use self::node::At;
+use self::node::Node;
 pub(super) use self::tree::{AsRoot, Copier};
-use self::whose::{Place, Tree};
-use super::{Observer, Sparks};
+use self::whose::{Place, Side};
+use super::{Observer, Sparks, transfer};
 use crate::domain::location::Location;
-use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
 use crate::image::Summary;
+use crate::sys::output;
 use crate::{fault, sys};
 
+mod meta;
 mod node;
 mod place;
+mod there;
 mod tree;
+mod view;
 mod whose;
 
 /// Whose the copies are.
@@ -27,6 +34,8 @@ mod whose;
 pub(super) enum Owner {
     /// Whoever had the original: inside a spark, ids are as on disk.
     Kept,
+    /// The same without set-id bits and capabilities: for files that more than this spark can reach.
+    WithoutPrivileges,
     /// One user and group of the host. What a tenant made gets no privileges there.
     Is(u32, u32),
 }
@@ -34,47 +43,116 @@ pub(super) enum Owner {
 impl Sparks {
     /// Copies files and trees to where `target` says, by the rules of `docker cp`: into a directory that is there, else
     /// under that name; what ends in `/.` is a directory's content. A file replaces a file, whole; directories are
-    /// merged, and one that was there keeps its owner and mode. Links are copied and never followed.
+    /// merged, and one that was there keeps its owner and mode. Links are copied and never followed. What is mounted in a
+    /// spark is read and written where it comes from, and never replaced.
     ///
     /// # Errors
-    /// `not_found`; `wrong_state` where a directory would replace something else or the other way round. What was copied
-    /// before stays.
+    /// `not_found`; `wrong_state` where a directory would replace something else or the other way round, where something is
+    /// mounted that cannot be copied to, and where the spark was restored or deleted meanwhile. What was copied before stays.
     pub fn cp(&self, sources: &[Location], target: &Location, observer: &dyn Observer) -> Result<Summary> {
         check(sources, target)?;
-        let _room = if target.spark().is_some() { Some(self.room()?) } else { None };
-        let to = self.place_of(target)?;
-        if sources.len() > 1 {
-            to.tree
-                .open(&to.path, OFlags::PATH | OFlags::DIRECTORY)
-                .map_err(Error::io("copy into", target.written()))?;
+        if let Some(number) = stream_of(target) {
+            return self.cp_to_stream(sources, (target, number), observer);
         }
-        let mut summary = Summary::default();
+        let _room = if target.spark().is_some() { Some(self.room()?) } else { None };
+        let to = self.side_of(target)?;
+        if sources.len() > 1 {
+            refuse_unless_directory(&to, target)?;
+        }
+        let mut copier = Copier::new(Owner::Kept, observer, OsString::new(), target.written());
+        copier.to_host = matches!(to, Side::Host);
+        copier.made = (sources.len() > 1).then(HashSet::new);
         for source in sources {
-            let place = self.place_of(source)?;
-            for Attached { volume, path, .. } in &place.below {
-                let path = path.display();
-                observer.notice(&format!(
-                    "data volume `{volume}` at {path} is not copied: it is not in the root"
-                ));
-            }
-            let from = parts(&place.path);
-            let dir = place.tree.open(from.dir, OFlags::PATH | OFlags::DIRECTORY);
-            let dir = dir.map_err(Error::io("open the directory of", source.written()))?;
-            let (to_dir, to_name) = target_of(&to, target, parts(source.bytes()).copied_as)?;
-            let mut copier = Copier::new(owner_in(&to.tree), observer, source.written(), target.written());
-            copier.summary = summary;
-            copier
-                .copy(At { dir: dir.as_fd(), name: from.name }, At { dir: to_dir.as_fd(), name: to_name })?;
-            summary = copier.summary;
+            self.cp_one(source, (&to, target), &mut copier)?;
         }
         fault::point("cp.before-sync")?;
-        if let Tree::Inside(root) = &to.tree {
+        if !copier.reached.is_empty() {
             observer.step("writing to disk", None);
-            sys::tree::sync_filesystem(root).map_err(Error::io("sync", target.written()))?;
         }
-        summary.notices().for_each(|notice| observer.notice(&notice));
-        Ok(summary)
+        for files in &copier.reached {
+            sys::tree::sync_filesystem(&*files.top).map_err(Error::io("sync", target.written()))?;
+        }
+        copier.summary.notices().for_each(|notice| observer.notice(&notice));
+        copier.refuse_covered()?;
+        Ok(copier.summary)
     }
+
+    fn cp_one(
+        &self,
+        source: &Location,
+        (to, target): (&Side, &Location),
+        copier: &mut Copier<'_>,
+    ) -> Result<()> {
+        let into = target_of(to, target, parts(source.bytes()).copied_as)?;
+        copier.owner = into.files.as_ref().map_or_else(caller, |files| files.owner);
+        let first = copier.reached.len();
+        copier.reached.extend(into.files.clone());
+        copier.mounted = into.mounted;
+        copier.from = source.written().into();
+        let to_at = At { dir: into.dir.as_fd(), name: &into.name };
+        if let Some(number) = stream_of(source) {
+            let file = output::duplicate(number).map_err(Error::io("open", source.written()))?;
+            copier.stream(&file, to_at)?;
+            return self.refuse_changed(to, &copier.reached[first..], true);
+        }
+        let side = self.side_of(source)?;
+        let from = source_of(&side, source)?;
+        if let Side::Inside(inside) = &side {
+            inside.left_out(source).iter().for_each(|notice| copier.observer.notice(notice));
+        }
+        copier.seen_as_root = from.files.as_ref().and_then(|files| files.seen_as_root);
+        copier.mounted_files =
+            from.mounted.into_iter().filter_map(|(path, what)| what.file().map(|f| (path, f))).collect();
+        let done = copier.copy(At { dir: from.dir.as_fd(), name: &from.name }, to_at);
+        // Why it failed, maybe; and if it did not, it may have gone where nobody looks for it.
+        self.refuse_changed(to, &copier.reached[first..], true)?;
+        self.refuse_changed(&side, from.files.as_slice(), false)?;
+        done
+    }
+
+    fn refuse_changed(&self, side: &Side, files: &[view::Files], is_target: bool) -> Result<()> {
+        files.iter().try_for_each(|files| self.refuse_taken_away(side, files, is_target))
+    }
+
+    /// Writes a file to what the caller left open, such as `/dev/stdout`.
+    fn cp_to_stream(
+        &self,
+        sources: &[Location],
+        (target, number): (&Location, i32),
+        observer: &dyn Observer,
+    ) -> Result<Summary> {
+        let [source] = sources else {
+            return Err(Error::usage(format!("several sources cannot be written to {target}")));
+        };
+        let mut out = output::duplicate(number).map_err(Error::io("open", target.written()))?;
+        let side = self.side_of(source)?;
+        let from = source_of(&side, source)?;
+        let opened = match from.mounted.get(&b""[..]).cloned().and_then(view::What::file) {
+            Some(mounted) => node::open_mounted(&mounted),
+            None => node::open(At { dir: from.dir.as_fd(), name: &from.name }),
+        };
+        let Node::File(file, _) = opened.map_err(Error::io("open", source.written()))? else {
+            return Err(Error::Usage {
+                message: format!("{source} is not a file, and {target} is a stream"),
+                hint: Some(
+                    "for a directory, run tar inside, such as `spark exec -T web -- tar -C / -c etc`".into(),
+                ),
+            });
+        };
+        observer.step(&format!("copying {source}"), None);
+        let copied = sys::copy::stream(&file, &mut out);
+        self.refuse_changed(&side, from.files.as_slice(), false)?;
+        let bytes = copied.map_err(|e| match e.kind() {
+            io::ErrorKind::BrokenPipe => Error::sys(transfer::WRITE)(e),
+            _ => Error::io("copy", source.written())(e),
+        })?;
+        Ok(Summary { entries: 1, bytes, ..Summary::default() })
+    }
+}
+
+/// The number of a descriptor that the caller left open, if a location is one.
+fn stream_of(location: &Location) -> Option<i32> {
+    location.spark().is_none().then(|| output::descriptor(Path::new(location.path()))).flatten()
 }
 
 /// Refuses what the words alone show to be wrong: nothing in a spark, no path, a snapshot to be written.
@@ -96,6 +174,7 @@ pub fn check(sources: &[Location], target: &Location) -> Result<()> {
             "copy to the spark itself",
         );
     }
+    refuse_one_name_twice(sources)?;
     if target.spark().is_none()
         && let Some(host) = sources.iter().find(|s| s.spark().is_none())
     {
@@ -126,41 +205,82 @@ fn parts(path: &[u8]) -> Parts<'_> {
     }
 }
 
+/// The second of two would replace what was copied of the first.
+fn refuse_one_name_twice(sources: &[Location]) -> Result<()> {
+    let mut names: HashMap<&[u8], &Location> = HashMap::new();
+    for source in sources {
+        if let Some(name) = parts(source.bytes()).copied_as
+            && let Some(first) = names.insert(name, source)
+        {
+            return Err(Error::Usage {
+                message: format!("{first} and {source} would get the same name"),
+                hint: Some("copy them one by one, each under a name of its own".into()),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Several sources need a directory to be copied into.
+fn refuse_unless_directory(to: &Side, target: &Location) -> Result<()> {
+    let place = target_of(to, target, None)?;
+    if place.name == b"." {
+        return Ok(());
+    }
+    let there = sys::tree::stat(&place.dir, &place.name);
+    let e = there.err().unwrap_or_else(|| io::Error::from_raw_os_error(libc::ENOTDIR));
+    Err(Error::io("copy into", target.written())(e))
+}
+
+fn source_of(side: &Side, source: &Location) -> Result<Place> {
+    let parts = parts(source.bytes());
+    let Side::Inside(inside) = side else {
+        let dir = open_host(parts.dir, OFlags::PATH | OFlags::DIRECTORY);
+        let dir = dir.map_err(Error::io("open the directory of", source.written()))?;
+        return Ok(Place { dir, name: parts.name.to_vec(), files: None, mounted: HashMap::new() });
+    };
+    inside.source(source, parts.name == b".")
+}
+
 /// The directory to copy into, and the name that the copy gets in it.
-fn target_of<'a>(to: &'a Place, target: &Location, name: Option<&'a [u8]>) -> Result<(File, &'a [u8])> {
-    let (parts, path, to) = (parts(&to.path), &to.path, &to.tree);
+fn target_of(to: &Side, target: &Location, name: Option<&[u8]>) -> Result<Place> {
+    let (parts, path) = (parts(target.bytes()), target.bytes());
+    if let Side::Inside(inside) = to {
+        return inside.target(target, name, parts.name == b".");
+    }
+    let place = |dir, name: &[u8]| Place { dir, name: name.to_vec(), files: None, mounted: HashMap::new() };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     // An earlier copy may have put a link of a spark's there, which must not choose where the next one goes.
-    let follow =
-        if matches!(to, Tree::Host) && parts.name != b"." { OFlags::NOFOLLOW } else { OFlags::empty() };
-    match to.open(path, flags | follow) {
-        Ok(dir) => Ok((dir, name.unwrap_or(b"."))),
+    let follow = if parts.name == b"." { OFlags::empty() } else { OFlags::NOFOLLOW };
+    match open_host(path, flags | follow) {
+        Ok(dir) => Ok(place(dir, name.unwrap_or(b"."))),
         Err(e)
             if parts.name != b"."
                 && matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
         {
-            if to.open(path, OFlags::PATH | OFlags::DIRECTORY).is_ok() {
+            if open_host(path, OFlags::PATH | OFlags::DIRECTORY).is_ok() {
                 return Err(Error::Usage {
                     message: format!("{target} is a link to a directory"),
                     hint: Some(format!("if it is to be followed, write `{target}/`")),
                 });
             }
-            let dir = to.open(parts.dir, flags);
-            Ok((dir.map_err(Error::io("open the directory of", target.written()))?, parts.name))
+            let dir = open_host(parts.dir, flags);
+            dir.map(|dir| place(dir, parts.name))
+                .map_err(Error::io("open the directory of", target.written()))
         }
         Err(e) => Err(Error::io("open", target.written())(e)),
     }
 }
 
-fn owner_in(to: &Tree) -> Owner {
-    match to {
-        Tree::Inside(_) => Owner::Kept,
-        Tree::Host => {
-            let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-            let (uid, gid) = sys::process::sudo_user().zip(sys::process::sudo_group()).unwrap_or(me);
-            Owner::Is(uid, gid)
-        }
-    }
+fn open_host(path: &[u8], flags: OFlags) -> io::Result<File> {
+    Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?.into())
+}
+
+/// Who called: what comes out of a spark belongs to that one.
+fn caller() -> Owner {
+    let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let (uid, gid) = sys::process::sudo_user().zip(sys::process::sudo_group()).unwrap_or(me);
+    Owner::Is(uid, gid)
 }
 
 #[cfg(test)]

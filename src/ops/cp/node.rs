@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use rustix::fs::{Dir, Stat};
 
@@ -41,6 +42,19 @@ pub(super) fn open(at: At<'_>) -> io::Result<Node> {
         }
     }
     Err(io::Error::from_raw_os_error(libc::EBUSY))
+}
+
+/// Opens a file of the host that is mounted in a spark, where it belongs to root.
+pub(super) fn open_mounted(path: &Path) -> io::Result<Node> {
+    let dir = crate::sys::file::open_dir(path.parent().unwrap_or(path))?;
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    Ok(match open(At { dir: dir.as_fd(), name })? {
+        Node::File(file, mut stat) => {
+            (stat.st_uid, stat.st_gid) = (0, 0);
+            Node::File(file, stat)
+        }
+        other => other,
+    })
 }
 
 fn open_once(At { dir, name }: At<'_>) -> io::Result<Node> {

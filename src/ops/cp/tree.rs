@@ -3,23 +3,27 @@
 //! Every step goes from an open directory to a name in it and follows no link, so nothing is read or written but
 //! below the two directories that the copy began with.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Dir, Stat};
 
 use super::Owner;
+use super::meta::Meta;
 use super::node::{self, At, Node};
 use super::place::{self, NewFile};
-use crate::domain::ids;
+use super::view::{Files, What};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::image::{self, Limits, Summary};
+use crate::image::{Limits, Summary};
 use crate::ops::Observer;
+use crate::sys::copy::{self, Flush};
+use crate::sys::output;
 use crate::sys::tree::{self, Mtime};
 
 /// A copy of one source.
@@ -32,10 +36,26 @@ pub(in crate::ops) struct Copier<'a> {
     pub summary: Summary,
     /// Set where the copy is to be a whole root filesystem.
     pub as_root: Option<AsRoot>,
+    /// Whether the target is the host's own: its devices and fifos are written into, those of a spark are not touched.
+    pub to_host: bool,
+    /// A user and group of the host that are root in the spark, where the source is a mount of theirs.
+    pub seen_as_root: Option<(u32, u32)>,
+    /// What is mounted at and below the target, by the path from there.
+    pub(super) mounted: HashMap<Vec<u8>, What>,
+    /// Files that are mounted below the source, by the path from there: those are read.
+    pub mounted_files: HashMap<Vec<u8>, PathBuf>,
+    /// Where the copy was written to, to be synced.
+    pub(super) reached: Vec<Files>,
+    /// What several sources have made, none of which replaces what another one made.
+    pub made: Option<HashSet<(u64, u64)>>,
+    /// What was not copied for something is mounted there: where, and why.
+    pub(super) covered: Vec<(PathBuf, String)>,
+    /// Bytes that were written since the filesystem was synced.
+    unflushed: u64,
     /// Entries so far.
     done: u64,
     /// What is being copied, below source and target.
-    path: Vec<u8>,
+    pub(super) path: Vec<u8>,
     links: HashMap<(u64, u64), First>,
 }
 
@@ -64,15 +84,14 @@ struct Level {
     mtime: Option<Mtime>,
     /// Length of its path.
     path: usize,
+    /// Whose the copies in it are.
+    owner: Owner,
+    /// Whether the copy made it, so that nothing was in it.
+    is_new: bool,
 }
 
-/// What a file is besides its name and content.
-struct Meta {
-    owner: (u32, u32),
-    mode: u32,
-    mtime: Mtime,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
+/// How many bytes may wait to be written in files that were copied: a snapshot of the target waits for all of them.
+const UNFLUSHED: u64 = 64 << 20;
 
 impl<'a> Copier<'a> {
     pub(in crate::ops) fn new(
@@ -81,23 +100,41 @@ impl<'a> Copier<'a> {
         from: OsString,
         to: OsString,
     ) -> Copier<'a> {
-        let (summary, path, links) = Default::default();
         Copier {
             owner,
             observer,
             from: from.into(),
             to: to.into(),
-            summary,
+            summary: Summary::default(),
             as_root: None,
+            to_host: false,
+            seen_as_root: None,
+            mounted: HashMap::new(),
+            mounted_files: HashMap::new(),
+            reached: Vec::new(),
+            made: None,
+            covered: Vec::new(),
+            unflushed: 0,
             done: 0,
-            path,
-            links,
+            path: Vec::new(),
+            links: HashMap::new(),
         }
     }
 
     /// Copies what has a name to another name.
     pub(in crate::ops) fn copy(&mut self, from: At<'_>, to: At<'_>) -> Result<()> {
-        let node = node::open(from).map_err(self.reading("open"))?;
+        self.path.clear();
+        self.links.clear();
+        let node = match self.mounted_files.get(&self.path) {
+            Some(file) => node::open_mounted(file),
+            None => node::open(from),
+        };
+        let node = node.map_err(self.reading("open"))?;
+        if let Node::Other = node {
+            let what =
+                format!("cannot copy {}: it is a device or a socket, and not a file", self.from.display());
+            return Err(Error::NotSupported { what, hint: None });
+        }
         let total = match &node {
             // It may be all of the host, with things in it that have no end.
             _ if self.as_root.is_some() => None,
@@ -109,9 +146,10 @@ impl<'a> Copier<'a> {
             _ => Some(1),
         };
         self.observer.step(&format!("copying {}", self.from.display()), total);
-        let mut levels: Vec<Level> = self.node(node, to, to)?.into_iter().collect();
+        let mut levels: Vec<Level> = self.node(node, (to, false), to)?.into_iter().collect();
         while let Some(level) = levels.last_mut() {
             self.path.truncate(level.path);
+            self.owner = level.owner;
             match node::next_name(&mut level.from) {
                 Some(name) => {
                     let name = name.map_err(self.reading("list"))?;
@@ -136,8 +174,12 @@ impl<'a> Copier<'a> {
         }
         self.path.extend_from_slice(name);
         let from = level.from.fd().map_err(|e| self.reading("open")(e.into()))?;
-        let copied = match node::open(At { dir: from, name }) {
-            Ok(node) => self.node(node, At { dir: level.to.as_fd(), name }, top),
+        let opened = match self.mounted_files.get(&self.path) {
+            Some(file) => node::open_mounted(file),
+            None => node::open(At { dir: from, name }),
+        };
+        let copied = match opened {
+            Ok(node) => self.node(node, (At { dir: level.to.as_fd(), name }, level.is_new), top),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 self.summary.vanished += 1;
                 Ok(None)
@@ -148,8 +190,12 @@ impl<'a> Copier<'a> {
         copied
     }
 
-    fn node(&mut self, node: Node, to: At<'_>, top: At<'_>) -> Result<Option<Level>> {
+    /// `is_new` says that nothing can be in the way, since the directory was made by this copy.
+    fn node(&mut self, node: Node, (to, is_new): (At<'_>, bool), top: At<'_>) -> Result<Option<Level>> {
         self.done += 1;
+        if self.is_covered(&node)? {
+            return Ok(None);
+        }
         if let Node::Other = node {
             self.summary.left_out += 1;
             return Ok(None);
@@ -161,7 +207,13 @@ impl<'a> Copier<'a> {
         self.summary.entries += 1;
         match node {
             Node::Dir(from, stat) => return self.directory(from, &stat, to),
-            Node::File(from, stat) => self.linked(&stat, to, top, |copier| copier.file(&from, &stat, to))?,
+            Node::File(from, stat) => {
+                if !is_new && self.is_written_into(&from, &stat, to)? {
+                    return Ok(None);
+                }
+                self.linked(&stat, to, top, |copier| copier.file(&from, &stat, to))?;
+            }
+            Node::Link(_, stat) | Node::Fifo(stat) if !is_new && self.is_kept(&stat, to)? => {}
             Node::Link(target, stat) => self.linked(&stat, to, top, |copier| {
                 copier.special(&stat, to, &|dir, name| tree::make_symlink(dir, name, &target))
             })?,
@@ -174,10 +226,17 @@ impl<'a> Copier<'a> {
     }
 
     fn directory(&mut self, from: Dir, stat: &Stat, to: At<'_>) -> Result<Option<Level>> {
-        let (fd, new) = place::directory(to).map_err(|e| match e.raw_os_error() {
-            Some(libc::ENOTDIR | libc::ELOOP) => self.in_the_way("copy a directory to", "no directory"),
-            _ => self.writing("create")(e),
-        })?;
+        let (fd, new) = match self.mounted.get(&self.path) {
+            Some(What::Dir { files, .. }) => {
+                self.owner = files.owner;
+                self.reached.push(files.clone());
+                (tree::open_child(&*files.top, b".").map_err(self.writing("open"))?, false)
+            }
+            _ => place::directory(to).map_err(|e| match e.raw_os_error() {
+                Some(libc::ENOTDIR | libc::ELOOP) => self.in_the_way("copy a directory to", "no directory"),
+                _ => self.writing("create")(e),
+            })?,
+        };
         let source = from.fd().map_err(|e| self.reading("open")(e.into()))?;
         let top = self.path.is_empty();
         let mut mtime = None;
@@ -194,11 +253,11 @@ impl<'a> Copier<'a> {
             self.summary.mounts_skipped += 1;
             return Ok(None);
         }
-        Ok(Some(Level { from, to: fd, mtime, path: self.path.len() }))
+        Ok(Some(Level { from, to: fd, mtime, path: self.path.len(), owner: self.owner, is_new: new }))
     }
 
     /// Makes a file, and returns which one it is.
-    fn file(&mut self, from: &std::fs::File, stat: &Stat, to: At<'_>) -> Result<(u64, u64)> {
+    fn file(&mut self, from: &File, stat: &Stat, to: At<'_>) -> Result<(u64, u64)> {
         // Blocks, and not the size: holes take nothing.
         let takes = (stat.st_size as u64).min(stat.st_blocks as u64 * 512);
         if self.as_root.is_some_and(|root| self.summary.bytes.saturating_add(takes) > root.limits.bytes) {
@@ -211,15 +270,55 @@ impl<'a> Copier<'a> {
                 observer.advance(bytes);
             }
         };
-        let bytes = tree::copy_content(from, &new.file, &mut progress).map_err(self.reading("copy"))?;
-        self.summary.bytes += bytes;
+        let copied = copy::content(from, &new.file, self.flush(), &mut progress);
+        let copied = copied.map_err(self.reading("copy"))?;
         let meta = self.meta(stat, Some(from.as_fd()))?;
-        self.describe(&new.file, &meta)?;
+        self.finish(new, (copied, &meta), to)
+    }
+
+    /// Makes a file of what comes out of a stream.
+    pub(in crate::ops) fn stream(&mut self, from: &File, to: At<'_>) -> Result<()> {
+        self.path.clear();
+        self.summary.entries += 1;
+        let stat = rustix::fs::fstat(from).map_err(|e| self.reading("inspect")(e.into()))?;
+        self.observer.step(&format!("copying {}", self.from.display()), None);
+        if self.is_covered(&Node::Fifo(stat))? || self.is_written_into(from, &stat, to)? {
+            return Ok(());
+        }
+        let new = NewFile::create(to.dir).map_err(self.writing("create"))?;
+        let observer = self.observer;
+        let copied = copy::all(from, &new.file, self.flush(), &mut |bytes| observer.advance(bytes));
+        let copied = copied.map_err(self.reading("copy"))?;
+        let meta = Meta { mode: 0o666 & !output::umask(), ..self.meta(&stat, None)? };
+        let made = self.finish(new, (copied, &meta), to)?;
+        self.made.iter_mut().for_each(|all| _ = all.insert(made));
+        Ok(())
+    }
+
+    /// Describes a file whose content is complete, and gives it its name. Returns which one it is.
+    fn finish(
+        &mut self,
+        new: NewFile<'_>,
+        (copied, meta): (copy::Copied, &Meta),
+        to: At<'_>,
+    ) -> Result<(u64, u64)> {
+        self.summary.bytes += copied.bytes;
+        self.unflushed += copied.unflushed;
+        if self.flush() == Flush::Often && self.unflushed >= UNFLUSHED {
+            tree::sync_filesystem(&new.file).map_err(self.writing("sync"))?;
+            self.unflushed = 0;
+        }
+        self.describe(&new.file, meta)?;
         tree::set_mtime(&new.file, meta.mtime).map_err(self.writing("set the time of"))?;
         let made = rustix::fs::fstat(&new.file).map_err(|e| self.writing("inspect")(e.into()))?;
         fault::point("cp.before-place")?;
         new.place(to.name).map_err(|e| self.placing(e))?;
         Ok((made.st_dev, made.st_ino))
+    }
+
+    /// Of the pool every spark's snapshots wait for what is to be written.
+    fn flush(&self) -> Flush {
+        if self.to_host { Flush::Later } else { Flush::Often }
     }
 
     /// Makes a link or a fifo, and returns which one it is.
@@ -260,6 +359,7 @@ impl<'a> Copier<'a> {
             return Ok(());
         }
         let copy = make(self)?;
+        self.made.iter_mut().for_each(|made| _ = made.insert(copy));
         // Alone, it has no other name that is copied too.
         if stat.st_nlink > 1 && !self.path.is_empty() {
             let path = [top.name, b"/", &self.path].concat();
@@ -286,50 +386,6 @@ impl<'a> Copier<'a> {
         linked.map(|()| true).map_err(|e| self.placing(e))
     }
 
-    fn meta(&mut self, stat: &Stat, fd: Option<BorrowedFd<'_>>) -> Result<Meta> {
-        let mtime = (stat.st_mtime, stat.st_mtime_nsec as u32);
-        let mut meta = Meta { owner: (0, 0), mode: stat.st_mode & 0o7777, mtime, xattrs: Vec::new() };
-        match self.owner {
-            Owner::Kept => {
-                meta.owner = (ids::inside(stat.st_uid.into()), ids::inside(stat.st_gid.into()));
-                self.summary.ids_mapped += u64::from(meta.owner != (stat.st_uid, stat.st_gid));
-            }
-            Owner::Is(uid, gid) => {
-                meta.owner = (uid, gid);
-                self.summary.privileges_dropped += u64::from(meta.mode & SET_ID != 0);
-                meta.mode &= !SET_ID;
-            }
-        }
-        if let Some(fd) = fd {
-            for name in tree::xattr_names(fd).map_err(self.reading("read attributes of"))? {
-                if self.owner != Owner::Kept && name == b"security.capability" {
-                    self.summary.privileges_dropped += 1;
-                } else if let Some(value) =
-                    tree::xattr(fd, &name).map_err(self.reading("read attributes of"))?
-                {
-                    match image::keeps_value(&name, &value) {
-                        true => meta.xattrs.push((name, value)),
-                        false => self.summary.xattrs_dropped += 1,
-                    }
-                }
-            }
-        }
-        Ok(meta)
-    }
-
-    /// Gives an open file what it has besides content and time. Changes of owner clear set-id bits and capabilities,
-    /// so that comes first.
-    fn describe(&mut self, fd: impl AsFd, meta: &Meta) -> Result<()> {
-        tree::set_owner_and_mode(&fd, meta.owner, meta.mode)
-            .map_err(self.writing("set owner and mode of"))?;
-        for (name, value) in &meta.xattrs {
-            if !tree::try_set_xattr(&fd, name, value).map_err(self.writing("set an attribute of"))? {
-                self.summary.xattrs_dropped += 1;
-            }
-        }
-        Ok(())
-    }
-
     /// Of a directory that is copied into itself there would be no end.
     fn refuse_within(&self, source: &Stat, to: At<'_>) -> Result<()> {
         let id = (source.st_dev, source.st_ino);
@@ -341,11 +397,11 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    fn here(&self, top: &std::path::Path) -> PathBuf {
+    pub(super) fn here(&self, top: &Path) -> PathBuf {
         if self.path.is_empty() { top.to_owned() } else { top.join(OsStr::from_bytes(&self.path)) }
     }
 
-    fn reading(&self, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    pub(super) fn reading(&self, action: &'static str) -> impl FnOnce(io::Error) -> Error {
         let path = self.here(&self.from);
         move |e| match e.raw_os_error() {
             Some(libc::EBUSY) => Error::Busy {
@@ -356,7 +412,7 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn writing(&self, action: &'static str) -> impl FnOnce(io::Error) -> Error {
+    pub(super) fn writing(&self, action: &'static str) -> impl FnOnce(io::Error) -> Error {
         Error::io(action, self.here(&self.to))
     }
 
@@ -367,7 +423,7 @@ impl<'a> Copier<'a> {
         }
     }
 
-    fn in_the_way(&self, action: &'static str, state: &str) -> Error {
+    pub(super) fn in_the_way(&self, action: &'static str, state: &str) -> Error {
         Error::WrongState {
             action,
             kind: "path",
@@ -377,6 +433,3 @@ impl<'a> Copier<'a> {
         }
     }
 }
-
-/// Set-user-id and set-group-id.
-const SET_ID: u32 = 0o6000;

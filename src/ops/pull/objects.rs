@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use crate::sys::copy::{self, Flush};
 use crate::sys::{file, tree};
 
 /// Most packs: git itself packs anew beyond fifty.
@@ -98,7 +99,7 @@ impl Copier {
         if self.bytes > BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "more than 64 GiB of objects"));
         }
-        tree::copy_content(&from, &tree::create_file(to, new)?, &mut |_| {}).map(drop)
+        copy::content(&from, &tree::create_file(to, new)?, Flush::Later, &mut |_| {}).map(drop)
     }
 }
 

@@ -148,6 +148,8 @@ impl Sparks {
     /// Deletes a snapshot at once. What was forked from it stays: btrfs needs the origin no longer.
     pub fn snapshot_delete(&self, spark: &SparkRef, snapshot: &Name) -> Result<()> {
         let spark = self.resolve(spark)?;
+        // A restore that was killed may have left in it what is still to be restored.
+        let _lock = self.lock_spark(&spark, Mode::Shared)?;
         self.remove_snapshot(&spark, snapshot)
     }
 

@@ -147,6 +147,8 @@ impl Sparks {
     /// A snapshot with its lock: nobody deletes it meanwhile.
     fn hold(&self, spark: &SparkId, name: &Name) -> Result<Held> {
         let dir = self.snapshot_dir(spark, name);
+        // The older snapshot may be locked already.
+        let _settled = self.lock_spark(spark, Mode::SharedToo)?;
         let Some(lock) = self.pool.lock(&dir, Mode::Shared)? else {
             return Err(self.no_such_snapshot(spark, name));
         };

@@ -269,3 +269,47 @@ fn what_is_exported_is_written_as_the_user_who_called_and_only_where_that_one_ma
     export("--tar", "mine/l.tar").ok();
     assert_eq!(std::fs::read_to_string(work.join("kept")).unwrap(), "kept");
 }
+
+/// Writes a base in each form that is one stream to places that are no files, and to files.
+#[test]
+fn an_export_is_written_into_what_is_no_file_and_a_file_of_it_has_the_callers_umask() {
+    let machine = Machine::new().with_base();
+    let work = machine.work();
+    let run = |script: &str| {
+        let mut command = Command::new("bash");
+        let spark = machine.command(&[]);
+        let variables = spark.get_envs().filter_map(|(key, value)| Some((key, value?)));
+        command.envs(variables).env("spark", spark.get_program()).current_dir(&work);
+        let script = format!("set -e -o pipefail; {script}");
+        let output = Output::of(&script, command.args(["-c", &script]));
+        output.ok()
+    };
+    for (form, file) in [("--tar", "a"), ("--docker-archive", "b")] {
+        let export = format!("$spark base export minimal {form}");
+        run(&format!("umask 027; {export} {file}"));
+        assert_eq!(sh(&work, &format!("stat -c %a {file}")), "640\n");
+        run(&format!("chmod 600 {file}; {export} {file}"));
+        assert_eq!(sh(&work, &format!("stat -c %a {file}")), "600\n", "it keeps its mode");
+        run(&format!("{export} - > piped; cmp piped {file}"));
+        run(&format!("{export} >(cat > substituted) ; wait $!; cmp substituted {file}"));
+        run(&format!("{export} /dev/stdout | cmp - {file}"));
+        run(&format!(
+            "mkfifo fifo; cat fifo > through & {export} fifo; wait $!; cmp through {file}; test -p fifo; rm fifo"
+        ));
+        run(&format!("mknod null c 1 3; {export} null; test -c null; rm null"));
+        run(&format!(
+            "mknod full c 1 7; ! {export} full 2> error; test -c full; grep -q 'write full' error; rm full"
+        ));
+        let closed = format!(
+            "{export} - 2> error | head -c 1 > /dev/null || test ${{PIPESTATUS[0]}} = 141; ! test -s error"
+        );
+        run(&closed);
+        assert!(!work.join("-").exists());
+    }
+    assert_eq!(sh(&work, "ls -A"), "a\nb\nerror\npiped\nsubstituted\nthrough\n", "and nothing is left over");
+    machine.spark(&["--json", "base", "export", "minimal", "--oci-layout", "-"]).fails_with("usage");
+    run("umask 077; $spark base export minimal --oci-layout o; test -z \"$(find o -perm /077)\"");
+    run(
+        "rm o/index.json; mkfifo o/index.json; ! $spark base export minimal --oci-layout o; test -p o/index.json",
+    );
+}

@@ -1,0 +1,187 @@
+//! Files that the caller names to be written: what is no regular file is written into and never replaced, and a regular
+//! file appears whole or not at all.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+/// A place to write one file to.
+#[derive(Debug)]
+pub struct Output(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// An open descriptor, a device or a fifo: what is written is there at once.
+    Stream(File),
+    /// A file without its name yet.
+    New(NamedTempFile, PathBuf),
+}
+
+impl Output {
+    /// Opens a place to write to. `-` is standard output, `/dev/fd/N` is what the caller left open as `N`. A link to a
+    /// regular file is replaced and not followed. A new file has the mode that the caller's umask leaves it, and one that is
+    /// replaced keeps its mode.
+    ///
+    /// # Errors
+    /// `ENXIO` for a socket, `EISDIR` for a directory.
+    pub fn open(path: &Path) -> io::Result<Output> {
+        if let Some(number) = descriptor(path) {
+            return Ok(Output(Kind::Stream(duplicate(number)?)));
+        }
+        match std::fs::metadata(path).map(|there| there.file_type()) {
+            Ok(kind) if kind.is_dir() => return Err(io::Error::from_raw_os_error(libc::EISDIR)),
+            Ok(kind) if !kind.is_file() => return open_node(path).map(|file| Output(Kind::Stream(file))),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mode = match std::fs::symlink_metadata(path) {
+            Ok(there) if there.is_file() => there.permissions().mode() & 0o777,
+            _ => 0o666 & !umask(),
+        };
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let new = new_file_in(dir)?;
+        new.as_file().set_permissions(PermissionsExt::from_mode(mode))?;
+        Ok(Output(Kind::New(new, path.to_owned())))
+    }
+
+    /// The file to write to.
+    pub fn file(&self) -> &File {
+        match &self.0 {
+            Kind::Stream(file) => file,
+            Kind::New(new, _) => new.as_file(),
+        }
+    }
+
+    /// Makes a new file durable and gives it its name.
+    pub fn finish(self) -> io::Result<()> {
+        match self.0 {
+            Kind::Stream(_) => Ok(()),
+            Kind::New(new, path) => {
+                new.as_file().sync_all()?;
+                new.persist(path).map(drop).map_err(|e| e.error)
+            }
+        }
+    }
+}
+
+/// The number of the caller's open descriptor that a path names.
+pub fn descriptor(path: &Path) -> Option<i32> {
+    match path.to_str()? {
+        "-" | "/dev/stdout" => Some(1),
+        "/dev/stdin" => Some(0),
+        "/dev/stderr" => Some(2),
+        path => path.strip_prefix("/dev/fd/").or(path.strip_prefix("/proc/self/fd/"))?.parse().ok(),
+    }
+}
+
+/// A descriptor of this process's own for a file that the caller left open.
+///
+/// # Errors
+/// `EBADF` if there is none.
+pub fn duplicate(number: i32) -> io::Result<File> {
+    if number < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the number is not negative, and the borrow ends before the call returns. If nothing is open under it, the call
+    // fails with EBADF.
+    let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+    Ok(File::from(rustix::io::fcntl_dupfd_cloexec(inherited, 3)?))
+}
+
+/// Opens a device or a fifo to write into it. A fifo waits for its reader.
+fn open_node(path: &Path) -> io::Result<File> {
+    let file = File::options().write(true).custom_flags(libc::O_NOCTTY).open(path)?;
+    // It could have become a regular file, whose content would be overwritten in place.
+    let kind = file.metadata()?.file_type();
+    let is_node = kind.is_char_device() || kind.is_block_device() || kind.is_fifo();
+    if is_node { Ok(file) } else { Err(io::Error::from_raw_os_error(libc::EBUSY)) }
+}
+
+/// Which permissions the caller withholds from new files. Read and not set, so that no other thread sees another one.
+pub fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
+}
+
+/// Makes a file in a directory that is gone again unless it is given a name.
+fn new_file_in(dir: &Path) -> io::Result<NamedTempFile> {
+    // What the system said is in the words of `tempfile` alone, but for its kind.
+    NamedTempFile::new_in(dir).map_err(|e| {
+        let errno = match e.kind() {
+            io::ErrorKind::PermissionDenied => libc::EACCES,
+            io::ErrorKind::NotFound => libc::ENOENT,
+            io::ErrorKind::NotADirectory => libc::ENOTDIR,
+            io::ErrorKind::StorageFull => libc::ENOSPC,
+            io::ErrorKind::QuotaExceeded => libc::EDQUOT,
+            io::ErrorKind::ReadOnlyFilesystem => libc::EROFS,
+            _ => return e,
+        };
+        io::Error::from_raw_os_error(errno)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::symlink;
+
+    fn write(path: &Path, content: &str) -> io::Result<()> {
+        let output = Output::open(path)?;
+        output.file().write_all(content.as_bytes())?;
+        output.finish()
+    }
+
+    #[test]
+    fn a_file_is_whole_or_not_there_and_keeps_its_mode_and_a_link_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        Output::open(&path).unwrap().file().write_all(b"half").unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        write(&path, "whole").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o666 & !umask());
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        symlink("out", dir.path().join("link")).unwrap();
+        write(&dir.path().join("link"), "again").unwrap();
+        assert!(!dir.path().join("link").is_symlink());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole");
+        write(&path, "again").unwrap();
+        assert_eq!((std::fs::read_to_string(&path).unwrap(), mode(&path)), ("again".into(), 0o600));
+        assert_eq!(write(dir.path(), "x").unwrap_err().raw_os_error(), Some(libc::EISDIR));
+    }
+
+    #[test]
+    fn nodes_are_written_into_and_sockets_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let reader = fifo.clone();
+        let reader = std::thread::spawn(move || std::fs::read_to_string(reader).unwrap());
+        write(&fifo, "through").unwrap();
+        assert_eq!(reader.join().unwrap(), "through");
+        assert!(std::fs::metadata(&fifo).unwrap().file_type().is_fifo());
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(write(&socket, "x").unwrap_err().raw_os_error(), Some(libc::ENXIO));
+        assert!(std::fs::metadata(&socket).unwrap().file_type().is_socket());
+    }
+
+    #[test]
+    fn what_the_caller_left_open_is_named_by_its_number() {
+        for (path, number) in [("-", Some(1)), ("/dev/fd/63", Some(63)), ("/dev/null", None), ("x", None)] {
+            assert_eq!(descriptor(Path::new(path)), number, "{path}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("x")).unwrap();
+        write(Path::new(&format!("/dev/fd/{}", file.as_raw_fd())), "numbered").unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("x")).unwrap(), "numbered");
+        assert_eq!(write(Path::new("/dev/fd/999999"), "x").unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+}
