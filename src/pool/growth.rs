@@ -202,14 +202,23 @@ fn device_of(pool: &Path, path: &Path) -> Result<LoopDevice> {
     }
 }
 
+/// Attaches an image to a loop device of our own that refuses discards: the mount option `nodiscard` concerns btrfs itself,
+/// and fstrim(8) ignores it. `None` if that cannot be: then mount(8) takes a device of the host's.
+pub fn attach(image: &Path) -> Option<(LoopDevice, std::fs::File)> {
+    let attached = LoopDevice::attach(image);
+    let refused = attached.and_then(|(device, open)| device.refuse_discards().map(|()| (device, open)));
+    refused.inspect_err(|e| tracing::warn!("cannot attach {} to a new device: {e}", image.display())).ok()
+}
+
 /// Has the space stay allocated, and finishes a growth that was interrupted, once the pool is mounted. The caller holds
 /// the root's lock.
 pub fn settle(place: &Place, space: Space) -> Result<()> {
     let pool = place.pool();
     if space != Space::Overcommit {
-        // The mount option `nodiscard` concerns btrfs itself. fstrim(8), which many hosts run by a timer, ignores it.
+        // A device of our own does already: see [`attach`].
         let device = LoopDevice::under(&pool).map_err(Error::io("find the device of", &pool))?;
-        if let Some(Err(e)) = device.map(|device| device.refuse_discards()) {
+        let discarding = device.filter(|device| device.discards().unwrap_or(true));
+        if let Some(Err(e)) = discarding.map(|device| device.refuse_discards()) {
             tracing::warn!("cannot turn off discards below {}: {e}", pool.display());
         }
     }

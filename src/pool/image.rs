@@ -68,18 +68,24 @@ pub fn mount(place: &Place) -> Result<Vec<String>> {
     let Some(source) = source(place)? else { return Ok(Vec::new()) };
     let space = source.space.unwrap_or(Space::Fixed);
     let mut notices = Vec::new();
+    let mut attached = None;
     let (what, options) = match &source.kind {
         Kind::Directory => return Ok(notices),
         Kind::Loop => {
             let image = place.loop_image();
             notices.extend(room::fill(&image, space)?);
-            // Else btrfs gives back to the disk what is allocated: newer kernels do so unasked.
-            let options = if space == Space::Overcommit { "loop,noatime" } else { "loop,noatime,nodiscard" };
-            (image.into_os_string(), options)
+            attached = if space == Space::Overcommit { None } else { growth::attach(&image) };
+            match &attached {
+                // Else btrfs gives back to the disk what is allocated: newer kernels do so unasked.
+                Some((device, _)) => (device.path().into_os_string(), "noatime,nodiscard"),
+                None if space == Space::Overcommit => (image.into_os_string(), "loop,noatime"),
+                None => (image.into_os_string(), "loop,noatime,nodiscard"),
+            }
         }
         Kind::Device { uuid } => (format!("UUID={uuid}").into(), "noatime"),
     };
     notices.extend(repair::mount(place, &what, options)?);
+    drop(attached);
     if source.kind == Kind::Loop
         && let Err(e) = growth::settle(place, space)
     {
