@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::domain::limits::size;
 use crate::domain::name::InvalidName;
+use crate::domain::place::Place;
 
 /// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -80,6 +81,17 @@ pub enum Error {
     #[error("cannot {action}")]
     Sys { action: &'static str, source: io::Error },
 
+    /// A container of a spark could not be started or changed. `failed` is a path and an errno, if it was a system call.
+    #[error("cannot {action} spark `{spark}`: {why}")]
+    Spark {
+        action: &'static str,
+        spark: String,
+        why: String,
+        code: Code,
+        hint: Option<String>,
+        failed: Option<Box<(PathBuf, i32)>>,
+    },
+
     /// libcontainer refused. `detail` is its own words.
     #[error("cannot {action} container {id}: {detail}")]
     Runtime { action: &'static str, id: String, detail: String },
@@ -90,7 +102,7 @@ pub enum Error {
 
     /// The command to execute could not be started inside.
     #[error("cannot run `{command}` in spark `{spark}`: {source}")]
-    Exec { command: String, spark: String, source: io::Error },
+    Exec { command: String, spark: String, source: io::Error, hint: Option<String> },
 
     /// The kernel killed a process inside because no memory was left.
     #[error("{}", out_of_memory(spark, limit))]
@@ -147,6 +159,19 @@ pub enum Code {
 }
 
 impl Code {
+    /// The word for what the kernel says.
+    pub fn of(e: &io::Error) -> Code {
+        match e.raw_os_error() {
+            Some(libc::ENOSPC) | Some(libc::EDQUOT) => Code::NoSpace,
+            Some(libc::EACCES) | Some(libc::EPERM) => Code::Denied,
+            Some(libc::EROFS) | Some(libc::EMFILE) | Some(libc::ENFILE) | Some(libc::ENOMEM) => Code::Host,
+            Some(libc::EOPNOTSUPP) | Some(libc::ENOSYS) => Code::NotSupported,
+            Some(libc::EUCLEAN) => Code::Corrupt,
+            Some(libc::ENOENT) | Some(libc::ENOTDIR) => Code::NotFound,
+            _ => Code::Internal,
+        }
+    }
+
     /// The word as it stands in `--json` output.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -197,6 +222,32 @@ impl Error {
         Error::Secret { what: what.into(), hint: hint.into(), source: None }
     }
 
+    /// Something in a spark's own root filesystem keeps it from starting. `path` is as inside, `root` is where that is on the
+    /// host.
+    pub fn in_root(spark: &str, path: &Path, what: &str, root: &Path) -> Error {
+        let hint =
+            format!("mend it in {}, or go back to one of `spark snapshot list {spark}`", root.display());
+        Error::Spark {
+            action: "start",
+            spark: spark.to_owned(),
+            why: format!("{} in its root filesystem is {what}", path.display()),
+            code: Code::NotSupported,
+            hint: Some(hint),
+            failed: None,
+        }
+    }
+
+    /// The same about the spark whose container it is about: people know it by its name.
+    pub fn of_spark(self, spark: impl ToString) -> Error {
+        match self {
+            Error::Runtime { action, detail, .. } => {
+                let (spark, hint) = (spark.to_string(), Some(SEE_DOCTOR.into()));
+                Error::Spark { action, spark, why: detail, code: Code::Internal, hint, failed: None }
+            }
+            other => other,
+        }
+    }
+
     /// The stable word for this error.
     pub fn code(&self) -> Code {
         match self {
@@ -217,21 +268,41 @@ impl Error {
             Error::Registry { code, .. } => *code,
             Error::Secret { .. } => Code::Secret,
             Error::Network { .. } => Code::Network,
-            Error::Io { source, .. } | Error::Sys { source, .. } => code_of(source),
+            Error::Io { source, .. } | Error::Sys { source, .. } => Code::of(source),
+            Error::Spark { code, .. } => *code,
             Error::Runtime { .. } | Error::Program { .. } | Error::Fault { .. } => Code::Internal,
-            Error::Exec { source, .. } => code_of(source),
+            Error::Exec { source, .. } => Code::of(source),
             Error::OutOfMemory { .. } => Code::OutOfMemory,
             Error::Undo { first, .. } => first.code(),
         }
     }
 
-    /// What the user can do about it, if there is something.
+    /// What the user can do about it in an installation, if there is something: [`hint`](Self::hint), and what a full or
+    /// read-only disk means where the path that failed is.
+    pub fn hint_at(&self, place: &Place) -> Option<String> {
+        match self {
+            Error::Io { path, source, .. } => {
+                io_hint(source).or_else(|| Disk::of(path, place).hint(source, place))
+            }
+            Error::Spark { failed: Some(failed), .. } => {
+                let (path, errno) = failed.as_ref();
+                let source = io::Error::from_raw_os_error(*errno);
+                self.hint().or_else(|| Disk::of(path, place).hint(&source, place))
+            }
+            Error::Undo { first, .. } => first.hint_at(place).or_else(|| self.hint()),
+            _ => self.hint(),
+        }
+    }
+
+    /// What the user can do about it, if there is something, wherever the files are that it is about.
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Usage { hint, .. }
             | Error::NotSupported { hint, .. }
             | Error::Network { hint, .. }
             | Error::Corrupt { hint, .. }
+            | Error::Spark { hint, .. }
+            | Error::Exec { hint, .. }
             | Error::Registry { hint, .. } => hint.clone(),
             Error::NotFound { near, kind, name, .. } => Some(match near.first() {
                 Some(name) => format!("did you mean `{name}`?"),
@@ -248,7 +319,7 @@ impl Error {
             | Error::Denied { hint, .. } => Some(hint.clone()),
             Error::InvalidName(e) => Some(e.hint()),
             Error::Io { source, .. } | Error::Sys { source, .. } => io_hint(source),
-            Error::Runtime { .. } => Some("see what this host lacks with `spark doctor`".into()),
+            Error::Runtime { .. } => Some(SEE_DOCTOR.into()),
             Error::Undo { first, .. } => {
                 first.hint().or_else(|| Some("collect what is left with `spark gc`".into()))
             }
@@ -260,10 +331,13 @@ impl Error {
                 Some(format!("give it more with `spark set {spark} --memory SIZE`"))
             }
             Error::Busy { .. } => Some("try again when the other command has ended".into()),
-            Error::Image { .. } | Error::Program { .. } | Error::Exec { .. } | Error::Fault { .. } => None,
+            Error::Image { .. } | Error::Program { .. } | Error::Fault { .. } => None,
         }
     }
 }
+
+/// Where the reason may be the host.
+const SEE_DOCTOR: &str = "see what this host lacks with `spark doctor`";
 
 fn list_hint(kind: &str, name: &str) -> String {
     match kind {
@@ -297,34 +371,61 @@ fn is_full(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENOSPC) | Some(libc::EDQUOT))
 }
 
-fn code_of(e: &io::Error) -> Code {
-    match e.raw_os_error() {
-        Some(libc::ENOSPC) | Some(libc::EDQUOT) => Code::NoSpace,
-        Some(libc::EACCES) | Some(libc::EPERM) => Code::Denied,
-        Some(libc::EROFS) | Some(libc::EMFILE) | Some(libc::ENFILE) | Some(libc::ENOMEM) => Code::Host,
-        Some(libc::EOPNOTSUPP) | Some(libc::ENOSYS) => Code::NotSupported,
-        Some(libc::EUCLEAN) => Code::Corrupt,
-        Some(libc::ENOENT) | Some(libc::ENOTDIR) => Code::NotFound,
-        _ => Code::Internal,
-    }
-}
-
+/// What an error means wherever it happened.
 fn io_hint(e: &io::Error) -> Option<String> {
     match e.raw_os_error()? {
-        libc::EDQUOT => Some(
-            "a spark's share of the disk is used up: remove files in it, or raise it with `spark set NAME --disk SIZE`"
-                .into(),
-        ),
-        libc::ENOSPC => Some(
-            "free space with `spark gc` or `spark delete --now`, or grow it with `spark pool grow`".into(),
-        ),
-        libc::EROFS => {
-            Some("the pool is read-only: look at `dmesg` for btrfs errors, or remount it writable".into())
+        libc::EACCES | libc::EPERM if !rustix::process::geteuid().is_root() => {
+            Some("run it as root: `sudo spark …`".into())
         }
-        libc::EACCES | libc::EPERM => Some("run it as root: `sudo spark …`".into()),
         libc::EMFILE | libc::ENFILE => Some("too many open files: raise `ulimit -n`".into()),
         _ => None,
     }
+}
+
+/// Whose disk a path is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    /// The pool, which `spark` looks after.
+    Pool,
+    /// The disk below it, or the memory below `SPARK_RUN`.
+    Host,
+    /// Somewhere else: the caller's own.
+    Caller,
+}
+
+impl Disk {
+    fn of(path: &Path, place: &Place) -> Disk {
+        match path {
+            // As `spark cp` names what is in a spark.
+            path if path.starts_with(place.pool()) || is_inside(path) => Disk::Pool,
+            path if path.starts_with(&place.root) || path.starts_with(&place.run) => Disk::Host,
+            _ => Disk::Caller,
+        }
+    }
+
+    fn hint(self, e: &io::Error, place: &Place) -> Option<String> {
+        let hint = match (self, e.raw_os_error()?) {
+            (Disk::Pool, libc::EDQUOT) => {
+                "a spark's share of the disk is used up: remove files in it, or raise it with `spark set NAME --disk SIZE`".into()
+            }
+            (Disk::Pool, libc::ENOSPC) => {
+                "free space with `spark gc` or `spark delete --now`, or grow it with `spark pool grow`".into()
+            }
+            (Disk::Pool, libc::EROFS) => {
+                "the pool is read-only: look at `dmesg` for btrfs errors, or remount it writable".into()
+            }
+            (Disk::Host, libc::ENOSPC | libc::EDQUOT) => {
+                format!("free space on the host, below {} and {}", place.root.display(), place.run.display())
+            }
+            _ => return None,
+        };
+        Some(hint)
+    }
+}
+
+/// Whether a path is `SPARK:PATH`.
+fn is_inside(path: &Path) -> bool {
+    path.to_str().and_then(|path| path.split_once(":/")).is_some_and(|(spark, _)| !spark.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -333,9 +434,27 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_no_space_and_says_how_to_free_some() {
-        let e = Error::io("write", "/x")(io::Error::from_raw_os_error(libc::ENOSPC));
-        assert_eq!(e.code(), Code::NoSpace);
-        assert!(e.hint().unwrap().contains("spark gc"));
+        let place = Place { root: "/root".into(), run: "/run/spark".into() };
+        let full = |path: &str| Error::io("write", path)(io::Error::from_raw_os_error(libc::ENOSPC));
+        for path in ["/root/pool/x", "web:/x", "p/web@s:/x"] {
+            assert_eq!(full(path).code(), Code::NoSpace);
+            assert!(full(path).hint_at(&place).unwrap().contains("spark gc"), "{path}");
+        }
+        for path in ["/root/state/x", "/root/pool.btrfs", "/run/spark/bundles"] {
+            assert!(full(path).hint_at(&place).unwrap().contains("on the host"), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_disk_of_the_callers_is_no_concern_of_the_pools() {
+        let place = Place::default();
+        for errno in [libc::ENOSPC, libc::EDQUOT, libc::EROFS] {
+            let e = || io::Error::from_raw_os_error(errno);
+            for path in ["/dev/full", "/mnt/x", "x", "/mnt/web:/x", "/var/lib/spark-pool"] {
+                assert_eq!(Error::io("write", path)(e()).hint_at(&place), None, "{path}: {errno}");
+            }
+            assert_eq!(Error::sys("write to standard output")(e()).hint_at(&place), None);
+        }
     }
 
     #[test]

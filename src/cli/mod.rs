@@ -71,13 +71,13 @@ fn run(mut cli: Cli) -> Result<Status> {
     commands::dispatch(&ctx, cli.verb)
 }
 
-/// Starts logging if it was asked for. libcontainer tells a lot that only its authors want to know.
+/// Starts logging if it was asked for. What libraries log, only their authors want to know: `SPARK_LOG` shows that too.
 fn log_to_stderr(verbose: u8) -> Result<()> {
     let filter = match (env("SPARK_LOG")?, verbose) {
         (Some(filter), _) => filter,
         (None, 0) => return Ok(()),
-        (None, 1) => "sparks=debug,warn,libcontainer=off,libcgroups=off".into(),
-        (None, _) => "debug".into(),
+        (None, 1) => "sparks=debug".into(),
+        (None, _) => "sparks=trace,mmdebstrap=debug".into(),
     };
     let filter = tracing_subscriber::EnvFilter::try_new(&filter).map_err(|e| Error::Usage {
         message: format!("SPARK_LOG: `{filter}` is not a filter: {e}"),
@@ -125,6 +125,11 @@ fn env_dir(name: &str, default: &str) -> Result<PathBuf> {
     }
 }
 
+/// Where everything of this installation is.
+fn place() -> Result<Place> {
+    Ok(Place { root: env_dir("SPARK_ROOT", ROOT)?, run: env_dir("SPARK_RUN", RUN)? })
+}
+
 /// What every verb has at hand.
 #[derive(Debug)]
 pub(crate) struct Ctx {
@@ -155,7 +160,7 @@ impl Ctx {
             Some(path) => Some(std::path::absolute(&path).map_err(Error::io("find", &path))?),
         };
         let context = Context {
-            place: Place { root: env_dir("SPARK_ROOT", ROOT)?, run: env_dir("SPARK_RUN", RUN)? },
+            place: place()?,
             project,
             cwd,
             base: env_name("SPARK_BASE")?,

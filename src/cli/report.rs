@@ -50,12 +50,9 @@ fn is_closed_pipe(error: &Error) -> bool {
         if *action == output::WRITE && source.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// What to do about it. Advice on the pool does not help with a full disk behind standard output.
+/// What to do about it, in the installation that the environment names.
 fn hint(error: &Error) -> Option<String> {
-    match error {
-        Error::Sys { action, .. } if *action == output::WRITE => None,
-        other => other.hint(),
-    }
+    error.hint_at(&super::place().unwrap_or_default())
 }
 
 /// What an error was caused by, without what the line before says already.
@@ -115,16 +112,18 @@ mod tests {
             as_text(&missing()),
             "error: spark `web` does not exist in project `shop`\nhint: list this project's sparks with `spark list`"
         );
-        let e = Error::io("write", "/pool/x")(io::Error::from_raw_os_error(28));
+        let path = crate::domain::place::Place::default().pool().join("x");
+        let e = Error::io("write", &path)(io::Error::from_raw_os_error(28));
         let text = as_text(&e);
-        assert!(text.starts_with("error: cannot write /pool/x\ncaused by: No space left"), "{text}");
+        let path = path.display();
+        assert!(text.starts_with(&format!("error: cannot write {path}\ncaused by: No space left")), "{text}");
         assert!(text.contains("\nhint: "), "{text}");
     }
 
     #[test]
     fn a_cause_that_the_message_holds_is_not_repeated() {
         let source = io::Error::from_raw_os_error(2);
-        let e = Error::Exec { command: "nope".into(), spark: "web".into(), source };
+        let e = Error::Exec { command: "nope".into(), spark: "web".into(), source, hint: None };
         assert!(!as_text(&e).contains("caused by"), "{}", as_text(&e));
     }
 
@@ -148,6 +147,7 @@ mod tests {
             command: "x".into(),
             spark: "web".into(),
             source: io::Error::from_raw_os_error(errno),
+            hint: None,
         };
         assert_eq!(exec_status(&exec(2)), 127);
         assert_eq!(exec_status(&exec(13)), 126);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::Context;
 use crate::domain::place::Place;
 use crate::error::Result;
+use crate::sys;
 
 mod cgroup;
 mod filter;
@@ -79,10 +80,8 @@ struct Probe {
     modules: PathBuf,
     release: String,
     user: u32,
-    /// The directories of `PATH`.
+    /// The directories in which programs are looked for.
     path: Vec<PathBuf>,
-    /// Where programs of root are, in `PATH` or not.
-    sbin: Vec<PathBuf>,
     nofile: Option<u64>,
     place: Place,
 }
@@ -97,8 +96,7 @@ impl Probe {
             modules: Path::new("/lib/modules").join(&release),
             release,
             user: rustix::process::geteuid().as_raw(),
-            path: std::env::var_os("PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default(),
-            sbin: ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from).into(),
+            path: sys::host::directories(),
             nofile: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
             place: place.clone(),
         }
@@ -109,7 +107,7 @@ impl Probe {
         std::fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// A program in `PATH`.
+    /// A program of the host.
     fn program(&self, name: &str) -> Option<PathBuf> {
         executable_in(&self.path, name)
     }
@@ -176,8 +174,7 @@ mod tests {
                 modules: at("modules"),
                 release: "6.1.0-9-amd64".into(),
                 user: 0,
-                path: vec![at("bin")],
-                sbin: vec![at("sbin")],
+                path: vec![at("bin"), at("sbin")],
                 nofile: Some(20_000),
                 place: Place { root: at("root"), run: at("run") },
             };

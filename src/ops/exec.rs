@@ -156,6 +156,7 @@ impl Sparks {
                 entry => entry?,
             };
             let live = entry.live.clone();
+            let program = entry.argv.first().cloned().unwrap_or_default();
             let group = Cgroup::new(&cgroup(&opened.record.id));
             let oom_kills = group.oom_kills().unwrap_or_default();
             match entry.start() {
@@ -170,12 +171,15 @@ impl Sparks {
                     return Running::of(entered, group, oom_kills);
                 }
                 Err(Failure::Exec(source)) => {
-                    let name =
-                        command.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+                    // The shell was not named by the caller, so the error says where it came from.
+                    let hint = command.argv.is_empty().then(|| {
+                        format!("its /etc/passwd names this shell; name another: `spark console {spark} -- /bin/sh`")
+                    });
                     return Err(Error::Exec {
-                        command: name.escape_default().to_string(),
+                        command: program.to_string_lossy().escape_default().to_string(),
                         spark: spark.to_string(),
                         source,
+                        hint,
                     });
                 }
                 Err(Failure::Other(_))

@@ -226,9 +226,7 @@ impl Git {
         }
         command.arg("-C").arg(call.at).arg(call.verb).args(call.args);
         command.env_clear();
-        if let Some(path) = std::env::var_os("PATH") {
-            command.env("PATH", path);
-        }
+        command.env("PATH", sys::host::path());
         command.envs([
             ("LC_ALL", "C.UTF-8"),
             ("GIT_TERMINAL_PROMPT", "0"),

@@ -90,7 +90,7 @@ impl Sparks {
                 if let Some(pidfd) = self.live(&opened.record).and_then(|live| live.pidfd().ok()) {
                     let _ = live::touch(pidfd);
                 }
-                self.handle(&opened.record).thaw().map(|()| true)
+                self.handle(&opened.record).thaw().map_err(|e| e.of_spark(spark)).map(|()| true)
             }
             State::Stopped | State::Broken => {
                 if !self.is_current(&given, &spark.project, &opened.record.options)? {
@@ -206,6 +206,7 @@ impl Sparks {
             bundle.spec.process().as_ref().ok_or_else(|| Error::corrupt(&dir, "it has no process"))?;
         let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         Ok(Launch {
+            spark: spark.to_string(),
             container: self.handle(record),
             secrets: None,
             confinement: Confinement::of(process, filter)?,
@@ -252,12 +253,9 @@ impl Sparks {
 fn refuse_linked(spark: &SparkId, root: &Path) -> Result<()> {
     match place::linked(root).map_err(Error::io("look into", root))? {
         None => Ok(()),
-        Some(path) => Err(Error::NotSupported {
-            what: format!("spark `{}` cannot start: its /{path} is a symbolic link", spark.name),
-            hint: Some(format!(
-                "put a directory there: mount points of the kernel cannot be links (files are in {})",
-                root.display()
-            )),
-        }),
+        Some(path) => {
+            let path = Path::new("/").join(path);
+            Err(Error::in_root(spark.name.as_str(), &path, "a symbolic link", root))
+        }
     }
 }

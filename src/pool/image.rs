@@ -100,7 +100,7 @@ pub fn make(place: &Place, options: &InitOptions) -> Result<()> {
     let mut space = None;
     let kind = if let Some(device) = &options.device {
         make_filesystem(device, &[])?;
-        let mut blkid = Command::new("blkid");
+        let mut blkid = sys::host::command("blkid");
         blkid.args(["-p", "-s", "UUID", "-o", "value"]).arg(device);
         let uuid = run(blkid, "blkid is part of util-linux")?.trim().to_owned();
         Kind::Device { uuid }
@@ -203,7 +203,7 @@ fn fill_image(place: &Place, half_made: &Path, size: u64, overcommit: bool) -> R
 }
 
 fn make_filesystem(on: &Path, more: &[&str]) -> Result<()> {
-    let mut mkfs = Command::new("mkfs.btrfs");
+    let mut mkfs = sys::host::command("mkfs.btrfs");
     // The disk below owns redundancy: a second copy of the metadata on it costs a third of every snapshot.
     // Without a discard, which would give back what is allocated.
     mkfs.args(["-q", "-K", "-m", "single", "-d", "single", "-L", "sparks"]).args(more).arg(on);

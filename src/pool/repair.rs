@@ -9,7 +9,6 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use super::image::run;
 use super::{btrfs, names_in};
@@ -34,7 +33,7 @@ pub fn mount(place: &Place, what: &OsStr, options: &str) -> Result<Option<String
     let lost = logged(root, &device).map(|trees| names_of(&trees, &PoolPaths { top: at.clone() }));
     let unmounted = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::NOFOLLOW);
     unmounted.map_err(|e| Error::io("unmount", &at)(e.into()))?;
-    let mut discard = Command::new("btrfs");
+    let mut discard = crate::sys::host::command("btrfs");
     discard.args(["rescue", "zero-log"]).arg(&device);
     run(discard, "install btrfs-progs: `apt-get install btrfs-progs`")?;
     mount_with(what, options, &at)?;
@@ -44,7 +43,7 @@ pub fn mount(place: &Place, what: &OsStr, options: &str) -> Result<Option<String
 }
 
 fn mount_with(what: &OsStr, options: &str, at: &Path) -> Result<()> {
-    let mut command = Command::new("mount");
+    let mut command = crate::sys::host::command("mount");
     command.args(["-t", "btrfs", "-o", options]).arg(what).arg(at);
     run(command, "the host cannot mount btrfs: see `spark doctor`").map(drop)
 }
@@ -54,7 +53,7 @@ fn device_of(what: &OsStr) -> Option<PathBuf> {
     match what.to_str().and_then(|text| text.strip_prefix("UUID=")) {
         None => Some(what.into()),
         Some(uuid) => {
-            let mut find = Command::new("blkid");
+            let mut find = crate::sys::host::command("blkid");
             find.args(["-U", uuid]);
             run(find, "blkid is part of util-linux").ok().map(|name| name.trim().into())
         }
@@ -74,7 +73,7 @@ fn log_root(device: &Path) -> Option<u64> {
 
 /// The trees that have something in the log. None if that cannot be told.
 fn logged(root: u64, device: &Path) -> Option<BTreeSet<u64>> {
-    let mut dump = Command::new("btrfs");
+    let mut dump = crate::sys::host::command("btrfs");
     dump.args(["inspect-internal", "dump-tree", "--follow", "-b", &root.to_string()]).arg(device);
     Some(trees_in(&run(dump, "").ok()?))
 }

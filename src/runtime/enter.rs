@@ -59,6 +59,7 @@ pub(super) const STEP_CONFINE: u8 = 1;
 pub(super) const STEP_TERMINAL: u8 = 2;
 pub(super) const STEP_WORKDIR: u8 = 3;
 const STEP_EXEC: u8 = 4;
+pub(super) const STEP_CGROUP: u8 = 5;
 
 /// Why a command did not start.
 #[derive(Debug)]
@@ -85,8 +86,7 @@ impl Entry {
         // The child is in sight of the spark from its first moment, and nobody may look into it.
         sys::exec::set_undumpable().map_err(Error::sys("hide this process"))?;
         let cgroup = plan.cgroups.unified.as_ref().map(AsFd::as_fd);
-        let pid = sys::process::fork_into(&plan.init, cgroup, || plan.run())
-            .map_err(Error::sys("enter the spark"))?;
+        let pid = sys::process::fork_into(&plan.init, cgroup, || plan.run()).map_err(not_entered)?;
         Ok((pid, from))
     }
 }
@@ -127,9 +127,23 @@ pub(super) fn heard(pid: i32, from: report::Receiver, workdir: &Path) -> Result<
 fn failure(step: u8, source: io::Error, workdir: &Path) -> Failure {
     match step {
         STEP_EXEC => Failure::Exec(source),
+        STEP_CGROUP => Failure::Other(not_entered(source)),
         STEP_TERMINAL => Failure::Other(Error::sys("open a terminal in the spark")(source)),
         STEP_WORKDIR => Failure::Other(Error::io("change to the working directory", workdir)(source)),
         _ => Failure::Other(Error::sys("confine the command")(source)),
+    }
+}
+
+/// Why a command could not be put into a spark's cgroups.
+fn not_entered(source: io::Error) -> Error {
+    match source.raw_os_error() {
+        // The kernel gives a new cgroup no real-time share of the processors, and takes no real-time process into it.
+        Some(libc::EINVAL) if sys::schedule::is_real_time() => Error::Host {
+            what: "a process with a real-time scheduling policy cannot enter a spark".into(),
+            hint: "give the command an ordinary one: `chrt --other 0 spark …`".into(),
+            source: Some(source),
+        },
+        _ => Error::sys("enter the spark")(source),
     }
 }
 
@@ -191,6 +205,10 @@ impl Plan {
     }
 
     fn prepare(&self) -> Result<(), (u8, io::Error)> {
+        self.arrive().map_err(|e| (STEP_CONFINE, e))?;
+        for mut tasks in &self.cgroups.tasks {
+            tasks.write_all(b"0").map_err(|e| (STEP_CGROUP, e))?;
+        }
         self.confine().map_err(|e| (STEP_CONFINE, e))?;
         if self.terminal {
             self.open_terminal().map_err(|e| (STEP_TERMINAL, e))?;
@@ -207,8 +225,7 @@ impl Plan {
         sys::exec::reset_signals().map_err(|e| (STEP_CONFINE, e))
     }
 
-    /// The order matters: see docs/security.md before changing it.
-    fn confine(&self) -> io::Result<()> {
+    fn arrive(&self) -> io::Result<()> {
         if let Some(init) = &self.leaving {
             // It looks whether it is alone, and then leaves: if it looked just before this process was there, it takes
             // this process along. Asleep, it has decided to stay, and the next time it looks it is not alone.
@@ -217,9 +234,11 @@ impl Plan {
             live::touch(&self.init)?;
         }
         rustix::process::setsid()?;
-        for mut tasks in &self.cgroups.tasks {
-            tasks.write_all(b"0")?;
-        }
+        Ok(())
+    }
+
+    /// The order matters: see docs/security.md before changing it.
+    fn confine(&self) -> io::Result<()> {
         if let Some([input, output, error]) = &self.streams {
             rustix::stdio::dup2_stdin(input)?;
             rustix::stdio::dup2_stdout(output)?;

@@ -20,7 +20,7 @@ use super::live::{self, Live};
 use super::place::{self, Maps, Place, no_idmap};
 use super::secrets::{self, Filling};
 use super::youki::Handle;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::sys;
 use crate::sys::idmap::IdMap;
 use crate::sys::mount::Planned;
@@ -38,10 +38,14 @@ pub trait Wiring: std::fmt::Debug {
 
 /// Longest report of a failed start, in bytes: what one write to a pipe puts there whole.
 const REPORT_MAX: usize = 4096;
+/// Longest reason in it: escaped as JSON, it takes up to six times as much where it consists of control characters.
+const WHY_MAX: usize = 600;
 
 /// What is needed to start a spark whose bundle is written.
 #[derive(Debug)]
 pub struct Launch {
+    /// The spark's name, for errors.
+    pub spark: String,
     pub container: Handle,
     /// The bundle: `init.json` goes there, and what libcontainer gets is in `libcontainer/` below.
     pub bundle: PathBuf,
@@ -75,15 +79,56 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Starting {
     helper: i32,
     report: OwnedFd,
-    container: Handle,
+    spark: String,
     bundle: PathBuf,
+}
+
+/// Why the helper did not start the spark.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Report {
+    why: String,
+    hint: Option<String>,
+    failed: Option<Box<(PathBuf, i32)>>,
+    /// The reason is in the spark's own root filesystem.
+    in_root: bool,
+}
+
+impl Report {
+    fn of(e: &Error) -> Report {
+        let (mut why, in_root) = match e {
+            Error::Spark { why, .. } => (why.clone(), true),
+            e => (super::youki::chain(e), false),
+        };
+        why.truncate(why.floor_char_boundary(WHY_MAX));
+        let failed = match e {
+            Error::Io { path, source, .. } => {
+                source.raw_os_error().map(|errno| Box::new((path.clone(), errno)))
+            }
+            _ => None,
+        };
+        Report { why, hint: e.hint(), failed, in_root }
+    }
+
+    fn unknown(why: String) -> Report {
+        Report { why, hint: None, failed: None, in_root: false }
+    }
+
+    fn of_spark(self, spark: String) -> Error {
+        let errno = self.failed.as_ref().map(|failed| failed.1);
+        let code = match (self.in_root, errno) {
+            (true, _) => Code::NotSupported,
+            (false, Some(errno)) => Code::of(&std::io::Error::from_raw_os_error(errno)),
+            (false, None) => Code::Internal,
+        };
+        Error::Spark { action: "start", spark, why: self.why, code, hint: self.hint, failed: self.failed }
+    }
 }
 
 impl Starting {
     /// Waits until PID 1 runs.
     ///
     /// # Errors
-    /// `internal` with libcontainer's words. What is left of the container then is the caller's to remove.
+    /// [`Error::Spark`] with libcontainer's words, or what in the spark's root is in the way. What is left of the container then is the caller's to remove.
     pub fn wait(self) -> Result<Live> {
         // Not until the pipe ends: what waits inside for its start has it too, and nobody starts that if the helper
         // was killed. A report fits into the pipe.
@@ -97,16 +142,18 @@ impl Starting {
         let ended = sys::process::reap(self.helper, true).map_err(Error::sys("wait for the helper"))?;
         let mut report = vec![0; REPORT_MAX];
         let length = rustix::io::read(&self.report, &mut report).unwrap_or(0);
-        let mut detail = String::from_utf8_lossy(&report[..length]).into_owned();
-        if !in_time {
-            detail = format!("it did not start within {} seconds", PATIENCE.as_secs());
-        }
-        let failed = |detail| Error::Runtime { action: "start", id: self.container.id.clone(), detail };
-        match ended.map(|e| e.status()) {
-            Some(0) => live::read(&self.bundle).ok_or_else(|| failed("it ended at once".into())),
-            status if detail.is_empty() => Err(failed(format!("the helper ended with {status:?}"))),
-            _ => Err(failed(detail)),
-        }
+        let report: Option<Report> = serde_json::from_slice(&report[..length]).ok();
+        let status = ended.map(|e| e.status());
+        let why = match (in_time, status) {
+            (false, _) => format!("it did not start within {} seconds", PATIENCE.as_secs()),
+            (_, Some(0)) => match live::read(&self.bundle) {
+                Some(live) => return Ok(live),
+                None => "it ended at once".into(),
+            },
+            _ => format!("the helper ended with {status:?}"),
+        };
+        let report = report.filter(|_| in_time).unwrap_or_else(|| Report::unknown(why));
+        Err(report.of_spark(self.spark))
     }
 }
 
@@ -116,24 +163,23 @@ impl Launch {
         let (report, to) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)
                 .map_err(|e| Error::sys("make a pipe")(e.into()))?;
-        let container = self.container.clone();
-        let bundle = self.bundle.clone();
+        let (spark, bundle) = (self.spark.clone(), self.bundle.clone());
         let helper = sys::process::fork(move || {
             if let Some(wiring) = &self.wiring {
                 wiring.begin();
             }
             let Err(e) = self.start() else { return 0 };
-            let text = super::youki::chain(&e);
-            let _ = rustix::io::write(&to, &text.as_bytes()[..text.len().min(REPORT_MAX)]);
+            let text = serde_json::to_vec(&Report::of(&e)).unwrap_or_default();
+            let _ = rustix::io::write(&to, &text);
             1
         })
         .map_err(Error::sys("start a helper"))?;
-        Ok(Starting { helper, report, container, bundle })
+        Ok(Starting { helper, report, spark, bundle })
     }
 
     /// In the helper: everything that changes this process for good.
     fn start(mut self) -> Result<()> {
-        sys::mount::unshare().map_err(Error::sys("make a mount namespace"))?;
+        sys::mount::unshare().map_err(no_mount_namespace)?;
         // Values are in their files, and no longer in this process, before there is one of the container's.
         let secrets =
             self.secrets.take().map(|filling| secrets::mount(filling, self.first_id)).transpose()?;
@@ -161,7 +207,7 @@ impl Launch {
             .with_systemd(false)
             .with_detach(true)
             .build()
-            .map_err(failed)?;
+            .map_err(|e| self.unprepared().unwrap_or_else(|| failed(e)))?;
         crate::fault::point("start.created")?;
         if self.limited {
             cgroup::without_swap(&Cgroup::new(&self.container.cgroup))
@@ -192,6 +238,19 @@ impl Launch {
         live::write(&self.bundle, &live)
     }
 
+    /// What in the root keeps libcontainer from mounting something, if that can be seen: it says only that it could not.
+    fn unprepared(&self) -> Option<Error> {
+        let spec = Spec::load(self.bundle.join("libcontainer/config.json")).ok()?;
+        let root = sys::file::open_dir(&self.root).ok()?;
+        let places = spec.mounts().iter().flatten().map(|mount| mount.destination());
+        places.into_iter().find_map(|at| self.in_the_way(place::obstacle(root.as_fd(), at, true, true)))
+    }
+
+    fn in_the_way(&self, obstacle: Option<(PathBuf, &'static str)>) -> Option<Error> {
+        let (path, what) = obstacle?;
+        Some(Error::in_root(&self.spark, &path, what, &self.root))
+    }
+
     /// Mounts the root at the bundle's mount point, and everything else upon it. Nothing of the spark runs yet, and
     /// whatever its last run left at these places, nothing is opened and nothing leads out.
     fn mount(&self) -> Result<()> {
@@ -210,13 +269,28 @@ impl Launch {
         let bare = sys::file::open_dir(&self.root).map_err(Error::io("open", &self.root))?;
         let mapped = sys::file::open_dir(&top).map_err(Error::io("open", &top))?;
         for mount in &self.mounts {
-            let failed = |e| Error::io("mount something at", &mount.at)(e);
+            let failed = |e| {
+                let obstacle = place::obstacle(bare.as_fd(), &mount.at, mount.is_dir, false);
+                self.in_the_way(obstacle).unwrap_or_else(|| Error::io("mount something at", &mount.at)(e))
+            };
             let tree = place::detached(mount, &mut maps)?;
             let place = Place { bare: bare.as_fd(), mapped: mapped.as_fd(), first_id: self.first_id };
             let place = place.open(&mount.at, mount.is_dir, sys::beneath::open_place).map_err(failed)?;
             sys::mount::attach_upon(&tree, &place).map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+/// Why there is no mount namespace for the helper.
+fn no_mount_namespace(source: std::io::Error) -> Error {
+    match source.raw_os_error() {
+        Some(libc::EINVAL) => Error::Host {
+            what: "cannot make a mount namespace: `/` is not a mount point here, as in a chroot".into(),
+            hint: "make it one before chroot(8) is called: `mount --bind DIR DIR`".into(),
+            source: None,
+        },
+        _ => Error::sys("make a mount namespace")(source),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::sys;
@@ -71,6 +71,41 @@ pub fn linked(root: &Path) -> io::Result<Option<&'static str>> {
         }
     }
     Ok(None)
+}
+
+/// What in a root keeps something from being mounted at a path, if that can be seen: the path of the obstacle, and what it
+/// is. `exact` where no link may be followed on the way.
+pub(super) fn obstacle(
+    root: BorrowedFd<'_>,
+    at: &Path,
+    is_dir: bool,
+    exact: bool,
+) -> Option<(PathBuf, &'static str)> {
+    use rustix::fs::{FileType, Mode, OFlags};
+    let mut path = PathBuf::from("/");
+    for part in at.strip_prefix("/").unwrap_or(at) {
+        path.push(part);
+        let wants_dir = is_dir || path != at;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        let found = sys::beneath::open_with(root, &path, flags, Mode::empty()).ok()?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&found).ok()?.st_mode);
+        let what = match kind {
+            FileType::Symlink if exact => "a symbolic link",
+            FileType::Symlink => match sys::beneath::open_with(root, &path, OFlags::PATH, Mode::empty()) {
+                // Where it leads is made if it is not there.
+                Ok(_) => continue,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(_) => "a symbolic link that leads nowhere",
+            },
+            FileType::Directory if wants_dir => continue,
+            FileType::Directory => "a directory",
+            _ if !wants_dir => continue,
+            FileType::RegularFile => "a file",
+            _ => "no directory",
+        };
+        return Some((path, what));
+    }
+    None
 }
 
 /// How a path is followed, with the root as `/`.

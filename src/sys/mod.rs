@@ -15,6 +15,7 @@ pub mod exec;
 pub mod file;
 pub mod flock;
 pub mod held;
+pub mod host;
 pub mod idmap;
 pub mod job;
 pub mod locked;

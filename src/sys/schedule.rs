@@ -33,6 +33,13 @@ pub fn set(schedule: &Schedule) -> io::Result<()> {
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether the kernel schedules this process by a real-time policy, or by deadlines.
+pub fn is_real_time() -> bool {
+    // SAFETY: sched_getscheduler(2) takes a plain number; 0 is the calling process.
+    let policy = unsafe { libc::sched_getscheduler(0) } & !libc::SCHED_RESET_ON_FORK;
+    matches!(policy, libc::SCHED_FIFO | libc::SCHED_RR | libc::SCHED_DEADLINE)
+}
+
 /// Has the kernel serve this thread's requests to disks by a class, and a level within it.
 pub fn set_io_priority(class: u8, level: u8) -> io::Result<()> {
     const PROCESS: i32 = 1;

@@ -38,6 +38,7 @@ mod images;
 mod inside;
 mod lifecycle;
 mod limits;
+mod messages;
 mod network;
 mod options;
 mod passphrase;

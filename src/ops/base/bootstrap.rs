@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use super::super::{Observer, Sparks};
 use super::{BaseInfo, MINIMAL, make, sources};
 use crate::domain::name::Name;
 use crate::error::{Error, Result};
 use crate::image::{Limits, Summary, debian, minimal, unpack};
+use crate::sys;
 
 const PROGRAM: &str = "mmdebstrap";
 /// What a developer misses at once in the smallest Debian: certificates for https, `ps`, and a pager.
@@ -77,8 +78,7 @@ fn suite_of(os_release: &str) -> Option<String> {
 
 /// Whether a Debian can be bootstrapped here.
 pub(super) fn is_possible() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(PROGRAM).is_file())
+    sys::host::directories().iter().any(|dir| dir.join(PROGRAM).is_file())
 }
 
 /// Runs mmdebstrap, which mounts in a namespace of its own and cleans up after itself, and unpacks what it writes.
@@ -147,7 +147,7 @@ impl Drop for Scratch {
 }
 
 fn start(suite: &Name, scratch: &Scratch) -> Result<Child> {
-    let mut command = Command::new(PROGRAM);
+    let mut command = sys::host::command(PROGRAM);
     command.args(["--variant=minbase", "--format=tar", "--verbose", "--skip=cleanup/apt/lists"]);
     command.arg(format!("--include={PACKAGES}"));
     command.args(APT.iter().map(|o| format!("--aptopt={o}")));

@@ -402,8 +402,10 @@ impl<'a> Copier<'a> {
     }
 
     pub(super) fn reading(&self, action: &'static str) -> impl FnOnce(io::Error) -> Error {
-        let path = self.here(&self.from);
+        let (path, to) = (self.here(&self.from), self.here(&self.to));
         move |e| match e.raw_os_error() {
+            // Nobody fails to read for that. What copies reads and writes in one step.
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EROFS) => Error::io("write", to)(e),
             Some(libc::EBUSY) => Error::Busy {
                 what: path.display().to_string(),
                 why: "it becomes something else whenever it is looked at".into(),

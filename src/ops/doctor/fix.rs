@@ -1,11 +1,12 @@
 //! What `doctor --fix` does: Debian packages through apt-get, kernel modules through modprobe. Nothing else of
 //! the host is changed: boot parameters and sysctls are the administrator's.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use super::{Check, Probe};
 use crate::error::{Error, Result};
 use crate::pool::layout::not_root;
+use crate::sys;
 
 /// One thing that can be done about a failing check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +64,7 @@ fn run(command: &[&str]) -> Result<()> {
         return Ok(());
     };
     tracing::info!("running {}", command.join(" "));
-    let output = Command::new(program)
+    let output = sys::host::command(program)
         .args(args)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
