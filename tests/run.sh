@@ -5,10 +5,11 @@
 #   sudo tests/run.sh fmt unit host        some parts
 #   sudo tests/run.sh host -- base::list   arguments for the test programs
 #   sudo tests/run.sh --full host          1,000 snapshots of each database, not 25: hours
+#   sudo tests/run.sh --full odd           14,000 odd archives and images, not 350: half an hour
 #   tests/run.sh --list                    the parts
 #
 # Parts are fmt, clippy, shell, dependencies, unit, doc, each file and directory
-# of tests/ that is a Rust test program, docs, quickstart, vm and left. Programs are
+# of tests/ that is a Rust test program, docs, odd, quickstart, vm and left. Programs are
 # built by whoever the checkout belongs to and run as root. A part that fails does not
 # keep the others from running. The last line is `N passed, N failed`.
 #
@@ -68,6 +69,8 @@ part_dependencies() {
 part_doc() { as_caller "${build_tests[@]}" --doc; }
 
 part_docs() { python3 tests/docs.py --spark "$debug/spark"; }
+
+part_odd() { python3 tests/odd/run.py --spark "$debug/spark"; }
 
 # The quickstart twice, the second time over what the first left. Then what it
 # says of removing everything, typed as it stands there.
@@ -237,7 +240,7 @@ test_programs() {
 all_parts() {
     echo fmt clippy shell dependencies unit doc
     test_programs
-    echo docs quickstart vm left
+    echo docs odd quickstart vm left
 }
 
 cleanup() {
@@ -266,7 +269,7 @@ while [ $# -gt 0 ]; do
         ;;
     --full)
         full=yes
-        export SPARKS_TEST_ROUNDS=40 # of 25 snapshots
+        export SPARKS_TEST_ROUNDS=40 # of 25 snapshots, or 350 odd archives
         patience=86400
         ;;
     --)

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use crate::domain::ids;
 use crate::error::Error;
-use crate::sys::tree::{self, Mtime};
+use crate::sys::tree::{self, Mtime, Nearby};
 
 /// Longest path of an entry: a tree can be deeper than a path that the kernel takes.
 const LONGEST_PATH: usize = 64 << 10;
@@ -177,9 +177,7 @@ pub(super) struct Meta {
 /// A directory that files are made in. All paths are as [`relative`] gives them.
 #[derive(Debug)]
 pub(super) struct Root {
-    top: Rc<OwnedFd>,
-    /// The directory used last, since archives go directory by directory.
-    last: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    dirs: Nearby,
     /// Attributes that the filesystem would not take.
     pub xattrs_dropped: u64,
     /// Directories that were made because entries are in them. One entry may need thousands.
@@ -233,8 +231,7 @@ pub(super) fn is(e: &io::Error, errno: i32) -> bool {
 impl Root {
     pub(super) fn open(path: &Path) -> io::Result<Root> {
         Ok(Root {
-            top: Rc::new(crate::sys::file::open_dir(path)?),
-            last: None,
+            dirs: Nearby::new(crate::sys::file::open_dir(path)?),
             xattrs_dropped: 0,
             implied: 0,
             replaces: false,
@@ -242,39 +239,37 @@ impl Root {
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {
-        &self.top
+        self.dirs.top()
+    }
+
+    /// Opens a directory that is there.
+    pub(super) fn open_dir(&mut self, path: &[u8]) -> io::Result<Rc<OwnedFd>> {
+        self.dirs.open(path)
     }
 
     /// Forgets what is kept open: it may be about to go.
     pub(super) fn forget(&mut self) {
-        self.last = None;
+        self.dirs.forget();
     }
 
     /// Opens a directory, making what is missing of it.
     fn dir(&mut self, path: &[u8]) -> Made<Rc<OwnedFd>> {
-        if let Some((last, fd)) = &self.last
-            && last == path
-        {
-            return Ok(fd.clone());
+        match self.dirs.open(path) {
+            Ok(fd) => Ok(fd),
+            Err(e) if is(&e, libc::ENOENT) => self.make_dirs(path),
+            Err(e) => Err(not_inside(self.fd(), path, e)),
         }
-        let fd = match tree::open_dir(&*self.top, path) {
-            Ok(fd) => Rc::new(fd),
-            Err(e) if is(&e, libc::ENOENT) => self.make_dirs(path)?,
-            Err(e) => return Err(not_inside(&self.top, path, e)),
-        };
-        self.last = Some((path.to_owned(), fd.clone()));
-        Ok(fd)
     }
 
     fn make_dirs(&mut self, path: &[u8]) -> Made<Rc<OwnedFd>> {
-        let mut at = self.top.clone();
-        for part in path.split(|b| *b == b'/') {
+        let (mut at, rest) = self.dirs.nearest(path);
+        for part in rest.split(|b| *b == b'/') {
             let new = match tree::make_dir(&*at, part) {
                 Ok(()) => true,
                 Err(e) if is(&e, libc::EEXIST) => false,
                 Err(e) => return Err(Problem::Io("create the directory of", e)),
             };
-            let next = tree::open_child(&*at, part).map_err(|e| not_inside(&self.top, path, e))?;
+            let next = tree::open_child(&*at, part).map_err(|e| not_inside(self.fd(), path, e))?;
             if new {
                 self.implied += 1;
                 let root = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -283,6 +278,7 @@ impl Root {
             }
             at = Rc::new(next);
         }
+        self.dirs.keep(path, &at);
         Ok(at)
     }
 
@@ -312,11 +308,11 @@ impl Root {
             Ok(false) => Ok(()),
             Ok(true) => {
                 // It may be the very directory that is kept open.
-                self.last = None;
+                self.forget();
                 Ok(())
             }
             Err(e) if is(&e, libc::ENOTEMPTY) && self.replaces => {
-                self.last = None;
+                self.forget();
                 let all = tree::open_child(dir, name).map_err(io("replace"))?;
                 tree::clear(&all).map_err(io("replace"))?;
                 tree::remove_dir(dir, name).map_err(io("replace"))
@@ -350,7 +346,7 @@ impl Root {
     /// Makes a directory, or changes one that is there.
     pub(super) fn directory(&mut self, path: &[u8], meta: &Meta) -> Made<()> {
         if path.is_empty() {
-            let top = self.top.clone();
+            let top = self.dirs.top().clone();
             return self.finish(&*top, meta);
         }
         let (parent, name) = split(path);
@@ -407,19 +403,19 @@ impl Root {
     /// Removes a file, or nothing.
     pub(super) fn remove(&mut self, path: &[u8]) -> Made<()> {
         let (dir, name) = split(path);
-        match tree::open_dir(&*self.top, dir) {
+        match self.dirs.open(dir) {
             Ok(dir) => self.clear(&dir, name),
             Err(e) if is(&e, libc::ENOENT) => Ok(()),
-            Err(e) => Err(not_inside(&self.top, dir, e)),
+            Err(e) => Err(not_inside(self.fd(), dir, e)),
         }
     }
 
     /// Removes the files of a directory whose names begin with `prefix`. Directories in it stay.
     pub(super) fn remove_files(&mut self, path: &[u8], prefix: &[u8]) -> Made<()> {
-        let dir = match tree::open_dir(&*self.top, path) {
+        let dir = match self.dirs.open(path) {
             Ok(dir) => dir,
             Err(e) if is(&e, libc::ENOENT) => return Ok(()),
-            Err(e) => return Err(not_inside(&self.top, path, e)),
+            Err(e) => return Err(not_inside(self.fd(), path, e)),
         };
         for name in tree::names(&dir).map_err(io("list"))? {
             let stat = tree::stat(&dir, &name).map_err(io("inspect"))?;
@@ -433,9 +429,9 @@ impl Root {
     /// Makes a hard link to a file that is there already, a symbolic link itself.
     pub(super) fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Made<()> {
         let (target_dir, target_name) = split(target);
-        let from = tree::open_dir(&*self.top, target_dir).map_err(|e| match e.raw_os_error() {
+        let from = tree::open_dir(self.fd(), target_dir).map_err(|e| match e.raw_os_error() {
             Some(libc::ENOENT) => Problem::Refused("is a hard link to what is not there".into()),
-            _ => not_inside(&self.top, target_dir, e),
+            _ => not_inside(self.fd(), target_dir, e),
         })?;
         let there = tree::stat(&from, target_name)
             .map_err(|_| Problem::Refused("is a hard link to what is not there".into()))?;

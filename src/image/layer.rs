@@ -62,12 +62,12 @@ impl Layer {
 
     /// It is about to change something in a directory. The time of one that it does not have itself is another layer's,
     /// and given back in the end. Returns it where it has to be remembered.
-    pub(super) fn enter(&mut self, root: &Root, dir: &[u8]) -> Option<Mtime> {
+    pub(super) fn enter(&mut self, root: &mut Root, dir: &[u8]) -> Option<Mtime> {
         if !self.entered.insert(self.hasher.hash_one(dir)) || self.has(dir) {
             return None;
         }
         // What is not there, or no directory, is told by who needs it.
-        let stat = rustix::fs::fstat(tree::open_dir(root.fd(), dir).ok()?).ok()?;
+        let stat = rustix::fs::fstat(root.open_dir(dir).ok()?).ok()?;
         Some((stat.st_mtime, stat.st_mtime_nsec as u32))
     }
 

@@ -7,13 +7,12 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::rc::Rc;
 
 use rustix::fs::{FileType, Stat};
 
 use super::files::{keeps_value, keeps_xattr, shown, split};
 use crate::error::{Error, Result};
-use crate::sys::tree;
+use crate::sys::tree::{self, Nearby};
 
 /// What a layer does with a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,10 +178,7 @@ fn time(seconds: i64, nanos: u32) -> String {
 /// A tree that is packed.
 struct Packing<'a, W> {
     root: &'a Path,
-    top: OwnedFd,
-    /// The directory that was opened last. What comes next is in it, or below it: from the top, the way to a deep one is
-    /// long.
-    last: (Vec<u8>, Rc<OwnedFd>),
+    dirs: Nearby,
     packer: Packer<W>,
     /// The first name of what has several.
     first: HashMap<u64, Vec<u8>>,
@@ -216,7 +212,7 @@ pub fn pack_all<W: Write>(root: &Path, out: W, progress: &dyn Fn(u64)) -> Result
         if packing.write(&path)? != FileType::Directory {
             continue;
         }
-        let listed = packing.dir(&path).and_then(tree::names);
+        let listed = packing.dirs.open(&path).and_then(tree::names);
         let mut names = listed.map_err(packing.io("list", &path))?;
         // From a stack they come the other way round.
         names.sort_by(|a, b| b.cmp(a));
@@ -228,9 +224,16 @@ pub fn pack_all<W: Write>(root: &Path, out: W, progress: &dyn Fn(u64)) -> Result
 impl<'a, W: Write> Packing<'a, W> {
     fn new(root: &'a Path, out: W, progress: &'a dyn Fn(u64)) -> Result<Packing<'a, W>> {
         let top = crate::sys::file::open_dir(root).map_err(Error::io("open", root))?;
-        let last = (Vec::new(), Rc::new(top.try_clone().map_err(Error::io("open", root))?));
         let (first, packed) = Default::default();
-        Ok(Packing { root, top, last, packer: Packer::new(out), first, packed, bytes: 0, progress })
+        Ok(Packing {
+            root,
+            dirs: Nearby::new(top),
+            packer: Packer::new(out),
+            first,
+            packed,
+            bytes: 0,
+            progress,
+        })
     }
 
     fn finish(self) -> Result<(W, Packed)> {
@@ -240,22 +243,6 @@ impl<'a, W: Write> Packing<'a, W> {
 
     fn io(&self, action: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error + use<W> {
         Error::io(action, self.root.join(shown(path)))
-    }
-
-    fn dir(&mut self, path: &[u8]) -> io::Result<Rc<OwnedFd>> {
-        let (last, fd) = &self.last;
-        let below = match path.strip_prefix(&last[..]) {
-            Some([]) => return Ok(fd.clone()),
-            Some(rest) if last.is_empty() => Some(rest),
-            Some([b'/', rest @ ..]) => Some(rest),
-            _ => None,
-        };
-        let opened = match below {
-            Some(rest) => tree::open_dir(&**fd, rest)?,
-            None => tree::open_dir(&self.top, path)?,
-        };
-        self.last = (path.to_owned(), Rc::new(opened));
-        Ok(self.last.1.clone())
     }
 
     fn hide(&mut self, path: &[u8]) -> Result<()> {
@@ -269,7 +256,7 @@ impl<'a, W: Write> Packing<'a, W> {
     fn write(&mut self, path: &[u8]) -> Result<FileType> {
         let (dir, name) = split(path);
         let name = if name.is_empty() { b"." } else { name };
-        let dir = self.dir(dir).map_err(self.io("open the directory of", path))?;
+        let dir = self.dirs.open(dir).map_err(self.io("open the directory of", path))?;
         let stat = tree::stat(&dir, name).map_err(self.io("inspect", path))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if path.split(|b| *b == b'/').any(|part| part.starts_with(b".wh.")) {

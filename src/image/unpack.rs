@@ -135,7 +135,7 @@ impl Unpacker {
         let path = files::relative(&entry.name)?;
         if let Some(layer) = &mut self.layer {
             let dir = files::split(&path).0;
-            if let Some(mtime) = layer.enter(&self.root, dir) {
+            if let Some(mtime) = layer.enter(&mut self.root, dir) {
                 self.times.push((dir.to_owned(), mtime));
             }
             if let Some(hidden) = layer::whiteout(&path)? {
@@ -244,7 +244,7 @@ impl Unpacker {
 
     fn finish(mut self, target: &Path) -> Result<Summary> {
         for (path, mtime) in std::mem::take(&mut self.times) {
-            let set = match tree::open_dir(self.root.fd(), &path) {
+            let set = match self.root.open_dir(&path) {
                 Ok(fd) => tree::set_mtime(fd, mtime),
                 // A later entry took its place.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, XattrFlags,
@@ -39,6 +40,58 @@ fn open_part(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
             Err(Errno::AGAIN | Errno::INTR) => {}
             other => return Ok(other?),
         }
+    }
+}
+
+/// Opens directories below one, each from the one before if that is above it: archives go directory by directory, and
+/// from the top the way to a deep one is long.
+#[derive(Debug)]
+pub struct Nearby {
+    top: Rc<OwnedFd>,
+    last: Option<(Vec<u8>, Rc<OwnedFd>)>,
+}
+
+impl Nearby {
+    pub fn new(top: OwnedFd) -> Nearby {
+        Nearby { top: Rc::new(top), last: None }
+    }
+
+    /// The directory that all are below.
+    pub fn top(&self) -> &Rc<OwnedFd> {
+        &self.top
+    }
+
+    /// Forgets the directory that was opened last: it may be about to go.
+    pub fn forget(&mut self) {
+        self.last = None;
+    }
+
+    /// Opens a directory, as [`open_dir`].
+    pub fn open(&mut self, path: &[u8]) -> io::Result<Rc<OwnedFd>> {
+        let (from, rest) = self.nearest(path);
+        let fd = match rest {
+            [] => from,
+            rest => Rc::new(open_dir(&*from, rest)?),
+        };
+        self.keep(path, &fd);
+        Ok(fd)
+    }
+
+    /// The nearest directory above a path that is open, and the way from there.
+    pub fn nearest<'p>(&self, path: &'p [u8]) -> (Rc<OwnedFd>, &'p [u8]) {
+        if let Some((last, fd)) = &self.last {
+            match path.strip_prefix(&last[..]) {
+                Some([]) => return (fd.clone(), b""),
+                Some([b'/', rest @ ..]) if !last.is_empty() => return (fd.clone(), rest),
+                _ => {}
+            }
+        }
+        (self.top.clone(), path)
+    }
+
+    /// Notes the directory of a path, which is open.
+    pub fn keep(&mut self, path: &[u8], fd: &Rc<OwnedFd>) {
+        self.last = Some((path.to_owned(), fd.clone()));
     }
 }
 

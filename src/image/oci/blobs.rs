@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
-use super::manifest::Descriptor;
+use super::manifest::{Descriptor, shown};
 use crate::domain::image::{Digest, STDIN};
 use crate::error::{Error, Result};
 use crate::image::archive::{Archive, Kind};
@@ -20,6 +20,8 @@ use crate::sys;
 
 /// Most entries of an archive of blobs: it has a few for every layer.
 const ENTRIES: usize = 10_000;
+/// Most pieces of all files of an archive of blobs: `tar -S` leaves holes out.
+const PIECES: usize = 1 << 20;
 
 /// How far a transfer is, and whether it is still wanted. Shared by who does it and who waits.
 #[derive(Debug, Default)]
@@ -44,11 +46,16 @@ impl Heard {
 #[derive(Debug)]
 pub(super) enum Files {
     Dir(OwnedFd),
-    Tar {
-        file: Arc<File>,
-        /// Where each file's content is, and its bytes.
-        index: HashMap<String, (u64, u64)>,
-    },
+    Tar { file: Arc<File>, index: HashMap<String, Stored> },
+}
+
+/// Where a file's content is in an archive.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    at: u64,
+    /// Offset and length in the file of what is stored there, one after the other. The rest is zeros.
+    pieces: Arc<[(u64, u64)]>,
+    size: u64,
 }
 
 /// A part of a file.
@@ -56,6 +63,38 @@ struct Section {
     file: Arc<File>,
     at: u64,
     end: u64,
+}
+
+/// A file in an archive, with its holes.
+struct Content {
+    file: Arc<File>,
+    stored: Stored,
+    /// How much was read, the piece that comes next, and how much of it and the ones before was read.
+    read: u64,
+    piece: usize,
+    taken: u64,
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Stored { at, pieces, size } = &self.stored;
+        while pieces.get(self.piece).is_some_and(|(offset, length)| offset + length <= self.read) {
+            self.piece += 1;
+        }
+        let (offset, length) = pieces.get(self.piece).copied().unwrap_or((*size, 0));
+        if self.read < offset {
+            let n = (offset - self.read).min(buffer.len() as u64) as usize;
+            buffer[..n].fill(0);
+            self.read += n as u64;
+            return Ok(n);
+        }
+        let at = at + self.taken;
+        let mut section = Section { file: self.file.clone(), at, end: at + (offset + length - self.read) };
+        let n = section.read(buffer)?;
+        self.read += n as u64;
+        self.taken += n as u64;
+        Ok(n)
+    }
 }
 
 impl Read for Section {
@@ -118,8 +157,9 @@ impl Files {
                 Ok((Box::new(file), meta.len()))
             }
             Files::Tar { file, index } => {
-                let (at, size) = *index.get(name).ok_or(io::ErrorKind::NotFound)?;
-                Ok((Box::new(Section { file: file.clone(), at, end: at + size }), size))
+                let stored = index.get(name).ok_or(io::ErrorKind::NotFound)?.clone();
+                let size = stored.size;
+                Ok((Box::new(Content { file: file.clone(), stored, read: 0, piece: 0, taken: 0 }), size))
             }
         }
     }
@@ -135,18 +175,23 @@ impl Files {
             from.take(most).read_to_end(&mut bytes)?;
             Ok(bytes)
         };
-        read().map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => format!("it has no `{name}`"),
-            _ => format!("its `{name}` cannot be read: {e}"),
-        })
+        read().map_err(|e| unreadable(name, &e))
     }
 }
 
-fn index(file: &Arc<File>, end: u64) -> io::Result<HashMap<String, (u64, u64)>> {
+/// Why a file of an image cannot be read, for the image's user.
+pub(super) fn unreadable(name: &str, e: &io::Error) -> String {
+    match e.kind() {
+        io::ErrorKind::NotFound => format!("it has no `{}`", shown(name)),
+        _ => format!("its `{}` cannot be read: {e}", shown(name)),
+    }
+}
+
+fn index(file: &Arc<File>, end: u64) -> io::Result<HashMap<String, Stored>> {
     let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
     let mut archive = Archive::new(Section { file: file.clone(), at: 0, end });
     let (mut index, mut links) = (HashMap::new(), Vec::new());
-    let mut entries = 0;
+    let (mut entries, mut pieces) = (0, 0);
     while let Some(entry) = archive.next()? {
         entries += 1;
         if entries > ENTRIES {
@@ -155,12 +200,16 @@ fn index(file: &Arc<File>, end: u64) -> io::Result<HashMap<String, (u64, u64)>> 
         let Ok(name) = String::from_utf8(entry.name) else { continue };
         let name = name.trim_start_matches("./").to_owned();
         match entry.kind {
-            Kind::File if entry.pieces == [(0, entry.stored)] && entry.size == entry.stored => {
+            Kind::File => {
+                pieces += entry.pieces.len();
+                if pieces > PIECES {
+                    return Err(bad("its files have too many holes for an archive of an image"));
+                }
                 archive.pass_over(|input| {
-                    let at = input.at;
+                    let (at, pieces) = (input.at, entry.pieces.into());
                     // Its content is not read now. What is behind the end, the next header's read finds.
                     input.at = (at + entry.stored).min(end);
-                    index.insert(name, (at, entry.stored));
+                    index.insert(name, Stored { at, pieces, size: entry.size });
                 });
             }
             // Docker wrote layers that are the same as links to the first of them.
@@ -171,7 +220,7 @@ fn index(file: &Arc<File>, end: u64) -> io::Result<HashMap<String, (u64, u64)>> 
     for (name, target) in links {
         let Ok(target) = String::from_utf8(target) else { continue };
         let target = target.trim_start_matches("../").trim_start_matches("./");
-        if let Some(place) = index.get(target).copied() {
+        if let Some(place) = index.get(target).cloned() {
             index.insert(name, place);
         }
     }

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use serde::Deserialize;
 
-use super::blobs::Files;
+use super::blobs::{Files, unreadable};
 use super::json;
 use super::manifest::{
     Config, Descriptor, MOST, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of, shown,
@@ -37,9 +37,8 @@ pub(super) fn find(
     let config = Config::parse(&bytes, item.layers.len())?;
     let mut layers = Vec::new();
     for (layer, diff_id) in item.layers.iter().zip(&config.rootfs.diff_ids) {
-        let (from, size) = files.open(layer).map_err(|_| format!("it has no `{}`", shown(layer)))?;
-        let size = plain_size(from, size, limit)
-            .map_err(|e| format!("its layer `{}` cannot be read: {e}", shown(layer)))?;
+        let size = files.open(layer).and_then(|(from, size)| plain_size(from, size, limit));
+        let size = size.map_err(|e| unreadable(layer, &e))?;
         layers.push(Descriptor::new(OCI_LAYER, diff_id.clone(), size));
     }
     let manifest = Manifest {

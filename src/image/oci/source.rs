@@ -1,6 +1,7 @@
 //! An image, wherever it is: found and described first, its layers fetched afterwards.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,7 +9,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::blobs::{Files, Heard, take};
+use super::blobs::{Files, Heard, take, unreadable};
 use super::manifest::{Config, Descriptor, Manifest, OCI_MANIFEST, chains, digest_of};
 use super::registry::Remote;
 use super::{docker, layout};
@@ -147,7 +148,10 @@ impl Opened {
         let work = move || match &*source {
             Source::Files { files, names, plain } => {
                 for (i, blob, path) in all {
-                    let taken = files.open(&names[i]).and_then(|(from, _)| match plain {
+                    let opened = files
+                        .open(&names[i])
+                        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, unreadable(&names[i], &e)));
+                    let taken = opened.and_then(|(from, _)| match plain {
                         true => take(compression::open(from)?, &path, &blob, &shared),
                         false => take(from, &path, &blob, &shared),
                     });
@@ -166,7 +170,7 @@ impl Opened {
 }
 
 /// Whose fault it is that a layer could not be written to a file.
-pub(super) fn blame(what: &str, path: &Path, e: std::io::Error) -> Error {
+pub(super) fn blame(what: &str, path: &Path, e: io::Error) -> Error {
     match e.raw_os_error() {
         Some(_) => Error::io("write", path)(e),
         None => Error::Image { what: what.to_owned(), why: e.to_string() },
@@ -184,7 +188,7 @@ impl Fetching {
                 Ok((i, result)) => drop(self.arrived.insert(i, result)),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    let gone = std::io::ErrorKind::BrokenPipe;
+                    let gone = io::ErrorKind::BrokenPipe;
                     return Err(Error::sys("fetch layers")(gone.into()));
                 }
             }

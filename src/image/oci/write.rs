@@ -177,6 +177,17 @@ impl Whole {
         self.with(manifest, config, layer)
     }
 
+    /// The image with a layer in the place of those that it has.
+    pub fn instead(mut self, layer: NewLayer) -> serde_json::Result<Whole> {
+        let mut manifest: Value = serde_json::from_slice(&self.manifest)?;
+        let mut config: Value = serde_json::from_slice(&self.config)?;
+        manifest["layers"] = json!([]);
+        config["rootfs"]["diff_ids"] = json!([]);
+        config["history"] = json!([]);
+        self.layers.clear();
+        self.with(manifest, config, layer)
+    }
+
     fn with(mut self, mut manifest: Value, mut config: Value, layer: NewLayer) -> serde_json::Result<Whole> {
         config["created"] = json!(layer.created);
         push(&mut config["rootfs"]["diff_ids"], json!(layer.diff_id));

@@ -136,16 +136,25 @@ impl Sparks {
         let whole = match image {
             Some((whole, below)) => {
                 observer.step("comparing", None);
-                let steps = changes::layer(&below, root)?;
-                if steps.is_empty() {
-                    return Ok(whole);
+                match changes::layer(&below, root) {
+                    Ok(steps) if steps.is_empty() => return Ok(whole),
+                    Ok(steps) => {
+                        observer.step("packing what differs", None);
+                        let steps = steps.into_iter().map(|(path, step)| match step {
+                            changes::Step::Write => Step::Write(path),
+                            changes::Step::Hide => Step::Hide(path),
+                        });
+                        whole.and(finish(pack::pack(root, steps, create()?, &progress)?)?)
+                    }
+                    // The kernel compares no paths that are longer than it takes.
+                    Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(libc::ENAMETOOLONG) => {
+                        observer.notice(
+                            "a path is too long to be compared: the image gets one layer of all files",
+                        );
+                        whole.instead(finish(pack::pack_all(root, create()?, &progress)?)?)
+                    }
+                    Err(e) => return Err(e),
                 }
-                observer.step("packing what differs", None);
-                let steps = steps.into_iter().map(|(path, step)| match step {
-                    changes::Step::Write => Step::Write(path),
-                    changes::Step::Hide => Step::Hide(path),
-                });
-                whole.and(finish(pack::pack(root, steps, create()?, &progress)?)?)
             }
             None => {
                 observer.step("packing", None);

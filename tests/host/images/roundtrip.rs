@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::built::{Layer, Tar, busybox, layout, run, sh};
 use super::registries::Registry;
 use crate::common::{Machine, Output, tree};
+use sparks::sys::tree as sys_tree;
 
 /// A base that was made from an image, changed in every way in which layers differ, and saved.
 fn changed(machine: &Machine, time: &str) {
@@ -220,6 +221,46 @@ fn podman_loads_what_was_exported_and_what_it_saves_is_pulled() {
         machine.spark(&["base", "pull", source, base]).ok();
         same(&root_of(&machine, base), &root_of(&machine, "saved"));
     }
+}
+
+/// Makes directories in directories, and a file in the last one.
+fn dig(top: &Path, name: &[u8], levels: usize) {
+    let mut dir = sparks::sys::file::open_dir(top).unwrap();
+    for _ in 0..levels {
+        sys_tree::make_dir(&dir, name).unwrap();
+        dir = sys_tree::open_child(&dir, name).unwrap();
+    }
+    sys_tree::create_file(&dir, b"bottom").unwrap();
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_goes_out_and_comes_back() {
+    let machine = Machine::new();
+    layout(&machine.work().join("l"), "v", &[busybox().layer().gzip()], json!({ "Env": ["A=kept"] }));
+    for spark in ["many", "long"] {
+        machine.spark(&["create", spark, "--image", "oci:l:v", "--no-start"]).ok();
+    }
+    let root = |spark: &str| machine.pool().join("projects/default/sparks").join(spark).join("root");
+    dig(&root("many"), b"d", 6000);
+    dig(&root("long"), &[b'n'; 200], 50);
+    for spark in ["many", "long"] {
+        machine.spark(&["base", "save", spark, spark]).ok();
+        let (first, second) = (format!("{spark}.tar"), format!("{spark}-2.tar"));
+        machine.spark(&["base", "export", spark, "--tar", &first]).ok();
+        machine.spark(&["base", "import", &first, &format!("{spark}-back")]).ok();
+        machine.spark(&["base", "export", &format!("{spark}-back"), "--tar", &second]).ok();
+        sh(&machine.work(), &format!("cmp {first} {second}"));
+    }
+    // The kernel compares no such paths.
+    let out = machine.spark(&["base", "export", "long", "--oci-layout", "out:v"]);
+    out.ok();
+    assert!(out.stderr().contains("one layer of all files"), "{}", out.stderr());
+    assert_eq!(manifest(&machine, "oci:out:v")["layers"].as_array().unwrap().len(), 1);
+    let base = machine.spark(&["--json", "base", "pull", "oci:out:v", "pulled"]).json();
+    assert_eq!(base["image"]["config"]["env"]["A"], "kept");
+    let bottom = [&[b'n'; 200][..]; 50].join(&b'/');
+    let fd = sparks::sys::file::open_dir(&root_of(&machine, "pulled")).unwrap();
+    assert_eq!(sys_tree::names(sys_tree::open_dir(fd, &bottom).unwrap()).unwrap(), [b"bottom"]);
 }
 
 #[test]
