@@ -72,3 +72,54 @@ fn entry<'a>(index: &'a Index, tag: Option<&str>, platform: &Platform) -> Result
         (several, None) => Err(format!("it has {} images, and none was named; {}", several.len(), has())),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::image::oci::manifest::PlatformField;
+
+    #[test]
+    fn entries_of_one_name_are_for_several_platforms_and_of_several_names_one_is_chosen() {
+        let entry = |id: &str, name: Option<&str>, architecture: Option<&str>| Descriptor {
+            annotations: name.map(|n| (REF_NAME.to_owned(), n.to_owned())).into_iter().collect(),
+            platform: architecture.map(|a| PlatformField {
+                architecture: a.into(),
+                os: "linux".into(),
+                variant: None,
+            }),
+            ..Descriptor::new("", digest_of(id.as_bytes()), 1)
+        };
+        let choose = |entries: &[Descriptor], tag: Option<&str>, platform: &str| {
+            let index = Index { manifests: entries.to_vec(), ..Index::default() };
+            super::entry(&index, tag, &platform.parse().unwrap()).map(|d| d.digest.clone())
+        };
+        let (amd, arm) = (entry("amd", None, Some("amd64")), entry("arm", None, Some("arm64")));
+        for (platform, wanted) in [("linux/amd64", &amd), ("linux/arm64", &arm)] {
+            let pair = [amd.clone(), arm.clone()];
+            assert_eq!(choose(&pair, None, platform).unwrap(), wanted.digest);
+            let named = pair.map(|d| Descriptor { annotations: entry("", Some("v"), None).annotations, ..d });
+            assert_eq!(choose(&named, Some("v"), platform).unwrap(), wanted.digest);
+            assert_eq!(choose(&named, None, platform).unwrap(), wanted.digest);
+        }
+        // A single one is taken for what it is.
+        assert_eq!(choose(&[arm.clone()], None, "linux/amd64").unwrap(), arm.digest);
+        assert!(
+            choose(&[amd.clone(), arm], None, "linux/s390x")
+                .unwrap_err()
+                .contains("linux/amd64, linux/arm64")
+        );
+        // One name twice: the same image is one, and the first is taken if the name was given, as skopeo does.
+        let (v, w, again) =
+            (entry("v", Some("v"), None), entry("w", Some("w"), None), entry("x", Some("v"), None));
+        assert_eq!(choose(&[v.clone(), v.clone()], None, "linux/amd64").unwrap(), v.digest);
+        assert_eq!(choose(&[v.clone(), again.clone()], Some("v"), "linux/amd64").unwrap(), v.digest);
+        let why = choose(&[v.clone(), again, w.clone()], None, "linux/amd64").unwrap_err();
+        assert_eq!(why, "it has 3 images, and none was named; it has: v, w");
+        assert_eq!(
+            choose(&[v.clone(), w], Some("x"), "linux/amd64").unwrap_err(),
+            "it has no image `x`; it has: v, w"
+        );
+        assert!(choose(&[amd, v], None, "linux/amd64").unwrap_err().contains("none was named"));
+    }
+}

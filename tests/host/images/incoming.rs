@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sparks::sys::btrfs::unshared_bytes;
 use tar::EntryType;
 
@@ -161,6 +161,19 @@ fn of_an_image_for_several_platforms_the_hosts_is_taken_or_the_one_that_was_aske
     assert!(message.contains("not for linux/") && message.contains("for: linux/s390x"), "{message}");
     let message = machine.spark(&["--json", "base", "pull", "oci:l"]).fails_with("image");
     assert!(message.contains("4 images, and none was named"), "{message}");
+    // The entries of the inner index in the layout's own, without names: one image for several platforms.
+    let text = std::fs::read(dir.join("index.json")).unwrap();
+    let mut all: Value = serde_json::from_slice(&text).unwrap();
+    let entries = all["manifests"].as_array_mut().unwrap();
+    entries.truncate(2);
+    for (entry, architecture) in entries.iter_mut().zip([own.as_str(), "s390x"]) {
+        entry["annotations"] = Value::Null;
+        entry["platform"] = json!({ "os": "linux", "architecture": architecture });
+    }
+    std::fs::write(dir.join("index.json"), serde_json::to_vec(&all).unwrap()).unwrap();
+    machine.spark(&["base", "pull", "oci:l", "c"]).ok();
+    machine.spark(&["base", "pull", "oci:l", "d", "--platform", "linux/s390x"]).ok();
+    assert_eq!((which("c"), which("d")), ("here".into(), "there".into()));
 }
 
 #[test]

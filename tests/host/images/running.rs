@@ -43,6 +43,32 @@ fn a_spark_has_its_images_environment_user_and_directory_and_runs_its_entrypoint
 }
 
 #[test]
+fn a_user_of_an_image_may_have_an_empty_part_and_one_that_is_not_there_is_told_at_the_pull() {
+    let machine = Machine::new();
+    for (tag, user, id) in [("user", "1000:", "1000:1000"), ("group", ":5", "0:5"), ("none", ":", "0:0")] {
+        layout(
+            &machine.work().join("l"),
+            tag,
+            &[busybox().layer()],
+            json!({ "Env": ["PATH=/bin"], "User": user }),
+        );
+        machine.spark(&["create", tag, "--image", &format!("oci:l:{tag}")]).ok();
+        let said = machine.spark(&["exec", tag, "--", "sh", "-c", "echo $(id -u):$(id -g)"]).ok();
+        assert_eq!(said.trim(), id, "{user}");
+    }
+    for (tag, user, why) in [
+        ("nobody", "nobody-here", "user `nobody-here` does not exist"),
+        ("large", "100000", "the ids 0 to 65535"),
+    ] {
+        layout(&machine.work().join("l"), tag, &[busybox().layer()], json!({ "User": user }));
+        let pulled = machine.spark(&["base", "pull", &format!("oci:l:{tag}")]);
+        pulled.ok();
+        let said = pulled.stderr();
+        assert!(said.contains("nothing can run as the image's user") && said.contains(why), "{said}");
+    }
+}
+
+#[test]
 fn an_entrypoint_that_cannot_run_leaves_no_spark_and_at_a_resume_is_told_in_the_log() {
     let machine = Machine::new();
     let dir = machine.work().join("l");
