@@ -103,7 +103,7 @@ mod tests {
             assert_eq!(choose(&named, None, platform).unwrap(), wanted.digest);
         }
         // A single one is taken for what it is.
-        assert_eq!(choose(&[arm.clone()], None, "linux/amd64").unwrap(), arm.digest);
+        assert_eq!(choose(std::slice::from_ref(&arm), None, "linux/amd64").unwrap(), arm.digest);
         assert!(
             choose(&[amd.clone(), arm], None, "linux/s390x")
                 .unwrap_err()
