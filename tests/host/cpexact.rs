@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ use sparks::domain::location::Location;
 use sparks::ops::{Observer, Silent};
 
 use crate::common::{Machine, Output};
-use crate::inside::{bare, machine, root, sh};
+use crate::inside::{bare, machine, root};
 
 fn with_web() -> Machine {
     let machine = machine();
@@ -271,7 +271,7 @@ fn what_is_copied_into_a_spark_is_written_to_disk_on_the_way() {
 }
 
 #[test]
-fn holes_stay_and_nothing_of_a_refused_copy_is_left() {
+fn a_file_that_is_one_hole_takes_no_room() {
     let machine = with_web();
     let (work, inside) = (machine.work(), root(&machine, "web"));
     let sparse = File::create(work.join("sparse")).unwrap();
@@ -280,7 +280,4 @@ fn holes_stay_and_nothing_of_a_refused_copy_is_left() {
     machine.sparks().cp(&[location(work.join("sparse"))], &location("web:/sparse"), &Silent).unwrap();
     let copy = fs::metadata(inside.join("sparse")).unwrap();
     assert_eq!((copy.len(), copy.blocks()), (1 << 30, 0));
-    let mut content = Vec::new();
-    File::open("/proc/version").unwrap().read_to_end(&mut content).unwrap();
-    assert_eq!(sh(&machine, "web", "0", "ls -a / | grep spark-cp").stdout(), "");
 }
