@@ -38,8 +38,8 @@ pub trait Wiring: std::fmt::Debug {
 
 /// Longest report of a failed start, in bytes: what one write to a pipe puts there whole.
 const REPORT_MAX: usize = 4096;
-/// Longest reason in it: escaped as JSON, it takes up to six times as much where it consists of control characters.
-const WHY_MAX: usize = 600;
+/// Longest reason and longest path in it: as JSON, control characters take six times as much.
+const TEXT_MAX: usize = 300;
 
 /// What is needed to start a spark whose bundle is written.
 #[derive(Debug)]
@@ -99,11 +99,14 @@ impl Report {
             Error::Spark { why, .. } => (why.clone(), true),
             e => (super::youki::chain(e), false),
         };
-        why.truncate(why.floor_char_boundary(WHY_MAX));
+        let shorten = |text: &mut String| text.truncate(text.floor_char_boundary(TEXT_MAX));
+        shorten(&mut why);
         let failed = match e {
-            Error::Io { path, source, .. } => {
-                source.raw_os_error().map(|errno| Box::new((path.clone(), errno)))
-            }
+            Error::Io { path, source, .. } => source.raw_os_error().map(|errno| {
+                let mut path = path.to_string_lossy().into_owned();
+                shorten(&mut path);
+                Box::new((path.into(), errno))
+            }),
             _ => None,
         };
         Report { why, hint: e.hint(), failed, in_root }
