@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let context = Context {
         place,
         project: Some("example".parse()?),
-        cwd: std::env::current_dir()?,
+        cwd: Some(std::env::current_dir()?),
+        lost: Default::default(),
         base: None,
         templates: "/etc/spark/bundles".into(),
         secrets: Default::default(),

@@ -1,7 +1,7 @@
 //! Writing a bundle to `/run`: the configuration, mount points, `/etc` files and the compiled filter.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
 use oci_spec::runtime::{Process, Spec};
@@ -74,7 +74,7 @@ pub fn read(dir: &Path) -> Result<(Process, Vec<u8>)> {
 }
 
 fn make(dir: &Path, mode: u32) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(Error::io("create", dir))
+    sys::file::make_dirs(dir, mode).map_err(Error::io("create", dir))
 }
 
 fn put(path: &Path, content: &[u8], mode: u32) -> Result<()> {
@@ -84,7 +84,11 @@ fn put(path: &Path, content: &[u8], mode: u32) -> Result<()> {
         .create_new(true)
         .mode(mode)
         .open(path)
-        .and_then(|mut f| f.write_all(content))
+        .and_then(|mut f| {
+            // No umask has a say in it.
+            f.set_permissions(PermissionsExt::from_mode(mode))?;
+            f.write_all(content)
+        })
         .map_err(Error::io("write", path))
 }
 

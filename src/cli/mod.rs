@@ -7,6 +7,8 @@ use std::ffi::OsString;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use clap::Parser;
@@ -15,6 +17,8 @@ use crate::domain::limits::parse_duration;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{Place, ROOT, RUN};
 use crate::error::{Code, Error, Result};
+use crate::ops::begin::{Program, begin};
+use crate::ops::project::Lost;
 use crate::ops::secrets::Settings;
 use crate::ops::{Context, Sparks, config};
 
@@ -37,6 +41,14 @@ const AT_ONCE: usize = 64;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    if let Err(e) = begin(Program::Spark) {
+        // Nothing is known of the command line: reading it takes room.
+        let json = std::env::args_os().any(|arg| arg == "--json");
+        report::error(&e, json);
+        let runs_a_command =
+            std::env::args_os().nth(1).is_some_and(|verb| verb == "exec" || verb == "console");
+        return if runs_a_command { report::exec_status(&e) } else { report::FAILED }.into();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage::explain(&e).into(),
@@ -63,12 +75,18 @@ fn run(mut cli: Cli) -> Result<Status> {
         _ => {}
     }
     log_to_stderr(cli.global.verbose)?;
-    let mut ctx = Ctx::new(cli.global)?;
+    let mut ctx = Ctx::new(cli.global, commands::only_reads(&cli.verb))?;
     // What mends things goes on whatever is configured.
     if !matches!(cli.verb, Verb::Doctor(_) | Verb::Gc(_) | Verb::Pool(_)) {
         ctx.configure()?;
     }
-    commands::dispatch(&ctx, cli.verb)
+    let done = commands::dispatch(&ctx, cli.verb);
+    if matches!(&ctx.context.lost, Lost::UsesDefault(used) if used.load(Ordering::Relaxed)) {
+        ctx.warn(
+            "the working directory cannot be read: this is project `default`; name another with `-P PROJECT`",
+        );
+    }
+    done
 }
 
 /// Starts logging if it was asked for. What libraries log, only their authors want to know: `SPARK_LOG` shows that too.
@@ -143,17 +161,11 @@ pub(crate) struct Ctx {
 }
 
 impl Ctx {
-    fn new(global: Global) -> Result<Ctx> {
+    fn new(global: Global, only_reads: bool) -> Result<Ctx> {
         let project_is_given = global.project.is_some();
         let project = match global.project {
             Some(project) => Some(project),
             None => env_name("SPARK_PROJECT")?,
-        };
-        let cwd = match std::env::current_dir() {
-            Ok(cwd) => cwd,
-            // It may have been deleted, which matters only where the project is looked for.
-            Err(_) if project.is_some() => "/".into(),
-            Err(e) => return Err(Error::sys("find the working directory")(e)),
         };
         let config = match std::env::var_os("SPARK_CONFIG").filter(|v| !v.is_empty()) {
             None => None,
@@ -162,7 +174,9 @@ impl Ctx {
         let context = Context {
             place: place()?,
             project,
-            cwd,
+            // It may have been deleted, which matters only where the project is looked for.
+            cwd: std::env::current_dir().ok(),
+            lost: if only_reads { Lost::UsesDefault(Arc::default()) } else { Lost::Fails },
             base: env_name("SPARK_BASE")?,
             templates: TEMPLATES.into(),
             secrets: secret_settings()?,
@@ -185,7 +199,7 @@ impl Ctx {
 
     fn sources(&self) -> config::Sources<'_> {
         let system = std::path::Path::new(config::SYSTEM);
-        config::Sources { cwd: &self.context.cwd, user: self.config.clone(), system }
+        config::Sources { cwd: self.context.cwd.as_deref(), user: self.config.clone(), system }
     }
 
     /// All configuration files.
@@ -203,8 +217,9 @@ impl Ctx {
         config::load_own(&self.sources()).map_err(unreadable)?.settings()
     }
 
+    /// Whether the repository says what the project is, or may do so: nobody knows that of a directory that is gone.
     fn is_in_repository(&self) -> bool {
-        config::is_in_repository(&self.context.cwd)
+        self.context.cwd.as_deref().is_none_or(config::is_in_repository)
     }
 
     /// Whether `SPARK_BASE` says what to start from.

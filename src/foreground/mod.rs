@@ -85,7 +85,7 @@ async fn with_terminal(
     signals: &mut Signals,
     limit: Option<Duration>,
 ) -> io::Result<Status> {
-    let _ = running.copy_window_size(std::io::stdin());
+    let _ = running.copy_window_size();
     // Dropped on every way out of here, a panic included. A standard input that is no terminal needs none.
     let _raw = RawMode::enter(std::io::stdin()).ok();
     let mut output = pin!(relay.output());
@@ -135,6 +135,8 @@ async fn stand_by(
 ) -> io::Result<Status> {
     let child = watch(running.pidfd.as_fd(), Interest::READABLE)?;
     let mut meanwhile = pin!(meanwhile);
+    // As with timeout(1), nothing is no limit.
+    let limit = limit.filter(|limit| !limit.is_zero());
     let mut clock = Clock { next: limit.and_then(|limit| Instant::now().checked_add(limit)), expired: 0 };
     loop {
         tokio::select! {
@@ -153,7 +155,7 @@ async fn stand_by(
             number = signals.next() => {
                 // It may have ended in this very moment.
                 let _ = match number {
-                    libc::SIGWINCH => running.copy_window_size(std::io::stdin()),
+                    libc::SIGWINCH => running.copy_window_size(),
                     number => running.signal(number),
                 };
             }

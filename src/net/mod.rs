@@ -7,7 +7,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -172,16 +171,8 @@ impl Nets {
 
     fn lock(&self) -> Result<OwnedFd> {
         let members = self.dir_of_members();
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(&self.run)
-            .map_err(Error::io("create", &self.run))?;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&members)
-            .map_err(Error::io("create", &members))?;
+        sys::file::make_dirs(&self.run, 0o711).map_err(Error::io("create", &self.run))?;
+        sys::file::make_dirs(&members, 0o700).map_err(Error::io("create", &members))?;
         sys::flock::lock_dir(&self.dir, sys::flock::Mode::Exclusive).map_err(Error::io("lock", &self.dir))
     }
 

@@ -10,6 +10,7 @@ use clap::Parser;
 
 use crate::domain::place::RUN;
 use crate::error::{Error, Result};
+use crate::ops::begin::{Program, begin};
 use crate::ops::oci::Runtime;
 
 mod args;
@@ -32,6 +33,7 @@ pub fn main() -> ExitCode {
 
 /// Runs a command line: the name of the program, and what follows.
 pub fn main_of(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let begun = begin(Program::Oci);
     let cli = match Cli::try_parse_from(line) {
         Ok(cli) => cli,
         Err(e) => {
@@ -42,7 +44,7 @@ pub fn main_of(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let log = log::Log::of(&cli.global);
     log.listen(cli.global.debug);
     let stands_for_a_command = matches!(cli.verb, Verb::Exec(_) | Verb::Run(_));
-    match run(cli) {
+    match begun.and_then(|()| run(cli)) {
         Ok(status) => status.into(),
         Err(e) => {
             log.error(&e);

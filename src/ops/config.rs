@@ -16,8 +16,8 @@ pub const SYSTEM: &str = "/etc/spark/config.toml";
 /// Where to look.
 #[derive(Debug, Clone)]
 pub struct Sources<'a> {
-    /// Where the repository is looked for.
-    pub cwd: &'a Path,
+    /// Where the repository is looked for. None if the working directory is gone.
+    pub cwd: Option<&'a Path>,
     /// `SPARK_CONFIG`: instead of the user's own file, and it has to be there.
     pub user: Option<PathBuf>,
     /// Usually [`SYSTEM`].
@@ -65,7 +65,8 @@ pub fn load_own(sources: &Sources<'_>) -> Result<Loaded> {
 
 /// Reads all files. A repository that is somebody else's, or damaged, says nothing: commands that need it tell.
 pub fn load(sources: &Sources<'_>) -> Result<Loaded> {
-    load_with(sources, detect::top_around(sources.cwd, &Owners::of_caller()).ok().flatten())
+    let top = |cwd| detect::top_around(cwd, &Owners::of_caller()).ok().flatten();
+    load_with(sources, sources.cwd.and_then(top))
 }
 
 fn load_with(sources: &Sources<'_>, repository: Option<PathBuf>) -> Result<Loaded> {

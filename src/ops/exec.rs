@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -107,11 +107,11 @@ impl Running {
         }
     }
 
-    /// Gives its terminal the size of another.
-    pub fn copy_window_size(&self, from: impl AsFd) -> io::Result<()> {
-        match &self.master {
-            Some(master) => sys::tty::copy_size(from, master),
-            None => Ok(()),
+    /// Gives its terminal the size of the window that this process is in.
+    pub fn copy_window_size(&self) -> io::Result<()> {
+        match (&self.master, sys::tty::window()) {
+            (Some(master), Some(size)) => sys::tty::set_window(master, size),
+            _ => Ok(()),
         }
     }
 }
@@ -243,6 +243,8 @@ impl Sparks {
             secrets: Vec::new(),
             terminal: command.terminal,
             streams: detached.then(|| log_streams(&paths.log())).transpose()?,
+            window: command.terminal.then(sys::tty::window).flatten(),
+            is_service: command.stop_signal.is_some(),
             may_leave: record.options.idle_stop.is_some_and(|seconds| seconds > 0),
         })
     }

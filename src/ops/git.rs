@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -106,10 +106,7 @@ impl Git {
             _ => (meta.gid(), Vec::new(), "/nonexistent".into()),
         };
         let (dir, seen) = (stage.path().join("git"), place.run.join("git"));
-        let make = |path: &Path, mode| {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-            made.map_err(Error::io("create", path))
-        };
+        let make = |path: &Path, mode| sys::file::make_dirs(path, mode).map_err(Error::io("create", path));
         make(&place.run, 0o711)?;
         make(&seen, 0o711)?;
         make(&dir, 0o700)?;

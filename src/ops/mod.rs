@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::pool::Pool;
 
 pub mod base;
+pub mod begin;
 mod clone;
 pub mod config;
 pub mod connect;
@@ -57,8 +58,10 @@ pub struct Context {
     pub place: Place,
     /// `--project` or `SPARK_PROJECT`.
     pub project: Option<Name>,
-    /// Where the repository is looked for.
-    pub cwd: PathBuf,
+    /// Where the repository is looked for. None if the working directory is gone.
+    pub cwd: Option<PathBuf>,
+    /// What happens where no project is named and the working directory does not tell which one is meant.
+    pub lost: project::Lost,
     /// `SPARK_BASE`.
     pub base: Option<Name>,
     /// Where the host's own bundle templates are: `/etc/spark/bundles`.

@@ -15,7 +15,6 @@ use self::offer::Offer;
 use self::refs::Refs;
 use super::git::unfilled::Unfilled;
 use super::git::{Call, Format, Git, args, input, repository};
-use super::project::detect::{self, Owners};
 use super::{Observer, Sparks};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::options::CloneOf;
@@ -109,7 +108,7 @@ impl Sparks {
         if clone.repository.is_dir() {
             return Ok(clone.repository.clone());
         }
-        match detect::around(&self.context.cwd, &Owners::of_caller())? {
+        match self.repository()? {
             Some(found) => Ok(found.git_dir()?.to_owned()),
             None => Err(Error::Usage {
                 message: format!("the repository {} is gone", clone.repository.display()),

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use rustix::termios::Winsize;
 use secrecy::ExposeSecret;
 
 use super::confine::Confinement;
@@ -45,6 +46,10 @@ pub struct Entry {
     pub streams: Option<[OwnedFd; 3]>,
     /// PID 1 may leave by itself at any moment, when it finds itself alone.
     pub may_leave: bool,
+    /// The size of its terminal's window: there before its first instruction.
+    pub window: Option<Winsize>,
+    /// Whether it is the spark's own, and must not depend on who starts it: nothing of `sys::inherited`'s second list.
+    pub is_service: bool,
 }
 
 /// What was started: a child of this process.
@@ -165,6 +170,8 @@ struct Plan {
     workdir: CString,
     workdir_optional: bool,
     terminal: bool,
+    window: Option<Winsize>,
+    is_service: bool,
     streams: Option<[OwnedFd; 3]>,
 }
 
@@ -195,6 +202,8 @@ impl Plan {
             workdir: string(entry.workdir.into_os_string())?,
             workdir_optional: entry.workdir_optional,
             terminal: entry.terminal,
+            window: entry.window,
+            is_service: entry.is_service,
             streams: entry.streams,
         })
     }
@@ -234,6 +243,9 @@ impl Plan {
             live::touch(&self.init)?;
         }
         rustix::process::setsid()?;
+        if self.is_service {
+            sys::inherited::leave_schedule();
+        }
         Ok(())
     }
 
@@ -271,6 +283,9 @@ impl Plan {
     /// Opened by the user inside, with their rights, and so theirs.
     fn open_terminal(&self) -> io::Result<()> {
         let (master, slave) = sys::tty::open_pair()?;
+        if let Some(window) = self.window {
+            sys::tty::set_window(&slave, window)?;
+        }
         self.report.master(master.as_fd())?;
         rustix::process::ioctl_tiocsctty(&slave)?;
         rustix::stdio::dup2_stdin(&slave)?;

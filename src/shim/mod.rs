@@ -25,6 +25,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::domain::place::RUN;
 use crate::error::Error;
+use crate::ops::begin::{Program, begin};
 
 mod cgroup;
 mod console;
@@ -60,12 +61,13 @@ const KILLED: u32 = 137;
 /// Runs the shim as containerd calls it: `start`, `delete`, or to serve.
 pub fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let done = match containerd_shim::parse(&arguments) {
+    let begun = begin(Program::Shim).map_err(|e| io::Error::other(e.to_string()));
+    let done = begun.and_then(|()| match containerd_shim::parse(&arguments) {
         Err(e) => Err(io::Error::other(e.to_string())),
         Ok(flags) if flags.version => say_version(),
         Ok(flags) if flags.info => say_info(),
         Ok(flags) => serve(&flags),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -45,12 +45,15 @@ impl Caller {
         self.ids.uid != rustix::process::geteuid().as_raw()
     }
 
-    /// Does something to files with the caller's rights, and not with root's.
+    /// Does something to files with the caller's rights and umask, and not with root's.
     ///
     /// # Errors
     /// `EPERM` where this process may not become that user; those of the work.
     pub fn act<T>(&self, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if self.is_another() { process::as_ids(self.ids.uid, self.ids.gid, work)? } else { work() }
+        super::inherited::with_callers_umask(|| match self.is_another() {
+            true => process::as_ids(self.ids.uid, self.ids.gid, work)?,
+            false => work(),
+        })
     }
 }
 

@@ -172,13 +172,27 @@ pub fn execveat(program: impl AsFd, argv: &[CString], envp: &[CString]) -> io::E
     io::Error::last_os_error()
 }
 
-/// Puts the default action and an empty mask back, as a fresh program expects them. Rust ignores `SIGPIPE`.
+/// Puts the default action of every signal and an empty mask back, as a fresh program expects them: Rust ignores `SIGPIPE`,
+/// and callers ignore others.
 pub fn reset_signals() -> io::Result<()> {
-    // SAFETY: an all-zero sigaction is SIG_DFL without flags, and the sets are initialised by sigemptyset(3).
+    (1..=64).for_each(default_action);
+    unblock_signals()
+}
+
+/// Puts the default action of a signal back. Nothing for `SIGKILL` and `SIGSTOP`, which have no other.
+pub(super) fn default_action(signal: i32) {
+    // The kernel's sigaction, all zeros: SIG_DFL without flags and with an empty mask. Not signal(3), which refuses those
+    // that the C library keeps to itself.
+    let default = [0_u64; 4];
+    let none = std::ptr::null_mut::<u64>();
+    // SAFETY: `default` is as large as the kernel's structure, which is only read; the last number is the size of a mask.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, 8) };
+}
+
+/// Empties the mask of blocked signals.
+pub(super) fn unblock_signals() -> io::Result<()> {
+    // SAFETY: the set is initialised by sigemptyset(3), and no old one is asked for.
     unsafe {
-        for signal in [libc::SIGPIPE, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
-            libc::signal(signal, libc::SIG_DFL);
-        }
         let mut empty: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut empty);
         check(libc::sigprocmask(libc::SIG_SETMASK, &empty, std::ptr::null_mut()).into())

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
@@ -11,6 +11,25 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 /// Opens a directory, close-on-exec.
 pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Makes a directory, and those above it that are missing, with a mode that no umask narrows. One that is there gets the
+/// bits of the mode that it lacks: an older version, or another program, may have made it under a narrow umask.
+pub fn make_dirs(path: &Path, mode: u32) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(mode).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let above = path.parent().filter(|above| !above.as_os_str().is_empty()).ok_or(e)?;
+            make_dirs(above, mode)?;
+            return make_dirs(path, mode);
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made?,
+    }
+    let is = std::fs::metadata(path)?.permissions().mode() & 0o7777;
+    if is | mode != is {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(is | mode))?;
+    }
+    Ok(())
 }
 
 /// Makes the names in a directory durable.
@@ -56,7 +75,6 @@ pub fn replace_volatile(path: &Path, content: &[u8]) -> io::Result<()> {
 
 /// The same for what others may read. Mode 0644.
 pub fn replace_readable(path: &Path, content: &[u8]) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = temporary(dir)?;
     file.write_all(content).map_err(plain)?;
@@ -155,5 +173,27 @@ pub fn same_file(fd: impl AsFd, path: &Path) -> io::Result<bool> {
         Ok(b) => Ok(a.st_dev == b.st_dev && a.st_ino == b.st_ino),
         Err(rustix::io::Errno::NOENT) => Ok(false),
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_its_mode_whatever_the_umask_was_and_keeps_more_than_that() {
+        let top = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let deep = top.path().join("a/b");
+        make_dirs(&deep, 0o711).unwrap();
+        assert_eq!((mode(&top.path().join("a")), mode(&deep)), (0o711, 0o711));
+        for (was, becomes) in [(0o700, 0o711), (0o755, 0o755), (0o1777, 0o1777)] {
+            std::fs::set_permissions(&deep, PermissionsExt::from_mode(was)).unwrap();
+            make_dirs(&deep, 0o711).unwrap();
+            assert_eq!(mode(&deep), becomes, "{was:o}");
+        }
+        std::fs::write(top.path().join("file"), "").unwrap();
+        assert!(make_dirs(&top.path().join("file"), 0o711).is_err());
+        assert!(make_dirs(&top.path().join("file/below"), 0o711).is_err());
     }
 }

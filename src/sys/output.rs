@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
+use super::inherited::umask;
+
 /// A place to write one file to.
 #[derive(Debug)]
 pub struct Output(Kind);
@@ -99,13 +101,6 @@ fn open_node(path: &Path) -> io::Result<File> {
     let kind = file.metadata()?.file_type();
     let is_node = kind.is_char_device() || kind.is_block_device() || kind.is_fifo();
     if is_node { Ok(file) } else { Err(io::Error::from_raw_os_error(libc::EBUSY)) }
-}
-
-/// Which permissions the caller withholds from new files. Read and not set, so that no other thread sees another one.
-pub fn umask() -> u32 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
 }
 
 /// Makes a file in a directory that is gone again unless it is given a name.

@@ -223,13 +223,32 @@ pub fn reap(pid: i32, block: bool) -> io::Result<Option<Ended>> {
 }
 
 /// Runs `work` in a forked child and returns its pid. The child ends with what `work` returns and never
-/// returns here.
+/// returns here. It is killed if this process ends before it: it has the caller's descriptors, and a caller that reads from
+/// us would wait for it.
 ///
 /// # Errors
 /// Refused in a process with more than one thread: the child would inherit locks that nobody releases.
 pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
+    let parent = rustix::process::getpid();
+    let bound = move || match end_with(parent) {
+        Ok(()) => work(),
+        Err(_) => 101,
+    };
     // SAFETY: fork(2) takes nothing; what the child may do is up to `fork_with`.
-    fork_with(|| unsafe { libc::fork() }, work)
+    fork_with(|| unsafe { libc::fork() }, bound)
+}
+
+/// Has the kernel kill this process when its parent ends.
+///
+/// # Errors
+/// `ESRCH` if that has ended already.
+fn end_with(parent: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() == Some(parent) {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::ESRCH))
+    }
 }
 
 /// Whether this process has one thread, once those that were joined have left: joining one waits until it has let go of
@@ -333,9 +352,14 @@ pub fn run_on(processors: &[usize]) -> io::Result<u64> {
     Ok((0..64).filter(|n| set.is_set(*n)).fold(0, |mask, n| mask | 1 << n))
 }
 
-/// Becomes a process of another execution domain, such as `PER_LINUX32`.
+/// Becomes a process of another execution domain, such as `PER_LINUX32`, if it is not one already.
 pub fn set_personality(domain: u32) -> io::Result<()> {
-    // SAFETY: personality(2) takes a plain number.
+    const ASK: libc::c_ulong = 0xffff_ffff;
+    // SAFETY: personality(2) takes a plain number, and this one changes nothing.
+    if unsafe { libc::personality(ASK) } as u32 == domain {
+        return Ok(());
+    }
+    // SAFETY: as before.
     let r = unsafe { libc::personality(domain.into()) };
     if r >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -60,8 +60,12 @@ pub fn is_terminal(fd: impl AsFd) -> bool {
     rustix::termios::isatty(fd)
 }
 
-/// Copies the window size of one terminal to another.
-pub fn copy_size(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
-    let size: Winsize = rustix::termios::tcgetwinsize(from)?;
-    Ok(rustix::termios::tcsetwinsize(to, size)?)
+/// The size of the window that this process is in: of the first of its standard streams that is a terminal.
+pub fn window() -> Option<Winsize> {
+    (0..3).find_map(|fd| rustix::termios::tcgetwinsize(super::exec::standard_stream(fd)).ok())
+}
+
+/// Sets the size of a terminal's window.
+pub fn set_window(terminal: impl AsFd, size: Winsize) -> io::Result<()> {
+    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }

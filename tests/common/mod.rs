@@ -110,7 +110,8 @@ impl Machine {
         let context = Context {
             place: self.place(),
             project: project.map(|p| p.parse().unwrap()),
-            cwd: cwd.to_owned(),
+            cwd: Some(cwd.to_owned()),
+            lost: Default::default(),
             base: None,
             templates: self.dir.path().join("templates"),
             secrets: Default::default(),

@@ -18,7 +18,7 @@ fn machine() -> Machine {
 }
 
 /// A shell line on the host in which `$spark` is the program.
-fn host(machine: &Machine, line: &str) -> Output {
+pub(crate) fn host(machine: &Machine, line: &str) -> Output {
     let spark = machine.command(&[]);
     let mut bash = Command::new("bash");
     bash.args(["-c", line]).current_dir(machine.work()).stdin(Stdio::null());
@@ -275,6 +275,37 @@ fn signals_reach_the_command_and_its_answer_comes_back() {
     command.signal(Signal::TERM);
     assert_eq!(command.status(), 143);
     assert_eq!(machine.spark(&["list", "-q"]).ok(), "web\n");
+}
+
+/// What `exec --help` says of a client that is killed.
+#[test]
+fn a_command_ends_with_its_client_but_for_a_sigkill_after_which_it_goes_on() {
+    let machine = machine();
+    let args = ["exec", "web", "--", "sh", "-c", "echo ready; exec sleep 1007"];
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut command = Background::ready(&machine, &args);
+        command.signal(signal);
+        assert_eq!(command.status(), 128 + signal.as_raw());
+        assert!(wait_for(|| !processes_of_the_host("1007")), "{signal:?}");
+    }
+    let mut command = Background::ready(&machine, &args);
+    command.signal(Signal::KILL);
+    command.child.wait().unwrap();
+    assert!(processes_of_the_host("1007"));
+    machine.spark(&["stop", "-t", "0", "web"]).ok();
+    assert!(wait_for(|| !processes_of_the_host("1007")));
+}
+
+#[test]
+fn a_time_limit_of_nothing_is_none_and_what_a_command_leaves_behind_is_not_waited_for() {
+    let machine = machine();
+    assert_eq!(
+        machine.spark(&["exec", "--timeout", "0", "web", "sh", "-c", "sleep 0.1; exit 7"]).status(),
+        7
+    );
+    let script = "sleep 1008 >/dev/null 2>&1 & exit 3";
+    assert_eq!(machine.spark(&["exec", "--timeout", "1h", "web", "sh", "-c", script]).status(), 3);
+    assert!(processes_of_the_host("1008"), "it goes on");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod base;
 mod benches;
 mod bombs;
 mod bundle;
+mod caller;
 mod changes;
 mod clone;
 mod config;

@@ -146,3 +146,41 @@ fn the_callers_terminal_is_out_of_reach_without_one_of_its_own() {
     let shown = seat.shows("\n0\r");
     assert_eq!(shown.matches("No such device or address").count(), 2, "{shown}");
 }
+
+#[test]
+fn a_terminal_hangs_up_when_its_client_is_killed() {
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    let mut seat =
+        Seat::new(&machine, &["exec", "-t", "web", "--", "sh", "-c", "echo rea'dy'; exec sleep 1010"]);
+    seat.shows("ready\r");
+    assert!(wait_for(|| runs(&machine, "sleep")));
+    seat.child.kill().unwrap();
+    assert!(wait_for(|| !runs(&machine, "sleep")));
+}
+
+/// Often enough that a size that comes after the start is seen to be missing.
+const ROUNDS: u32 = 20;
+
+#[test]
+fn a_command_finds_the_window_with_its_size() {
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    for round in 0..ROUNDS {
+        for args in [
+            &["exec", "-t", "-", "--base", "minimal", "--network", "none", "--", "stty", "size"][..],
+            &["exec", "-t", "web", "--", "stty", "size"],
+            &["console", "web", "--", "stty", "size"],
+        ] {
+            let mut seat = Seat::new(&machine, args);
+            assert!(seat.child.wait().unwrap().success());
+            let shown = seat.shows("\r\n");
+            assert!(shown.contains("30 90\r"), "{args:?}, round {round}: {shown}");
+        }
+    }
+    // Where only the output is a terminal, that has the size.
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let mut seat = Seat::of(machine.command(&["exec", "-t", "web", "--", "stty", "size"]), Some(null));
+    assert!(seat.child.wait().unwrap().success());
+    assert!(seat.shows("\r\n").contains("30 90\r"));
+}

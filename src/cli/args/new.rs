@@ -103,7 +103,7 @@ pub(crate) struct NewArgs {
     /// Run what the image runs, now and at each resume; it writes to `spark logs`
     #[arg(long)]
     run: bool,
-    /// Mount a directory or file of the host: type=bind,src=DIR,dst=DIR[,ro]; may be repeated
+    /// Mount a directory or file of the host: type=bind,src=DIR,dst=DIR[,ro]; root inside is its owner; may be repeated
     #[arg(long, value_name = "MOUNT")]
     mount: Vec<BindMount>,
     /// Attach a data volume, made if it is not there: VOLUME:PATH[:ro]; may be repeated

@@ -20,6 +20,13 @@ pub(crate) struct DataArgs {
     action: Action,
 }
 
+impl DataArgs {
+    /// Whether it changes nothing.
+    pub(crate) fn only_reads(&self) -> bool {
+        matches!(self.action, Action::List { .. } | Action::Info { .. } | Action::Snapshots { .. })
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Make an empty volume

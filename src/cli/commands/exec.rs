@@ -23,6 +23,10 @@ use crate::ops::{Observer, Sparks};
 /// A stopped or paused spark is resumed first. With `-` the command gets a new spark of its own, which is removed when
 /// it ends. The exit status is the command's own: 128 + n after signal n, 124 after `--timeout`, 125 if spark failed,
 /// 126 if the command cannot be run, 127 if it is not found.
+///
+/// SIGINT, SIGTERM and SIGHUP are passed on to the command, which they end unless it handles them. If spark is killed by
+/// SIGKILL, the command goes on; if it has a terminal, that hangs up. What a command leaves in the background goes on too:
+/// who reads a pipe that it has open waits for it, as with ssh(1) and timeout(1).
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
     /// The spark, or `-` for one that lives as long as the command
@@ -34,7 +38,7 @@ pub(crate) struct ExecArgs {
     /// Leave it running and print its process id; `spark logs` shows what it writes
     #[arg(short, long, conflicts_with_all = ["tty", "timeout"])]
     detach: bool,
-    /// End it after this time, such as 30s or 5m: SIGTERM, and SIGKILL 2 seconds later
+    /// End it after this time, such as 30s or 5m: SIGTERM, and SIGKILL 2 seconds later; 0 is no limit
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
     /// Taken for granted: standard input is always the command's

@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory};
 use crate::cli::args::Cli;
 use crate::cli::report::Status;
 use crate::error::{Error, Result};
+use crate::ops::begin::with_callers_umask;
 
 /// Write the manual pages
 #[derive(Debug, Args)]
@@ -17,10 +18,12 @@ pub(crate) struct ManArgs {
 }
 
 pub(crate) fn man(args: ManArgs) -> Result<Status> {
-    std::fs::create_dir_all(&args.dir).map_err(Error::io("create", &args.dir))?;
-    // The grouped help of the terminal has no place in a manual page, which lists the commands itself.
-    let command = Cli::command().disable_help_subcommand(true);
-    clap_mangen::generate_to(command, &args.dir).map_err(Error::io("write manual pages to", &args.dir))?;
+    with_callers_umask(|| {
+        std::fs::create_dir_all(&args.dir).map_err(Error::io("create", &args.dir))?;
+        // The grouped help of the terminal has no place in a manual page, which lists the commands itself.
+        let command = Cli::command().disable_help_subcommand(true);
+        clap_mangen::generate_to(command, &args.dir).map_err(Error::io("write manual pages to", &args.dir))
+    })?;
     Ok(0)
 }
 

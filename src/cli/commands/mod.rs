@@ -43,6 +43,27 @@ pub(crate) mod undelete;
 pub(crate) mod up_on_connect;
 pub(crate) mod version;
 
+/// Whether a verb changes nothing: where it cannot be told which project is meant, it may show `default`.
+pub(crate) fn only_reads(verb: &Verb) -> bool {
+    match verb {
+        Verb::List(_)
+        | Verb::Info(_)
+        | Verb::Diff(_)
+        | Verb::Top(_)
+        | Verb::Du(_)
+        | Verb::Tree(_)
+        | Verb::Logs(_)
+        | Verb::Config(_)
+        | Verb::Doctor(_) => true,
+        Verb::Port(args) => args.only_reads(),
+        Verb::Snapshot(args) => args.only_reads(),
+        Verb::Data(args) => args.only_reads(),
+        Verb::Secrets(args) => args.only_reads(),
+        Verb::Project(args) => args.only_reads(),
+        _ => false,
+    }
+}
+
 /// Runs a verb.
 pub(crate) fn dispatch(ctx: &Ctx, verb: Verb) -> Result<Status> {
     match verb {

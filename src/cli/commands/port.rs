@@ -22,6 +22,13 @@ pub(crate) struct PortArgs {
     name: Option<SparkRef>,
 }
 
+impl PortArgs {
+    /// Whether it changes nothing.
+    pub(crate) fn only_reads(&self) -> bool {
+        self.verb.is_none()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum PortVerb {
     /// Publish ports of a spark

@@ -15,6 +15,13 @@ pub(crate) struct ProjectArgs {
     action: Action,
 }
 
+impl ProjectArgs {
+    /// Whether it changes nothing.
+    pub(crate) fn only_reads(&self) -> bool {
+        matches!(self.action, Action::List | Action::Info { .. })
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Action {
     /// List the projects

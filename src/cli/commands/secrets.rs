@@ -20,6 +20,13 @@ pub(crate) struct SecretsArgs {
     action: Action,
 }
 
+impl SecretsArgs {
+    /// Whether it changes nothing.
+    pub(crate) fn only_reads(&self) -> bool {
+        matches!(self.action, Action::List { .. } | Action::Check { .. })
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Set a secret by its reference, or its value from standard input

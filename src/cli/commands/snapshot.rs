@@ -18,6 +18,13 @@ pub(crate) struct SnapshotArgs {
     action: Action,
 }
 
+impl SnapshotArgs {
+    /// Whether it changes nothing.
+    pub(crate) fn only_reads(&self) -> bool {
+        matches!(self.action, Action::List { .. })
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Take a snapshot; the spark goes on with what it is doing

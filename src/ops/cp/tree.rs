@@ -23,7 +23,7 @@ use crate::fault;
 use crate::image::{Limits, Summary};
 use crate::ops::Observer;
 use crate::sys::copy::{self, Flush};
-use crate::sys::output;
+use crate::sys::inherited;
 use crate::sys::tree::{self, Mtime};
 
 /// A copy of one source.
@@ -289,7 +289,7 @@ impl<'a> Copier<'a> {
         let observer = self.observer;
         let copied = copy::all(from, &new.file, self.flush(), &mut |bytes| observer.advance(bytes));
         let copied = copied.map_err(self.reading("copy"))?;
-        let meta = Meta { mode: 0o666 & !output::umask(), ..self.meta(&stat, None)? };
+        let meta = Meta { mode: 0o666 & !inherited::umask(), ..self.meta(&stat, None)? };
         let made = self.finish(new, (copied, &meta), to)?;
         self.made.iter_mut().for_each(|all| _ = all.insert(made));
         Ok(())

@@ -120,6 +120,8 @@ fn enter(container: &Container, exec: &Exec) -> Result<Running> {
         cgroup: exec.cgroup.clone(),
         preserve_fds: exec.preserve_fds,
         personality: personality(&config),
+        // Whoever gets the terminal over a socket has a window of its own.
+        window: exec.console_socket.is_none().then(sys::tty::window).flatten(),
         container: container.clone(),
     };
     let group = Cgroup::new(&container.cgroup()?);

@@ -3,7 +3,6 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::Runtime;
@@ -60,5 +59,5 @@ impl Runtime {
 }
 
 fn make(dir: &Path, mode: u32) -> Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(Error::io("create", dir))
+    sys::file::make_dirs(dir, mode).map_err(Error::io("create", dir))
 }

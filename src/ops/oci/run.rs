@@ -28,9 +28,12 @@ impl Runtime {
         let started = || -> Result<Running> {
             let pidfd = sys::process::pidfd_open(pid).map_err(Error::sys("watch the container"))?;
             let master = own.map(|own| own.receive()).transpose()?;
-            self.start(id)?;
             let group = Cgroup::new(&self.container(id)?.cgroup()?);
-            Ok(Running { pid, pidfd, master, group, oom_kills: 0 })
+            let running = Running { pid, pidfd, master, group, oom_kills: 0 };
+            // Before the program's first instruction. A window that is gone has no size.
+            let _ = running.copy_window_size();
+            self.start(id)?;
+            Ok(running)
         };
         started().map_err(|first| match self.delete(id, true) {
             Ok(()) => first,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// Writes a `config.json` that runs a shell from `rootfs`, as runc's does.
 ///
@@ -15,13 +16,13 @@ use crate::error::{Error, Result};
 pub fn write_spec(bundle: &Path) -> Result<PathBuf> {
     let path = bundle.join("config.json");
     let text = serde_json::to_string_pretty(&spec()).map_err(|e| Error::corrupt(&path, e))?;
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).open(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => {
-                Error::Exists { kind: "file", name: path.display().to_string(), in_project: None }
-            }
-            _ => Error::io("create", &path)(e),
-        })?;
+    let create = || OpenOptions::new().write(true).create_new(true).open(&path);
+    let mut file = sys::inherited::with_callers_umask(create).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            Error::Exists { kind: "file", name: path.display().to_string(), in_project: None }
+        }
+        _ => Error::io("create", &path)(e),
+    })?;
     writeln!(file, "{text}").map_err(Error::io("write", &path))?;
     Ok(path)
 }

@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::detect::{Owners, Repository};
 use super::{Sparks, near};
@@ -48,6 +50,17 @@ pub struct ProjectInfo {
     pub broken: Option<String>,
 }
 
+/// What happens where no project is named and the working directory, which was deleted or cannot be read, does not tell
+/// which one is meant.
+#[derive(Debug, Clone, Default)]
+pub enum Lost {
+    /// The operation fails: it might change another project than the one that is meant.
+    #[default]
+    Fails,
+    /// The operation only reads, and uses `default`. The flag says afterwards whether it did.
+    UsesDefault(Arc<AtomicBool>),
+}
+
 /// Whose a project's name is.
 enum Holder {
     Nobody,
@@ -67,9 +80,26 @@ impl Sparks {
         if let Some(project) = &self.context.project {
             return Ok(project.clone());
         }
-        match self.repository()? {
-            Some(repository) => self.project_of_repository(&repository),
-            None => Ok(DEFAULT.parse()?),
+        match self.repository() {
+            Ok(Some(repository)) => self.project_of_repository(&repository),
+            Ok(None) => Ok(DEFAULT.parse()?),
+            Err(Error::Sys { source, .. } | Error::Io { source, .. }) => self.lost(source),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The project of a command of which nothing tells which one is meant.
+    fn lost(&self, source: std::io::Error) -> Result<Name> {
+        match &self.context.lost {
+            Lost::UsesDefault(used) => {
+                used.store(true, Ordering::Relaxed);
+                Ok(DEFAULT.parse()?)
+            }
+            Lost::Fails => Err(Error::Host {
+                what: "the working directory cannot be read, so nothing tells which project is meant".into(),
+                hint: "name the project with `-P PROJECT`, or change to a directory that is there".into(),
+                source: Some(source),
+            }),
         }
     }
 
@@ -194,8 +224,11 @@ impl Sparks {
         // The stage frees what is in it; what it cannot, `gc` does.
     }
 
-    fn repository(&self) -> Result<Option<Repository>> {
-        detect::around(&self.context.cwd, &Owners::of_caller())
+    /// The repository around the working directory.
+    pub(super) fn repository(&self) -> Result<Option<Repository>> {
+        let gone =
+            || Error::sys("find the working directory")(std::io::Error::from_raw_os_error(libc::ENOENT));
+        detect::around(self.context.cwd.as_deref().ok_or_else(gone)?, &Owners::of_caller())
     }
 
     /// The name that is a repository's already, else the first that is nobody's.

@@ -41,6 +41,8 @@ pub struct Entry {
     pub preserve_fds: u32,
     /// The execution domain of the container, if it has one of its own.
     pub personality: Option<u32>,
+    /// The size of its terminal's window, unless `consoleSize` says another.
+    pub window: Option<Winsize>,
 }
 
 impl Entry {
@@ -90,6 +92,7 @@ struct Plan {
     /// The first descriptor that is closed.
     first: RawFd,
     personality: Option<u32>,
+    window: Option<Winsize>,
     new_keyring: bool,
     priority: Priority,
     /// Before and after it gets in the cgroups.
@@ -148,6 +151,7 @@ impl Plan {
             cwd,
             first: 3 + entry.preserve_fds as RawFd,
             personality: entry.personality,
+            window: window(&process).or(entry.window),
             new_keyring: entry.container.has_keyring(),
             priority: Priority::of(&process)?,
             processors: processors(&process)?,
@@ -256,10 +260,8 @@ impl Plan {
 
     fn open_terminal(&self) -> io::Result<()> {
         let (master, slave) = sys::tty::open_pair()?;
-        if let Some(size) = self.process.console_size() {
-            let side = |n: u64| n.try_into().unwrap_or(0);
-            let (ws_row, ws_col) = (side(size.height()), side(size.width()));
-            rustix::termios::tcsetwinsize(&slave, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 })?;
+        if let Some(size) = self.window {
+            sys::tty::set_window(&slave, size)?;
         }
         self.report.master(master.as_fd())?;
         rustix::process::ioctl_tiocsctty(&slave)?;
@@ -278,6 +280,17 @@ impl Plan {
         }
         execute(&self.programs, &self.argv, &envp)
     }
+}
+
+/// What `consoleSize` says.
+fn window(process: &Process) -> Option<Winsize> {
+    let side = |n: u64| n.try_into().unwrap_or(0);
+    process.console_size().map(|size| Winsize {
+        ws_row: side(size.height()),
+        ws_col: side(size.width()),
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    })
 }
 
 /// What `execCPUAffinity` lists.

@@ -11,7 +11,7 @@ use tar::{EntryType, Header};
 
 /// A layer's archive.
 #[derive(Default)]
-pub(super) struct Tar(Vec<u8>);
+pub(crate) struct Tar(Vec<u8>);
 
 impl Tar {
     pub(super) fn entry(mut self, name: &str, kind: EntryType, link: &str, content: &[u8]) -> Tar {
@@ -50,7 +50,7 @@ impl Tar {
     }
 
     /// The finished layer, plain.
-    pub(super) fn layer(mut self) -> Layer {
+    pub(crate) fn layer(mut self) -> Layer {
         self.0.resize(self.0.len() + 1024, 0);
         let diff_id = digest_of(&self.0);
         Layer { digest: diff_id.clone(), size: self.0.len(), blob: self.0, diff_id, suffix: "" }
@@ -59,7 +59,7 @@ impl Tar {
 
 /// A layer, with what is said of it.
 #[derive(Clone)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     pub(super) blob: Vec<u8>,
     pub(super) diff_id: Digest,
     pub(super) digest: Digest,
@@ -85,7 +85,7 @@ impl Layer {
 }
 
 /// Busybox under the names that tests use.
-pub(super) fn busybox() -> Tar {
+pub(crate) fn busybox() -> Tar {
     let program = std::fs::read("/bin/busybox").expect("these tests need busybox-static");
     let mut tar = Tar::default().dir("bin").dir("etc").dir("tmp").file("bin/busybox", &program);
     // Executable, as its header does not say yet.
@@ -110,7 +110,7 @@ fn put(dir: &Path, bytes: &[u8]) -> Value {
 }
 
 /// Adds an image to a layout, which is made if it is not there. Returns the layout's directory.
-pub(super) fn layout(dir: &Path, tag: &str, layers: &[Layer], run: Value) -> PathBuf {
+pub(crate) fn layout(dir: &Path, tag: &str, layers: &[Layer], run: Value) -> PathBuf {
     std::fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
     std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     for layer in layers {

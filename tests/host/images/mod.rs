@@ -1,6 +1,6 @@
 //! Images: what becomes a base and what is refused, from registries and to them, and there and back again.
 
-mod built;
+pub(crate) mod built;
 mod hostile;
 mod incoming;
 mod registries;

@@ -1,0 +1,35 @@
+//! What every program of ours does first, whoever called it.
+
+pub use crate::sys::inherited::{Program, with_callers_umask};
+
+use crate::error::{Error, Result};
+use crate::sys::inherited::{self, Limit};
+
+/// The files that any command has open at once, twice as many. Libraries that find fewer do not say so, but panic.
+const FILES: u64 = 64;
+/// The stack of the main thread, in bytes: the deepest known use of it is half as large.
+const STACK: u64 = 1 << 20;
+
+/// Resets what must not depend on the caller, and makes sure that there is room to work.
+///
+/// # Errors
+/// `host` where the caller's limits are too narrow.
+pub fn begin(program: Program) -> Result<()> {
+    inherited::reset(program).map_err(Error::sys("reset what the caller passes on"))?;
+    let narrow = |what: String, option: char, enough: u64| Error::Host {
+        what,
+        hint: format!("raise the limit in your shell: `ulimit -{option} {enough}`"),
+        source: None,
+    };
+    let files = inherited::limit(Limit::Files);
+    if files < FILES {
+        let what = format!("this process may have {files} files open at once, and needs {FILES}");
+        return Err(narrow(what, 'n', 1024));
+    }
+    let stack = inherited::limit(Limit::Stack);
+    if stack < STACK {
+        let what = format!("this process may have a stack of {} KiB, and needs {}", stack >> 10, STACK >> 10);
+        return Err(narrow(what, 's', 8192));
+    }
+    Ok(())
+}
