@@ -12,7 +12,10 @@ impl Sparks {
         let spark = self.resolve(spark)?;
         let opened = self.open_spark(&spark, Mode::Exclusive)?;
         match self.state(&opened.record) {
-            State::Running => self.handle(&opened.record).pause().map_err(|e| e.of_spark(&spark)),
+            State::Running => {
+                self.mend(&opened.record)?;
+                self.handle(&opened.record).pause().map_err(|e| e.of_spark(&spark))
+            }
             State::Paused => Ok(()),
             state => Err(Error::WrongState {
                 action: "pause",

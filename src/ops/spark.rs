@@ -170,6 +170,12 @@ impl Sparks {
         live::read(&self.bundle(record))
     }
 
+    /// Makes libcontainer's records of a spark that runs anew if a command was killed over them.
+    pub(crate) fn mend(&self, record: &SparkRecord) -> Result<()> {
+        let live = self.live(record);
+        live.map_or(Ok(()), |live| self.handle(record).mend(&self.bundle(record), &live))
+    }
+
     /// Whether a spark runs, and is to go on doing so: a stop that was killed has told it to end.
     pub(crate) fn runs_on(&self, record: &SparkRecord) -> bool {
         self.state(record) == State::Running && !live::is_stopping(&self.bundle(record))

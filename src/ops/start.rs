@@ -1,7 +1,6 @@
 //! `resume`, and the start of a container that it shares with `create`.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::secrets::Given;
@@ -86,6 +85,7 @@ impl Sparks {
         match self.state(&opened.record) {
             State::Running => Ok(true),
             State::Paused => {
+                self.mend(&opened.record)?;
                 // The pause was no idling, and what it was resumed for may be about to come.
                 if let Some(pidfd) = self.live(&opened.record).and_then(|live| live.pidfd().ok()) {
                     let _ = live::touch(pidfd);
@@ -143,14 +143,10 @@ impl Sparks {
             (&self.pool.place.run.join("bundles"), 0o711),
             (&container.oci, 0o700),
         ] {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(mode)
-                .create(dir)
-                .map_err(Error::io("create", dir))?;
+            sys::file::make_dirs(dir, mode).map_err(Error::io("create", dir))?;
         }
         // The bundle's directory makes the claim valid: it is there before, and gone before the claim.
-        std::fs::DirBuilder::new().mode(0o711).create(&bundle).map_err(Error::io("create", &bundle))?;
+        sys::file::make_dirs(&bundle, 0o711).map_err(Error::io("create", &bundle))?;
         let claimed = fault::point("start.bundle-made").and_then(|()| match ids::claim(&bundle) {
             // Sparks that ended by themselves keep theirs until somebody looks.
             Err(Error::Host { .. }) => self.collect_ended().and_then(|()| ids::claim(&bundle)),

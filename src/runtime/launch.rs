@@ -18,11 +18,13 @@ use super::devices;
 use super::init;
 use super::live::{self, Live};
 use super::place::{self, Maps, Place, no_idmap};
+use super::report::{self, Sender};
 use super::secrets::{self, Filling};
-use super::youki::Handle;
+use super::youki::{Handle, INNER};
 use crate::error::{Code, Error, Result};
 use crate::sys;
 use crate::sys::idmap::IdMap;
+use crate::sys::lifeline::{self, Grip, Line};
 use crate::sys::mount::Planned;
 use crate::sys::process::ProcessId;
 
@@ -64,8 +66,8 @@ pub struct Launch {
     pub limited: bool,
     /// The devices that it may use, by number.
     pub devices: Vec<LinuxDeviceCgroup>,
-    /// Descriptors of locks. The helper keeps them, so that the start goes on if this process is killed; what waits
-    /// inside for the start must not, or a crash between create and start would leave them held for good.
+    /// Descriptors of locks. The helper has them, so that nobody else begins before it has ended; what waits inside for the
+    /// start has not, or they would be held while a container is there that nobody starts.
     pub locks: Vec<RawFd>,
     /// None if it has the host's network, or none.
     pub wiring: Option<Box<dyn Wiring>>,
@@ -80,6 +82,8 @@ pub struct Starting {
     helper: i32,
     report: OwnedFd,
     spark: String,
+    /// If this process is killed, so is the helper, with all that libcontainer has made for it.
+    _grip: Grip,
     bundle: PathBuf,
 }
 
@@ -167,17 +171,21 @@ impl Launch {
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)
                 .map_err(|e| Error::sys("make a pipe")(e.into()))?;
         let (spark, bundle) = (self.spark.clone(), self.bundle.clone());
+        let (grip, line) = lifeline::pair().map_err(Error::sys("make a pipe"))?;
         let helper = sys::process::fork(move || {
-            if let Some(wiring) = &self.wiring {
-                wiring.begin();
-            }
-            let Err(e) = self.start() else { return 0 };
+            let started = leave_caller(line).and_then(|_line| {
+                if let Some(wiring) = &self.wiring {
+                    wiring.begin();
+                }
+                self.start()
+            });
+            let Err(e) = started else { return 0 };
             let text = serde_json::to_vec(&Report::of(&e)).unwrap_or_default();
             let _ = rustix::io::write(&to, &text);
             1
         })
         .map_err(Error::sys("start a helper"))?;
-        Ok(Starting { helper, report, spark, bundle })
+        Ok(Starting { helper, report, _grip: grip, spark, bundle })
     }
 
     /// In the helper: everything that changes this process for good.
@@ -190,8 +198,13 @@ impl Launch {
         // libcontainer binds sockets relative to directories and comes back here.
         std::env::set_current_dir("/").map_err(Error::sys("change to /"))?;
         let image = init::sealed().map_err(Error::sys("prepare PID 1"))?;
+        let helper =
+            sys::process::pidfd_open(std::process::id() as i32).map_err(Error::sys("watch the helper"))?;
+        let (executed, executing) = report::channel().map_err(Error::sys("make a channel"))?;
         let executor = Init {
             image: Rc::new(image),
+            helper: Rc::new(helper),
+            executing: Rc::new(executing),
             confinement: self.confinement.clone(),
             idle_stop: std::ffi::CString::new(self.idle_stop.to_string()).unwrap_or_default(),
             locks: self.locks.clone(),
@@ -206,7 +219,7 @@ impl Launch {
             .with_stderr(null()?)
             .validate_id()
             .map_err(failed)?
-            .as_init(self.bundle.join("libcontainer"))
+            .as_init(self.bundle.join(INNER))
             .with_systemd(false)
             .with_detach(true)
             .build()
@@ -237,6 +250,11 @@ impl Launch {
             secrets.attach(&live, &self.root, &self.bundle)?;
         }
         container.start().map_err(|e| self.container.failed("start", e))?;
+        // It depends on this process until it is executed.
+        let heard = executed.receive().map_err(Error::sys("hear of PID 1"))?;
+        if let Some((_, e)) = heard.failed {
+            return Err(self.container.failed("start", e));
+        }
         crate::fault::point("start.started")?;
         live::write(&self.bundle, &live)
     }
@@ -297,6 +315,22 @@ fn no_mount_namespace(source: std::io::Error) -> Error {
     }
 }
 
+/// In the helper: lives no longer than the command that started it, and lets go of what it has from the caller. What
+/// libcontainer makes inherits the rest.
+fn leave_caller(line: Line) -> Result<OwnedFd> {
+    let line = line.depend().map_err(Error::sys("depend on the command"))?;
+    sys::inherited::leave_schedule();
+    let null = null()?;
+    let failed = |e: rustix::io::Errno| Error::sys("let go of the standard streams")(e.into());
+    rustix::stdio::dup2_stdin(&null).map_err(failed)?;
+    rustix::stdio::dup2_stdout(&null).map_err(failed)?;
+    // Only who asked for a log reads what is told there.
+    if tracing::level_filters::LevelFilter::current() == tracing::level_filters::LevelFilter::OFF {
+        rustix::stdio::dup2_stderr(&null).map_err(failed)?;
+    }
+    Ok(line)
+}
+
 fn null() -> Result<OwnedFd> {
     let file =
         File::options().read(true).write(true).open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
@@ -318,6 +352,10 @@ fn close_cgroups(spec: &Spec) -> std::io::Result<()> {
 #[derive(Clone)]
 struct Init {
     image: Rc<OwnedFd>,
+    /// A pidfd of the process that makes the container.
+    helper: Rc<OwnedFd>,
+    /// Ends when PID 1 is executed.
+    executing: Rc<Sender>,
     confinement: Confinement,
     idle_stop: std::ffi::CString,
     locks: Vec<RawFd>,
@@ -325,7 +363,10 @@ struct Init {
 
 impl Executor for Init {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let confined = close_cgroups(spec)
+        let confined = sys::lifeline::end_alone()
+            // Whatever the caller ignores.
+            .and_then(|()| sys::exec::reset_signals())
+            .and_then(|()| close_cgroups(spec))
             .and_then(|()| self.confinement.before_drop())
             // libcontainer leaves it in the groups of who called `spark`.
             .and_then(|()| sys::exec::become_user(0, 0, &[]))
@@ -335,13 +376,16 @@ impl Executor for Init {
             Ok(()) => init::exec(self.image.as_fd(), &[c"spark-init", &self.idle_stop]),
             Err(e) => e,
         };
+        self.executing.failed(1, &e);
         Err(ExecutorError::Other(e.to_string()))
     }
 
     /// Called in the container's process, before that waits for its start.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
         sys::exec::let_go(&self.locks);
-        Ok(())
+        // It leads a session of its own by now, and waits for a start that a killed helper does not give.
+        sys::lifeline::end_with(&self.helper)
+            .map_err(|e| ExecutorValidationError::ArgValidationError(format!("the helper is gone: {e}")))
     }
 
     fn setup_envs(&self, _: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {

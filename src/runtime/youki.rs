@@ -6,11 +6,16 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use libcontainer::container::Container;
+use libcontainer::config::YoukiConfig;
+use libcontainer::container::{Container, ContainerStatus, State};
+use oci_spec::runtime::Spec;
 
-use super::live;
+use super::live::{self, Live};
 use crate::error::{Error, Result};
 use crate::sys;
+
+/// What libcontainer is given, below the bundle's directory.
+pub const INNER: &str = "libcontainer";
 
 /// A container of ours: its id, libcontainer's directory, and its cgroup.
 #[derive(Debug, Clone)]
@@ -42,6 +47,36 @@ impl Handle {
 
     pub(super) fn failed(&self, action: &'static str, e: impl std::error::Error) -> Error {
         Error::Runtime { action, id: self.id.clone(), detail: chain(&e) }
+    }
+
+    /// Whether libcontainer's own records can be read. It empties a file and then writes it, so that a command that is
+    /// killed leaves half of one.
+    pub fn is_whole(&self) -> bool {
+        State::load(&self.dir()).is_ok() && YoukiConfig::load(self.dir()).is_ok()
+    }
+
+    /// Makes libcontainer's records of a container that runs anew where they cannot be read: of the bundle, of what is
+    /// known to run, and of what the kernel's freezer says. The caller has the spark's lock.
+    pub fn mend(&self, bundle: &Path, live: &Live) -> Result<()> {
+        if self.is_whole() {
+            return Ok(());
+        }
+        let inner = bundle.join(INNER);
+        let spec = Spec::load(inner.join("config.json")).map_err(|e| self.failed("look at", e))?;
+        if YoukiConfig::load(self.dir()).is_err() {
+            let config = YoukiConfig::from_spec(&spec, &self.id).map_err(|e| self.failed("look at", e))?;
+            live::write_json(&self.dir().join("youki_config.json"), &config)?;
+        }
+        let frozen = live::is_frozen(&self.cgroup);
+        let status = if frozen { ContainerStatus::Paused } else { ContainerStatus::Running };
+        let mut state = State::new(&self.id, status, Some(live.init.pid), inner);
+        state.annotations = spec.annotations().clone();
+        state.creator = Some(rustix::process::geteuid().as_raw());
+        // The bundle was written for this run.
+        let made = std::fs::metadata(bundle.join("config.json")).and_then(|meta| meta.modified());
+        state.created = made.ok().map(Into::into);
+        tracing::info!(id = %self.id, "making libcontainer's record anew");
+        live::write_json(&self.dir().join("state.json"), &state)
     }
 
     /// Freezes every process.

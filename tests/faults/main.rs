@@ -11,6 +11,7 @@ mod bundle;
 mod canary;
 mod data;
 mod dumps;
+mod ends;
 mod images;
 mod kill;
 mod leftovers;

@@ -78,7 +78,7 @@ type Collector = fn(&Sparks, &mut Collection) -> Result<()>;
 
 /// All collectors, in the order in which they run: processes before the sparks that they keep locked, and sparks before
 /// what belongs to sparks.
-const COLLECTORS: [Collector; 15] = [
+const COLLECTORS: &[Collector] = &[
     Sparks::gc_waiting,
     Sparks::gc_still,
     Sparks::gc_ephemeral,
@@ -87,6 +87,7 @@ const COLLECTORS: [Collector; 15] = [
     Sparks::gc_restores,
     Sparks::gc_trash,
     Sparks::gc_containers,
+    Sparks::gc_records,
     Sparks::gc_index,
     Sparks::gc_quotas,
     Sparks::gc_networks,

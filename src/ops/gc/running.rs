@@ -1,6 +1,8 @@
 //! Collectors of what sparks that do not run any more left outside their files.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::super::Sparks;
 use super::super::spark::SparkId;
@@ -11,6 +13,23 @@ use crate::pool::index::Identity;
 use crate::runtime::{ids, live};
 use crate::sys;
 
+/// How long the kernel may take to let go of what a process had that was killed with its command.
+const LETTING_GO: Duration = Duration::from_secs(2);
+
+/// Whether a directory is locked, and does not come free now that whoever locked it is dead.
+fn is_locked(dir: &Path, fd: &OwnedFd) -> bool {
+    let deadline = Instant::now() + LETTING_GO;
+    while matches!(sys::flock::try_lock_dir(dir), Ok(None)) {
+        let lives = sys::flock::is_held(fd).unwrap_or(true);
+        let waits = sys::flock::orphans(fd).map_or(true, |orphans| !orphans.is_empty());
+        if lives || waits || Instant::now() > deadline {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    false
+}
+
 impl Sparks {
     /// Processes that a killed command left waiting for it, with its lock.
     pub(super) fn gc_waiting(&self, collection: &mut Collection) -> Result<()> {
@@ -19,7 +38,7 @@ impl Sparks {
             let Some(found) = self.pool.find_container(id)? else { continue };
             let dir = self.pool.paths.spark(&found.project, &found.name);
             let Ok(fd) = sys::file::open_dir(&dir) else { continue };
-            if !matches!(sys::flock::try_lock_dir(&dir), Ok(None)) {
+            if !is_locked(&dir, &fd) {
                 continue;
             }
             let failed = || Error::io("look at the lock of", &dir);
@@ -98,6 +117,27 @@ impl Sparks {
             let item = Item::new("container that ended", owner, &path);
             collection.free(item, || self.remove_container(&id, &bundle));
             seen.push(id);
+        }
+        Ok(())
+    }
+
+    /// Records of the runtime library that a killed command left half-written.
+    pub(super) fn gc_records(&self, collection: &mut Collection) -> Result<()> {
+        for bundle in entries(&self.pool.place.run.join("bundles"))? {
+            let name = bundle.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let (Ok(id), Some(live)) = (name.parse::<Id>(), live::read(&bundle)) else { continue };
+            let handle = self.handle_of(&id);
+            let Some(found) = self.pool.find_container(name)?.filter(|_| !handle.is_whole()) else {
+                continue;
+            };
+            // Somebody who pauses or stops it holds its lock, and writes the record.
+            let dir = self.pool.paths.spark(&found.project, &found.name);
+            let Ok(Some(_lock)) = sys::flock::try_lock_dir(&dir) else { continue };
+            if !handle.is_whole() {
+                let owner = format!("{}/{}", found.project, found.name);
+                let item = Item::new("half-written container record", owner, &handle.dir());
+                collection.free(item, || handle.mend(&bundle, &live));
+            }
         }
         Ok(())
     }

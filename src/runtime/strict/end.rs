@@ -17,6 +17,7 @@ impl Container {
     /// Starts the program of a container that is made.
     pub fn start(&self) -> Result<()> {
         let _lock = self.lock(Mode::Exclusive)?;
+        self.mend()?;
         match self.state()? {
             State::Created => {}
             other => return Err(self.refused("start", other)),
@@ -29,6 +30,7 @@ impl Container {
     /// Freezes every process.
     pub fn pause(&self) -> Result<()> {
         let _lock = self.lock(Mode::Exclusive)?;
+        self.mend()?;
         match self.state()? {
             State::Running => self.handle()?.pause(),
             other => Err(self.refused("pause", other)),
@@ -38,6 +40,7 @@ impl Container {
     /// Thaws every process.
     pub fn resume(&self) -> Result<()> {
         let _lock = self.lock(Mode::Exclusive)?;
+        self.mend()?;
         match self.state()? {
             State::Paused => self.handle()?.thaw(),
             other => Err(self.refused("resume", other)),

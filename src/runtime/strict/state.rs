@@ -79,8 +79,15 @@ struct Own {
     /// Whether its session keyring is not its maker's.
     #[serde(default)]
     keyring: bool,
+    /// What libcontainer's record is made anew of.
+    #[serde(default)]
+    bundle: Option<PathBuf>,
+    #[serde(default)]
+    created: Option<DateTime<Utc>>,
 }
 
+/// What libcontainer calls a first process that waits for the start.
+const WAITING: &str = "youki:[2:INIT]";
 /// Larger than any real one.
 const MAX: u64 = 16 << 20;
 
@@ -178,7 +185,8 @@ impl Container {
     /// Records what was made of which configuration.
     pub(super) fn record(&self, init: ProcessId, creation: &Creation) -> Result<()> {
         live::write_json(&self.dir().join("config.json"), &creation.config)?;
-        live::write_json(&self.own_path(), &Own { init, keyring: creation.new_keyring })
+        let (bundle, created) = (Some(creation.bundle.clone()), Some(Utc::now()));
+        live::write_json(&self.own_path(), &Own { init, keyring: creation.new_keyring, bundle, created })
     }
 
     /// The configuration that it was made of, which may have changed in the bundle since.
@@ -187,7 +195,8 @@ impl Container {
         serde_json::from_slice(&self.read("config.json")?).map_err(|e| Error::corrupt(&path, e))
     }
 
-    /// libcontainer's record. It is written in place, so that a reader may find half of it: that one looks again.
+    /// libcontainer's record. It is written in place, so that a reader may find half of it: that one looks again. If it
+    /// stays so, a command was killed over it, and it is made of what else is known.
     pub(super) fn libcontainer(&self) -> Result<libcontainer::container::State> {
         let path = self.dir().join("state.json");
         let mut last = None;
@@ -198,7 +207,34 @@ impl Container {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Err(Error::corrupt(&path, last.map(|e| e.to_string()).unwrap_or_default()))
+        self.remade().ok_or_else(|| Error::corrupt(&path, last.map(|e| e.to_string()).unwrap_or_default()))
+    }
+
+    /// libcontainer's record as it would be. None for a container whose making was not finished.
+    fn remade(&self) -> Option<libcontainer::container::State> {
+        let Own { init, bundle, created, .. } = self.own()?;
+        let config = self.config().ok()?;
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", init.pid)).unwrap_or_default();
+        let status = match init.alive() {
+            false => ContainerStatus::Stopped,
+            true if comm.trim_end() == WAITING => ContainerStatus::Created,
+            true => ContainerStatus::Running,
+        };
+        let mut state = libcontainer::container::State::new(&self.id, status, Some(init.pid), bundle?);
+        state.created = created;
+        state.creator = Some(rustix::process::geteuid().as_raw());
+        state.annotations = serde_json::from_value(config["annotations"].clone()).ok().flatten();
+        Some(state)
+    }
+
+    /// Writes libcontainer's record anew if a command was killed over it: libcontainer reads it by itself. The caller has
+    /// the lock.
+    pub(super) fn mend(&self) -> Result<()> {
+        if libcontainer::container::State::load(&self.dir()).is_ok() {
+            return Ok(());
+        }
+        let state = self.libcontainer()?;
+        live::write_json(&self.dir().join("state.json"), &state)
     }
 
     /// Its cgroup, in every hierarchy.
