@@ -104,6 +104,10 @@ impl PoolPaths {
     pub fn layout(&self) -> PathBuf {
         self.top.join("layout.json")
     }
+    /// What is kept free for commands that make room.
+    pub fn reserve(&self) -> PathBuf {
+        self.top.join("reserve")
+    }
     pub fn projects(&self) -> PathBuf {
         self.top.join("projects")
     }

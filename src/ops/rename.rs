@@ -16,13 +16,14 @@ impl Sparks {
         let new = SparkId { project: old.project.clone(), name: to.clone() };
         let dir = self.dir(&new);
         fault::point("rename.before-rename")?;
-        sys::file::rename_new(&opened.dir, &dir).map_err(|e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::Exists {
+        let renamed = || sys::file::rename_new(&opened.dir, &dir).map_err(Error::io("rename", &opened.dir));
+        self.pool.with_reserve(renamed).map_err(|e| match e {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => Error::Exists {
                 kind: "spark",
                 name: to.to_string(),
                 in_project: Some(new.project.to_string()),
             },
-            _ => Error::io("rename", &opened.dir)(e),
+            e => e,
         })?;
         fault::point("rename.after-rename")?;
         let sparks = self.pool.paths.sparks(&new.project);

@@ -26,15 +26,18 @@ impl Sparks {
         let Some(_project) = self.pool.lock(&project, Mode::Shared)? else { return Err(not_there()) };
         let dir = self.dir(&spark);
         fault::point("undelete.before-rename")?;
-        sys::file::rename_new(&entry.path, &dir).map_err(|e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::WrongState {
-                action: "bring back",
-                kind: "spark",
-                name: spark.name.to_string(),
-                state: "a name that another spark has now".into(),
-                hint: format!("give it another with `spark undelete {what} --as NEW`"),
-            },
-            _ => Error::io("bring back", &dir)(e),
+        let renamed = || sys::file::rename_new(&entry.path, &dir).map_err(Error::io("bring back", &dir));
+        self.pool.with_reserve(renamed).map_err(|e| match e {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                Error::WrongState {
+                    action: "bring back",
+                    kind: "spark",
+                    name: spark.name.to_string(),
+                    state: "a name that another spark has now".into(),
+                    hint: format!("give it another with `spark undelete {what} --as NEW`"),
+                }
+            }
+            e => e,
         })?;
         fault::point("undelete.after-rename")?;
         for dir in [self.pool.paths.sparks(&spark.project), self.pool.paths.trash()] {

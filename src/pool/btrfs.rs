@@ -85,9 +85,10 @@ pub fn commit(path: &Path) -> Result<()> {
     checked("commit", path, || btrfsutil::sync::sync(path))
 }
 
-/// How many deleted subvolumes of this filesystem the kernel has not freed yet.
-pub fn count_unfreed(path: &Path) -> Result<usize> {
-    checked("look for deleted subvolumes in", path, || Subvolume::deleted(path)).map(|all| all.len())
+/// The deleted subvolumes of this filesystem that the kernel has not freed yet, by their numbers.
+pub fn unfreed(path: &Path) -> Result<Vec<u64>> {
+    let found = crate::sys::file::open_dir(path).and_then(crate::sys::btrfs::unfreed_subvolumes);
+    found.map_err(Error::io("look for deleted subvolumes in", path))
 }
 
 /// Whether a path is a subvolume's top.

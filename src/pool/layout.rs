@@ -110,12 +110,13 @@ impl Pool {
         let p = &self.paths;
         std::fs::set_permissions(&p.top, PermissionsExt::from_mode(0o700))
             .map_err(Error::io("set mode of", &p.top))?;
-        for dir in [p.projects(), p.bases(), p.staging(), p.trash(), p.system()] {
+        for dir in [p.projects(), p.bases(), p.staging(), p.trash(), p.system(), p.reserve()] {
             make_dir(&dir, 0o700)?;
         }
         for (name, mode) in [("bin", 0o755), ("all", 0o1777)] {
             make_shared(&p.system().join(name), mode)?;
         }
+        self.fill_reserve();
         record::replace(&p.layout(), &Layout { version: FORMAT, default_base: None })
     }
 

@@ -22,6 +22,7 @@ pub mod quota;
 pub mod record;
 pub mod repair;
 pub mod room;
+pub mod space;
 pub mod stage;
 pub mod stream;
 pub mod trash;

@@ -51,11 +51,13 @@ impl Pool {
             deleted,
             until: deleted + keep,
         };
-        record::replace(&SparkPaths(dir).origin(), &origin)?;
-        fault::point("delete.before-rename")?;
         let id = Id::generate();
         let path = self.paths.trash().join(id.as_str());
-        sys::file::rename_new(dir, &path).map_err(Error::io("delete", dir))?;
+        self.with_reserve(|| {
+            record::replace(&SparkPaths(dir).origin(), &origin)?;
+            fault::point("delete.before-rename")?;
+            sys::file::rename_new(dir, &path).map_err(Error::io("delete", dir))
+        })?;
         fault::point("delete.after-rename")?;
         for dir in [&self.paths.trash(), &self.paths.sparks(project)] {
             sys::file::sync_dir(dir).map_err(Error::io("sync", dir))?;

@@ -1,5 +1,5 @@
-//! What btrfs does through ioctls of its own, and no library offers: a subvolume as a stream of commands, and all
-//! names of a file.
+//! What btrfs does through ioctls of its own, and no library offers: a subvolume as a stream of commands, all names of a
+//! file, and what is deleted and not freed yet.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -159,6 +159,53 @@ pub fn paths_of(subvolume: impl AsFd, inode: u64) -> io::Result<Vec<Vec<u8>>> {
     Ok(paths.content.iter().take(paths.count as usize).filter_map(text).collect())
 }
 
+/// `struct btrfs_ioctl_search_args` of linux/btrfs.h: a `struct btrfs_ioctl_search_key`, and room for what is found.
+#[repr(C)]
+struct Search {
+    tree: u64,
+    objects: [u64; 2],
+    offsets: [u64; 2],
+    transactions: [u64; 2],
+    kinds: [u32; 2],
+    /// How many items to find, and then how many were found.
+    count: u32,
+    unused: [u32; 9],
+    found: [u64; 499],
+}
+
+const SEARCH: rustix::ioctl::Opcode = opcode::read_write::<Search>(BTRFS, 17);
+const ROOT_TREE: u64 = 1;
+/// The object that what is to be freed is noted under.
+const ORPHANS: u64 = -5_i64 as u64;
+const ORPHAN: u32 = 48;
+/// Words of a `struct btrfs_ioctl_search_header`, the third of which is the item's offset. An orphan has nothing more.
+const HEADER: usize = 4;
+
+/// The subvolumes that are deleted and not freed yet, by their numbers, of the filesystem that `dir` is in.
+pub fn unfreed_subvolumes(dir: impl AsFd) -> io::Result<Vec<u64>> {
+    let (mut from, mut all) = (0, Vec::new());
+    loop {
+        let mut args = Search {
+            tree: ROOT_TREE,
+            objects: [ORPHANS; 2],
+            offsets: [from, u64::MAX],
+            transactions: [0, u64::MAX],
+            kinds: [ORPHAN; 2],
+            count: u32::MAX,
+            unused: [0; 9],
+            found: [0; 499],
+        };
+        // SAFETY: the opcode is that of BTRFS_IOC_TREE_SEARCH, which reads and writes the 4,096 bytes of `Search`. That is
+        // made of integers only, and lives until the call returns.
+        unsafe { rustix::ioctl::ioctl(&dir, Updater::<SEARCH, Search>::new(&mut args)) }?;
+        all.extend(args.found.chunks(HEADER).take(args.count as usize).filter_map(|header| header.get(2)));
+        match all.last() {
+            Some(last) if args.count > 0 && *last < u64::MAX => from = last + 1,
+            _ => return Ok(all),
+        }
+    }
+}
+
 /// `struct fiemap` of linux/fiemap.h, with room for some extents.
 #[repr(C)]
 struct Fiemap {
@@ -239,5 +286,17 @@ impl Sending {
 impl Drop for Sending {
     fn drop(&mut self) {
         let _ = self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Search;
+
+    #[test]
+    fn the_arguments_of_a_search_have_the_layout_of_the_kernel() {
+        assert_eq!(size_of::<Search>(), 4096);
+        assert_eq!(std::mem::offset_of!(Search, count), 64);
+        assert_eq!(std::mem::offset_of!(Search, found), 104);
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Machine, containers, processes, wait_for};
+use crate::common::{Machine, containers, processes};
 
 fn sh(machine: &Machine, spark: &str, script: &str) -> String {
     machine.spark(&["exec", spark, "--", "sh", "-c", script]).ok()
@@ -293,13 +293,7 @@ fn a_full_pool_says_so_and_is_emptied_by_deleting() {
     machine.spark(&["resume", "idle"]).ok();
     machine.spark(&["stop", "idle"]).ok();
     machine.spark(&["delete", "-f", "--now", "big"]).ok();
-    run("btrfs", &["subvolume", "sync", machine.pool().to_str().unwrap()]);
-    // btrfs gives emptied block groups back when it comes to it.
-    let room = || {
-        run("btrfs", &["filesystem", "sync", machine.pool().to_str().unwrap()]);
-        machine.spark(&["base", "bootstrap", "minimal", "more"]).status() == 0
-    };
-    assert!(wait_for(room), "{}", machine.spark(&["base", "bootstrap", "minimal", "more"]).stderr());
+    machine.spark(&["base", "bootstrap", "minimal", "more"]).ok();
     others_work(&machine);
     assert!(machine.staged().is_empty());
 }

@@ -31,6 +31,7 @@ mod everyday;
 mod examples;
 mod exec;
 mod fork;
+mod full;
 mod git;
 mod growing;
 mod hostile;

@@ -23,7 +23,7 @@ pub(crate) struct DeleteArgs {
     /// Stop a running spark first
     #[arg(short, long)]
     force: bool,
-    /// Free its files at once: this cannot be undone
+    /// Free its files at once: this cannot be undone. In a pool that is nearly full, wait until their room is free
     #[arg(long)]
     now: bool,
     /// How long it can be brought back, such as 1h or 30d [default: 24h, unless configured]
@@ -48,6 +48,11 @@ pub(crate) fn delete(ctx: &Ctx, args: DeleteArgs) -> Result<Status> {
         gone.push(serde_json::json!({ "name": name.to_string(), "until": deleted.until }));
         Ok(())
     });
+    if args.now
+        && let Some(sparks) = ctx.open_mounted()?
+    {
+        sparks.await_room(&ctx.progress(ctx.json))?;
+    }
     if ctx.json {
         output::print_json(&gone)?;
     }

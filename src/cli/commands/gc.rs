@@ -45,8 +45,11 @@ pub(crate) fn gc(ctx: &Ctx, args: GcArgs) -> Result<Status> {
         let _ = rustix::process::nice(19);
         return ctx.open_mounted()?.map_or(Ok(()), |sparks| sparks.empty_trash()).map(|()| 0);
     }
-    let Collected { items, failures } =
-        ctx.open_as_it_is()?.map(|sparks| sparks.gc(args.dry_run)).unwrap_or_default();
+    let sparks = ctx.open_as_it_is()?;
+    let Collected { items, mut failures } = sparks.as_ref().map(|s| s.gc(args.dry_run)).unwrap_or_default();
+    if let Some(sparks) = sparks.filter(|_| !args.dry_run) {
+        failures.extend(sparks.make_room(&ctx.progress(ctx.json)).err());
+    }
     if items.is_empty() && failures.is_empty() {
         ctx.say("nothing to collect");
     }
