@@ -36,7 +36,7 @@ const PLACES: [(&str, &[&str]); 11] = [
     ("libcontainer::", &["runtime/"]),
     ("libcgroups::", &["runtime/"]),
     ("btrfsutil::", &["pool/btrfs.rs"]),
-    ("libseccomp::", &["bundle/seccomp.rs"]),
+    ("libseccomp::", &["bundle/seccomp"]),
     ("unsafe {", &["sys/", "runtime/init/"]),
     ("println!", &["cli/", "oci/"]),
     ("tokio::", &["cli/", "foreground/", "image/", "net/", "shim/"]),

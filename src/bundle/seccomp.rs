@@ -14,6 +14,8 @@ use oci_spec::runtime::{
 
 use crate::error::{Error, Result};
 
+mod unknown;
+
 /// The profile of every template that does not bring its own.
 const PROFILE: &str = include_str!("../../bundles/seccomp.json");
 
@@ -35,23 +37,16 @@ fn native() -> Result<Arch> {
     }
 }
 
-/// Compiles a profile into the bytes of a `struct sock_filter` array.
+/// Compiles a profile into the bytes of a `struct sock_filter` array, with the meaning that runc gives it.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
+    let architectures = architectures(profile)?;
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut filter = ScmpFilterContext::new(default).map_err(wrap)?;
     filter.set_ctl_nnp(false).map_err(wrap)?;
     // A binary tree instead of a list: shorter ways for every call that is made inside.
     filter.set_ctl_optimize(2).map_err(wrap)?;
-    for arch in profile.architectures().iter().flatten() {
-        if *arch != native()? {
-            let arch = arch_of(*arch)?;
-            filter.add_arch(arch).map_err(wrap)?;
-        }
-    }
-    for flag in profile.flags().iter().flatten() {
-        if *flag != LinuxSeccompFilterFlag::SeccompFilterFlagLog {
-            return Err(failed(format!("flag {flag:?} is not supported")));
-        }
+    for (_, arch) in &architectures {
+        filter.add_arch(*arch).map_err(wrap)?;
     }
     for rule in profile.syscalls().iter().flatten() {
         let act = action(rule.action(), rule.errno_ret())?;
@@ -59,23 +54,77 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
             continue;
         }
         for name in rule.names() {
-            // A name that this libseccomp does not know gets the default action, as an unknown number does.
+            // A name that this libseccomp does not know gets the default action, or `ENOSYS` as an unknown number does.
             let Ok(call) = ScmpSyscall::from_name(name) else { continue };
-            match rule.args().as_deref() {
-                None | Some([]) => filter.add_rule(act, call).map(drop),
-                Some(args) => {
-                    let args: Vec<ScmpArgCompare> = args.iter().map(compare).collect();
-                    filter.add_rule_conditional(act, call, &args).map(drop)
-                }
-            }
-            .map_err(wrap)?;
+            add_rule(&mut filter, act, call, rule.args().as_deref().unwrap_or_default())?;
         }
     }
     let mut out = tempfile::tempfile().map_err(Error::sys("hold the filter"))?;
     filter.export_bpf(out.as_fd()).map_err(wrap)?;
-    let mut bytes = Vec::new();
+    let mut bytes = unknown::answer(profile, &architectures);
     out.rewind().and_then(|()| out.read_to_end(&mut bytes)).map_err(Error::sys("read the filter"))?;
     Ok(bytes)
+}
+
+/// The version of libseccomp, which decides which names of system calls are known.
+pub fn version() -> Option<String> {
+    libseccomp::ScmpVersion::current().ok().map(|v| format!("{}.{}.{}", v.major, v.minor, v.micro))
+}
+
+/// The architectures of a filter, in the words of both libraries: this machine's, and those that the profile lists.
+fn architectures(profile: &LinuxSeccomp) -> Result<Vec<(Arch, ScmpArch)>> {
+    let own = native()?;
+    let mut all = vec![own];
+    for arch in profile.architectures().iter().flatten() {
+        let arch = if *arch == Arch::ScmpArchNative { own } else { *arch };
+        if !all.contains(&arch) {
+            all.push(arch);
+        }
+    }
+    all.into_iter().map(|arch| Ok((arch, arch_of(arch)?))).collect()
+}
+
+/// The flags of seccomp(2) that a profile asks for.
+pub fn flags(profile: &LinuxSeccomp) -> u64 {
+    use LinuxSeccompFilterFlag as Flag;
+    let flag = |flag: &Flag| match flag {
+        Flag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+        Flag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        Flag::SeccompFilterFlagWaitKillableRecv => libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
+        // Whoever loads a filter has one thread.
+        Flag::SeccompFilterFlagTsync => 0,
+    };
+    let asked = profile.flags().iter().flatten().map(flag).fold(0, |all, one| all | one);
+    if notifies(profile) { asked | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER } else { asked }
+}
+
+/// Whether a profile has another process decide on system calls.
+pub fn notifies(profile: &LinuxSeccomp) -> bool {
+    let notify = LinuxSeccompAction::ScmpActNotify;
+    profile.default_action() == notify
+        || profile.syscalls().iter().flatten().any(|rule| rule.action() == notify)
+}
+
+/// Adds a rule for calls whose arguments meet all conditions.
+///
+/// libseccomp takes one condition for each argument. A profile with two for the same one means what it has meant in runc
+/// since that has had conditions: each condition is a rule of its own, so that any of them is enough.
+fn add_rule(
+    filter: &mut ScmpFilterContext,
+    act: ScmpAction,
+    call: ScmpSyscall,
+    args: &[LinuxSeccompArg],
+) -> Result<()> {
+    let conditions: Vec<ScmpArgCompare> = args.iter().map(compare).collect();
+    let repeated = args.iter().enumerate().any(|(i, arg)| args[..i].iter().any(|a| a.index() == arg.index()));
+    if conditions.is_empty() {
+        return filter.add_rule(act, call).map(drop).map_err(wrap);
+    }
+    let rules: Vec<&[ScmpArgCompare]> =
+        if repeated { conditions.chunks(1).collect() } else { vec![&conditions] };
+    rules
+        .into_iter()
+        .try_for_each(|rule| filter.add_rule_conditional(act, call, rule).map(drop).map_err(wrap))
 }
 
 /// OCI: for `SCMP_CMP_MASKED_EQ`, `value` is the mask and `valueTwo` what the masked argument has to be.
@@ -102,17 +151,35 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction> 
         LinuxSeccompAction::ScmpActKillProcess => ScmpAction::KillProcess,
         LinuxSeccompAction::ScmpActTrap => ScmpAction::Trap,
         LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
+        LinuxSeccompAction::ScmpActNotify => ScmpAction::Notify,
         other => return Err(failed(format!("action {other:?} is not supported"))),
     })
 }
 
 fn arch_of(arch: Arch) -> Result<ScmpArch> {
-    match arch {
-        Arch::ScmpArchX86 => Ok(ScmpArch::X86),
-        Arch::ScmpArchX32 => Ok(ScmpArch::X32),
-        Arch::ScmpArchArm => Ok(ScmpArch::Arm),
-        other => Err(failed(format!("architecture {other:?} is not supported"))),
-    }
+    Ok(match arch {
+        Arch::ScmpArchNative => ScmpArch::native(),
+        Arch::ScmpArchX86 => ScmpArch::X86,
+        Arch::ScmpArchX86_64 => ScmpArch::X8664,
+        Arch::ScmpArchX32 => ScmpArch::X32,
+        Arch::ScmpArchArm => ScmpArch::Arm,
+        Arch::ScmpArchAarch64 => ScmpArch::Aarch64,
+        Arch::ScmpArchMips => ScmpArch::Mips,
+        Arch::ScmpArchMips64 => ScmpArch::Mips64,
+        Arch::ScmpArchMips64n32 => ScmpArch::Mips64N32,
+        Arch::ScmpArchMipsel => ScmpArch::Mipsel,
+        Arch::ScmpArchMipsel64 => ScmpArch::Mipsel64,
+        Arch::ScmpArchMipsel64n32 => ScmpArch::Mipsel64N32,
+        Arch::ScmpArchPpc => ScmpArch::Ppc,
+        Arch::ScmpArchPpc64 => ScmpArch::Ppc64,
+        Arch::ScmpArchPpc64le => ScmpArch::Ppc64Le,
+        Arch::ScmpArchS390 => ScmpArch::S390,
+        Arch::ScmpArchS390x => ScmpArch::S390X,
+        Arch::ScmpArchParisc => ScmpArch::Parisc,
+        Arch::ScmpArchParisc64 => ScmpArch::Parisc64,
+        Arch::ScmpArchRiscv64 => ScmpArch::Riscv64,
+        other => return Err(failed(format!("architecture {other:?} is not supported"))),
+    })
 }
 
 fn wrap(e: libseccomp::error::SeccompError) -> Error {
@@ -122,7 +189,7 @@ fn wrap(e: libseccomp::error::SeccompError) -> Error {
 fn failed(why: String) -> Error {
     Error::NotSupported {
         what: format!("the system call filter cannot be made: {why}"),
-        hint: Some("look at `linux.seccomp` of the bundle template".into()),
+        hint: Some("look at `linux.seccomp` of the bundle".into()),
     }
 }
 
@@ -134,5 +201,13 @@ mod tests {
     fn the_embedded_profile_compiles_to_whole_instructions() {
         let filter = compile(&profile().unwrap()).unwrap();
         assert!(filter.len() > 1000 && filter.len().is_multiple_of(size_of::<libc::sock_filter>()));
+    }
+
+    #[test]
+    fn two_conditions_on_one_argument_are_two_rules() {
+        let profile = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{
+            "names": ["personality"], "action": "SCMP_ACT_ERRNO", "args": [
+                {"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}, {"index": 0, "value": 2, "op": "SCMP_CMP_EQ"}]}]});
+        assert!(compile(&serde_json::from_value(profile).unwrap()).unwrap().len() > 64);
     }
 }

@@ -110,6 +110,10 @@ fn filter_of(spec: &Spec, dir: &Path) -> Result<Vec<u8>> {
     if let Ok(found) = fs::read(&path) {
         return Ok(found);
     }
+    if seccomp::notifies(profile) {
+        let what = "a spark's system call filter cannot ask another process (SCMP_ACT_NOTIFY)".into();
+        return Err(Error::NotSupported { what, hint: None });
+    }
     let filter = seccomp::compile(profile)?;
     make(&cache, 0o700)?;
     sys::file::replace_volatile(&path, &filter).map_err(Error::io("write", &path))?;

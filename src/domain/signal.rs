@@ -41,6 +41,9 @@ const NAMES: [(&str, i32); 34] = [
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
+/// The real-time signals that programs may send.
+pub const REAL_TIME: std::ops::RangeInclusive<i32> = RTMIN..=RTMAX;
+
 /// The number of a signal: `9`, `KILL`, `SIGKILL`, `RTMIN+3`, in any case.
 pub fn number(text: &str) -> Result<i32, String> {
     let wrong = || format!("`{}` is no signal", text.escape_default());

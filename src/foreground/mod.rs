@@ -20,6 +20,7 @@ mod relay;
 pub(crate) use relay::is_ready;
 use relay::{Relay, watch};
 
+use crate::domain::signal::REAL_TIME;
 use crate::error::{Error, Result};
 use crate::ops::exec::{PASSED_ON, RawMode, Running};
 
@@ -194,7 +195,7 @@ impl Signals {
     /// Catches them, but for those that this process was told to ignore, as nohup(1) and shells do.
     fn catch(status: &str) -> io::Result<Signals> {
         let ignored = ignored(status);
-        let all = PASSED_ON.into_iter().chain([libc::SIGWINCH]);
+        let all = PASSED_ON.into_iter().chain([libc::SIGWINCH]).chain(REAL_TIME);
         let caught = all.filter(|number| ignored & (1 << (number - 1)) == 0);
         caught
             .map(|number| Ok((number, signal(SignalKind::from_raw(number))?)))

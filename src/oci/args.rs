@@ -1,11 +1,13 @@
 //! The command line as clap parses it: runc's words and options, those that do nothing here among them.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::domain::limits::parse_duration;
+use crate::ops::oci::HOOK;
 
 /// Runs containers of OCI bundles, doing what their config.json says
 #[derive(Debug, Parser)]
@@ -30,7 +32,7 @@ pub(super) enum Format {
 /// Options before the command.
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// Directory of the containers [default: containers/ in SPARK_RUN]
+    /// Directory of the containers [default: /run/spark/containers]
     #[arg(long, value_name = "DIR")]
     pub(super) root: Option<PathBuf>,
     /// Append what goes wrong to a file
@@ -76,6 +78,8 @@ pub(super) enum Verb {
     /// Print what bundles may ask for
     Features,
     Spec(SpecArgs),
+    #[command(name = HOOK, hide = true)]
+    Hook(HookArgs),
 }
 
 /// A container.
@@ -98,6 +102,9 @@ pub(super) struct BundleArgs {
     /// File for the pid of the first process
     #[arg(long, value_name = "FILE")]
     pub(super) pid_file: Option<PathBuf>,
+    /// Socket that gets a pidfd of the first process
+    #[arg(long, value_name = "PATH")]
+    pub(super) pidfd_socket: Option<PathBuf>,
     /// Pass this many descriptors on, from 3
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) preserve_fds: u32,
@@ -107,6 +114,9 @@ pub(super) struct BundleArgs {
     /// Keep the caller's session keyring
     #[arg(long)]
     pub(super) no_new_keyring: bool,
+    /// Taken for runc's sake: a mount is as its options say, or fails
+    #[arg(long, hide = true)]
+    no_mount_fallback: bool,
 }
 
 /// Make a container of a bundle; its program waits for `start`
@@ -193,6 +203,9 @@ pub(super) struct ExecArgs {
     /// File for its pid
     #[arg(long, value_name = "FILE")]
     pub(super) pid_file: Option<PathBuf>,
+    /// Socket that gets a pidfd of it
+    #[arg(long, value_name = "PATH")]
+    pub(super) pidfd_socket: Option<PathBuf>,
     /// SELinux label
     #[arg(long, value_name = "LABEL")]
     pub(super) process_label: Option<String>,
@@ -211,9 +224,9 @@ pub(super) struct ExecArgs {
     /// Also in a paused container
     #[arg(long)]
     pub(super) ignore_paused: bool,
-    /// In a cgroup below the container's
-    #[arg(long, value_name = "PATH")]
-    pub(super) cgroup: Option<PathBuf>,
+    /// In a cgroup below the container's, of all controllers or of some; any number of times
+    #[arg(long, value_name = "[CONTROLLER,...:]PATH")]
+    pub(super) cgroup: Vec<String>,
     /// The container
     #[arg(value_name = "ID")]
     pub(super) id: String,
@@ -313,6 +326,17 @@ pub(super) struct UpdateArgs {
     /// The container
     #[arg(value_name = "ID")]
     pub(super) id: String,
+}
+
+/// Run a hook in the mount namespace that the runtime was called in
+#[derive(Debug, Args)]
+pub(super) struct HookArgs {
+    #[arg(value_name = "NAMESPACE")]
+    pub(super) namespace: PathBuf,
+    #[arg(value_name = "PROGRAM")]
+    pub(super) program: PathBuf,
+    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) args: Vec<OsString>,
 }
 
 /// Write a config.json to start from

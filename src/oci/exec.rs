@@ -3,7 +3,7 @@
 use super::args::{ExecArgs, RunArgs};
 use crate::error::{Error, Result};
 use crate::foreground::Supervisor;
-use crate::ops::oci::{Exec, Process, Runtime, read_process};
+use crate::ops::oci::{Below, Exec, Process, Runtime, read_process};
 
 pub(super) fn exec(runtime: &Runtime, args: ExecArgs) -> Result<u8> {
     let mut process = match &args.process {
@@ -23,10 +23,11 @@ pub(super) fn exec(runtime: &Runtime, args: ExecArgs) -> Result<u8> {
     let exec = Exec {
         process,
         pid_file: args.pid_file,
+        pidfd_socket: args.pidfd_socket,
         console_socket: args.console_socket,
         preserve_fds: args.preserve_fds,
         ignore_paused: args.ignore_paused,
-        cgroup: args.cgroup,
+        cgroup: Below::parse(&args.cgroup)?,
     };
     if args.detach {
         return runtime.exec(&args.id, &exec).map(|_| 0);

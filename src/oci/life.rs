@@ -11,6 +11,7 @@ impl BundleArgs {
         Create {
             bundle: self.bundle,
             pid_file: self.pid_file,
+            pidfd_socket: self.pidfd_socket,
             console_socket: self.console_socket,
             preserve_fds: self.preserve_fds,
             no_pivot: self.no_pivot,

@@ -78,6 +78,9 @@ fn run(cli: Cli) -> Result<u8> {
         Verb::Events(args) => resources::events(&runtime, &args),
         Verb::Update(args) => resources::update(&runtime, &args),
         Verb::Features => print::json(&crate::ops::oci::features(), true),
+        Verb::Hook(args) => {
+            crate::ops::oci::become_hook(&args.namespace, &args.program, &args.args).map(|()| 0)
+        }
         Verb::Spec(args) => crate::ops::oci::write_spec(&args.bundle).map(|_| 0),
     }
 }

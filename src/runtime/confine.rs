@@ -1,5 +1,6 @@
 //! What every process of ours does to itself before it runs anything of a spark's: PID 1 and exec alike.
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use libcontainer::syscall::syscall::create_syscall;
@@ -17,9 +18,30 @@ pub struct Confinement {
     capabilities: LinuxCapabilities,
     no_new_privs: bool,
     /// None where the bundle asks for no filter.
-    filter: Option<Rc<[u8]>>,
+    filter: Option<Filter>,
+    /// Who gets the descriptor on which system calls are heard that the filter leaves to another process.
+    listener: Option<Rc<OwnedFd>>,
     /// Whether a user other than root keeps what the lists say, to make it ambient. A spark's never does.
     as_listed: bool,
+}
+
+/// A system call filter that is ready to be loaded.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    code: Rc<[u8]>,
+    /// Those of seccomp(2).
+    flags: u64,
+}
+
+impl Filter {
+    pub fn new(code: Vec<u8>, flags: u64) -> Filter {
+        Filter { code: code.into(), flags }
+    }
+
+    /// Whether another process is to decide on some system calls.
+    pub fn notifies(&self) -> bool {
+        self.flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER != 0
+    }
 }
 
 impl Confinement {
@@ -38,14 +60,15 @@ impl Confinement {
         Ok(Confinement {
             capabilities,
             no_new_privs: process.no_new_privileges().unwrap_or(false),
-            filter: Some(filter.into()),
+            filter: Some(Filter::new(filter, 0)),
+            listener: None,
             as_listed: false,
         })
     }
 
     /// The limits exactly as a process of a strict bundle states them: a list that is not there is empty, and so are
     /// all of them where there are no lists.
-    pub fn strict(process: &Process, filter: Option<Vec<u8>>) -> Confinement {
+    pub fn strict(process: &Process, filter: Option<Filter>) -> Confinement {
         let given = process.capabilities().clone();
         let mut capabilities = LinuxCapabilities::default();
         let list = |get: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
@@ -60,13 +83,29 @@ impl Confinement {
         Confinement {
             capabilities,
             no_new_privs: process.no_new_privileges().unwrap_or(false),
-            filter: filter.map(Into::into),
+            filter,
+            listener: None,
             as_listed: true,
         }
     }
 
+    /// The same, passing on the descriptor of a filter that another process is to listen to.
+    pub fn heard_by(&self, listener: OwnedFd) -> Confinement {
+        Confinement { listener: Some(listener.into()), ..self.clone() }
+    }
+
+    /// Whether its filter leaves system calls to another process.
+    pub fn notifies(&self) -> bool {
+        self.filter.as_ref().is_some_and(Filter::notifies)
+    }
+
     fn load_filter(&self) -> std::io::Result<()> {
-        self.filter.as_deref().map_or(Ok(()), sys::exec::load_filter)
+        let Some(filter) = &self.filter else { return Ok(()) };
+        let heard = sys::exec::load_filter(&filter.code, filter.flags)?;
+        match (heard, &self.listener) {
+            (Some(fd), Some(listener)) => sys::net::send_descriptor(listener, b"seccomp", fd),
+            _ => Ok(()),
+        }
     }
 
     /// Installs the filter where that needs a privilege which `drop` gives up. Call it right after entering the

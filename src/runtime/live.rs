@@ -222,14 +222,29 @@ pub fn members(cgroup: &Path) -> Vec<(i32, OwnedFd)> {
     opened.into_iter().filter(|(pid, fd)| still.contains(pid) && !ended(fd)).collect()
 }
 
-/// The processes of a cgroup, as the host numbers them.
+/// The processes of a cgroup and of those below it, as the host numbers them: who is inside may make some.
 pub fn processes(cgroup: &Path) -> Vec<i32> {
     let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
     let fs = Path::new("/sys/fs/cgroup");
-    for top in [fs.join("pids"), fs.to_owned(), fs.join("unified")] {
-        if let Ok(text) = std::fs::read_to_string(top.join(below).join("cgroup.procs")) {
-            return text.lines().filter_map(|l| l.parse().ok()).collect();
-        }
+    let mut tops =
+        [fs.join("pids"), fs.to_owned(), fs.join("unified")].into_iter().map(|top| top.join(below));
+    let Some(top) = tops.find(|top| top.join("cgroup.procs").exists()) else { return Vec::new() };
+    let listed = |dir: PathBuf| std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    let lists: Vec<String> = with_below(&top).into_iter().map(listed).collect();
+    lists.iter().flat_map(|text| text.lines()).filter_map(|line| line.parse().ok()).collect()
+}
+
+/// A directory of a cgroup hierarchy and those below it, each before what is above it.
+pub(super) fn with_below(top: &Path) -> Vec<PathBuf> {
+    let mut found = vec![top.to_owned()];
+    let mut next = 0;
+    while let Some(dir) = found.get(next) {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let dirs = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path());
+        let dirs: Vec<PathBuf> = dirs.collect();
+        found.extend(dirs);
+        next += 1;
     }
-    Vec::new()
+    found.reverse();
+    found
 }

@@ -132,7 +132,9 @@ impl Handle {
                     let _ = sys::process::signal(&fd, rustix::process::Signal::KILL);
                     let _ = sys::process::wait_end(&fd, Some(Duration::from_secs(1)));
                 }
-                let _ = std::fs::remove_dir(dir);
+                for dir in live::with_below(dir) {
+                    let _ = std::fs::remove_dir(dir);
+                }
             }
             if left.iter().all(|d| !d.exists()) {
                 break;
@@ -152,13 +154,35 @@ impl Handle {
         }
     }
 
+    /// Removes the cgroups that were made below its own, as far as no process is in them any more.
+    pub(super) fn remove_inner_groups(&self) {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            let all: Vec<PathBuf> = self.cgroups().iter().flat_map(|top| live::with_below(top)).collect();
+            let inner = || all.iter().filter(|dir| !self.cgroups().contains(dir));
+            for dir in inner() {
+                let _ = std::fs::remove_dir(dir);
+            }
+            if inner().all(|dir| !dir.exists()) || Instant::now() > deadline {
+                return;
+            }
+            // The kernel takes processes out of a cgroup a moment after they end, and tells nobody.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// The ways into its cgroups.
     ///
     /// # Errors
     /// `Runtime` if there are none: nothing may run without its limits.
     pub(super) fn entrances(&self) -> Result<Entrances> {
+        self.entrances_of(self.hierarchies().into_iter().map(|(_, dir)| dir))
+    }
+
+    /// The same of some cgroups, one in each hierarchy.
+    pub(super) fn entrances_of(&self, dirs: impl Iterator<Item = PathBuf>) -> Result<Entrances> {
         let mut entrances = Entrances::default();
-        for dir in self.cgroups() {
+        for dir in dirs {
             let tasks = dir.join("tasks");
             match File::options().write(true).open(&tasks) {
                 Ok(file) => entrances.tasks.push(file),
@@ -177,10 +201,38 @@ impl Handle {
 
     /// Its directories in every cgroup hierarchy.
     pub(super) fn cgroups(&self) -> Vec<PathBuf> {
+        self.hierarchies().into_iter().map(|(_, dir)| dir).collect()
+    }
+
+    /// Its directories in every cgroup hierarchy, with the names of the controllers there. Version 2 has none if it is alone.
+    pub(super) fn hierarchies(&self) -> Vec<(String, PathBuf)> {
         let below = self.cgroup.strip_prefix("/").unwrap_or(&self.cgroup);
         let fs = Path::new("/sys/fs/cgroup");
-        let hierarchies = std::fs::read_dir(fs).into_iter().flatten().flatten().map(|e| e.path());
-        hierarchies.chain([fs.to_owned()]).map(|h| h.join(below)).filter(|d| d.exists()).collect()
+        let entries = std::fs::read_dir(fs).into_iter().flatten().flatten();
+        // Links are other names of a hierarchy that has several controllers.
+        let own = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+        let own = own.map(|e| (e.file_name().to_string_lossy().into_owned(), e.path()));
+        let all = own.chain([(String::new(), fs.to_owned())]);
+        all.map(|(names, top)| (names, top.join(below))).filter(|(_, dir)| dir.exists()).collect()
+    }
+}
+
+impl Entrances {
+    /// The ways in of version 2 where the container's own cgroup holds no process any more, since it gave its controllers to
+    /// those below: the one that its first process is in.
+    ///
+    /// # Errors
+    /// `EBUSY` if that is not below.
+    pub(super) fn where_init_is(handle: &Handle, init: i32) -> io::Result<OwnedFd> {
+        let text = std::fs::read_to_string(format!("/proc/{init}/cgroup"))?;
+        let busy = || io::Error::from_raw_os_error(libc::EBUSY);
+        let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or_else(busy)?;
+        let (path, own) =
+            (path.trim_start_matches('/'), handle.cgroup.strip_prefix("/").unwrap_or(&handle.cgroup));
+        if !Path::new(path).starts_with(own) {
+            return Err(busy());
+        }
+        sys::file::open_dir(&Path::new("/sys/fs/cgroup").join(path))
     }
 }
 

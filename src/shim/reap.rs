@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitIdOptions, WaitOptions, WaitStatus};
+use rustix::process::{Pid, WaitIdOptions, WaitOptions, WaitStatus};
 use tokio::signal::unix::SignalKind;
 use tokio::sync::oneshot;
+
+use crate::ops::oci::signal_child;
 
 /// How and when a process ended.
 #[derive(Debug, Clone, Copy)]
@@ -109,13 +111,12 @@ impl Reaper {
     /// Sends a signal to a process that was claimed. No other process can have its number by then.
     ///
     /// # Errors
-    /// `ESRCH` if it has ended, `EINVAL` for a signal without a name (the real-time ones).
+    /// `ESRCH` if it has ended, `EINVAL` for a number that is no signal.
     pub(super) fn signal(&self, pid: u32, signal: u32) -> io::Result<()> {
         let table = self.table();
         let target = pid_of(pid).filter(|_| table.waiting.contains_key(&pid)).ok_or(Errno::SRCH)?;
         let number = i32::try_from(signal).map_err(|_| Errno::INVAL)?;
-        let signal = Signal::from_named_raw(number).ok_or(Errno::INVAL)?;
-        Ok(rustix::process::kill_process(target, signal)?)
+        signal_child(target.as_raw_pid(), number)
     }
 
     fn reap(&self) {

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 fn check(r: libc::c_long) -> io::Result<()> {
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -100,8 +100,9 @@ pub fn close_from(first: RawFd, kept: RawFd) -> io::Result<()> {
     close(first.max(kept + 1), libc::c_uint::MAX, 0)
 }
 
-/// Installs a seccomp filter made of ready instructions.
-pub fn load_filter(filter: &[u8]) -> io::Result<()> {
+/// Installs a seccomp filter made of ready instructions, with flags of seccomp(2). With `NEW_LISTENER` among them, the
+/// descriptor comes back on which the system calls are heard that the filter leaves to another process.
+pub fn load_filter(filter: &[u8], flags: u64) -> io::Result<Option<OwnedFd>> {
     const SIZE: usize = size_of::<libc::sock_filter>();
     let count = u16::try_from(filter.len() / SIZE).map_err(|_| io::ErrorKind::InvalidData)?;
     if count == 0 || !filter.len().is_multiple_of(SIZE) {
@@ -118,7 +119,14 @@ pub fn load_filter(filter: &[u8]) -> io::Result<()> {
         .collect();
     let program = libc::sock_fprog { len: count, filter: instructions.as_ptr().cast_mut() };
     // SAFETY: `program` points to `count` instructions that outlive the call; the kernel checks and copies them.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) })
+    let r = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &program) };
+    check(r.min(0))?;
+    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    let fd = RawFd::try_from(r).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel has just made this descriptor for this call, so nobody else owns it.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// Gives this process a session keyring of its own, in place of the one that it shares with its callers: who has that in

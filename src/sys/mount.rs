@@ -29,7 +29,37 @@ pub fn unshare() -> io::Result<()> {
     // SAFETY: a new mount namespace changes no memory and no descriptor of this process.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    Ok(rustix::mount::mount_change("/", slave)?)
+    match rustix::mount::mount_change("/", slave) {
+        Err(rustix::io::Errno::INVAL) => check_root(),
+        other => Ok(other?),
+    }
+}
+
+/// No mount namespace can be made ready for a container where `/` is no mount, as in a chroot.
+///
+/// # Errors
+/// With words that say so, and what to do.
+pub fn check_root() -> io::Result<()> {
+    if super::file::is_mount_point(Path::new("/"))? {
+        return Ok(());
+    }
+    let text = "`/` is not a mount point, as in a chroot: before `chroot DIR`, run `mount --bind DIR DIR`";
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+}
+
+/// The same, but only what is mounted where `place` is stays unseen on the host: other mounts go both ways as before.
+pub fn unshare_beside(place: &Path) -> io::Result<()> {
+    let mut tops = place.ancestors();
+    let top = loop {
+        match tops.next() {
+            Some(dir) if super::file::is_mount_point(dir)? => break dir,
+            Some(_) => {}
+            None => return check_root(),
+        }
+    };
+    // SAFETY: a new mount namespace changes no memory and no descriptor of this process.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
+    Ok(rustix::mount::mount_change(top, MountPropagationFlags::DOWNSTREAM)?)
 }
 
 /// A detached copy of the mount at `path`, in which no part may be a symbolic link.
@@ -73,6 +103,28 @@ pub fn tmpfs(size: usize, owner: u32) -> io::Result<OwnedFd> {
         rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     };
     Ok(make(true).or_else(|_| make(false))?)
+}
+
+/// A detached tmpfs with options of its own, `KEY=VALUE` or a word.
+pub fn tmpfs_with<'a>(options: impl IntoIterator<Item = &'a str>) -> io::Result<OwnedFd> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let fs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for option in options {
+        match option.split_once('=') {
+            Some((key, value)) => rustix::mount::fsconfig_set_string(&fs, key, value)?,
+            None => rustix::mount::fsconfig_set_flag(&fs, option)?,
+        }
+    }
+    rustix::mount::fsconfig_create(&fs)?;
+    Ok(rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}
+
+/// A detached copy of the mount at an open file or directory, from there on; with what is mounted below it if asked for.
+pub fn clone_tree_of(place: impl AsFd, with_below: bool) -> io::Result<OwnedFd> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, with_below);
+    Ok(rustix::mount::open_tree(place, "", flags)?)
 }
 
 /// Mounts a subvolume of a device by its id, and nowhere: it is there for as long as the descriptor is.
@@ -147,13 +199,17 @@ pub fn set_read_only(path: &Path) -> io::Result<()> {
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
     let resolve = rustix::fs::ResolveFlags::NO_SYMLINKS;
     let fd = rustix::fs::openat2(CWD, path, flags, rustix::fs::Mode::empty(), resolve)?;
-    let attr =
-        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    forbid(fd, libc::MOUNT_ATTR_RDONLY)
+}
+
+/// Sets attributes of mount_setattr(2) of the mount whose top is open here, and of all below it.
+pub fn forbid(top: impl AsFd, attributes: u64) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is an empty C string, and `attr` a valid mount_attr of the size given.
     let r = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            fd.as_raw_fd(),
+            top.as_fd().as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
             &attr,

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags,
-    SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
@@ -137,12 +137,37 @@ pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Sends a descriptor with a message, which must not be empty.
+pub fn send_descriptor(socket: impl AsFd, message: &[u8], fd: impl AsFd) -> io::Result<()> {
+    let fds = [fd.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    rustix::net::sendmsg(&socket, &[io::IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Sends a descriptor with a message to whoever listens on the socket at a path.
+pub fn send_descriptor_to(path: &Path, message: &[u8], fd: impl AsFd) -> io::Result<()> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect_unix(&socket, path)?;
+    send_descriptor(socket, message, fd)
+}
+
 /// Takes a connection, and the descriptor that comes with its first bytes.
 ///
 /// # Errors
 /// `InvalidData` if none does.
 pub fn receive_descriptor(listener: impl AsFd) -> io::Result<OwnedFd> {
-    let peer = rustix::io::retry_on_intr(|| rustix::net::accept_with(&listener, SocketFlags::CLOEXEC))?;
+    receive_from(rustix::io::retry_on_intr(|| rustix::net::accept_with(&listener, SocketFlags::CLOEXEC))?)
+}
+
+/// Takes the descriptor that comes with the next bytes of a connection.
+///
+/// # Errors
+/// `InvalidData` if none does.
+pub fn receive_from(peer: impl AsFd) -> io::Result<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [0; 4096];

@@ -173,6 +173,14 @@ pub fn signal_group(leader: i32, signal: i32) -> io::Result<()> {
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Signals a child that has not been reaped, by the signal's number: the real-time ones have no name.
+pub fn signal_child(pid: i32, signal: i32) -> io::Result<()> {
+    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: kill(2) takes plain numbers, and that of a `Pid` is above 0, so no group is meant.
+    let r = unsafe { libc::kill(pid.as_raw_pid(), signal) };
+    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Kills a child that has not been reaped.
 pub fn kill_child(pid: i32) -> io::Result<()> {
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;

@@ -9,7 +9,14 @@ use rustix::fs::StatVfsMountFlags;
 
 use super::mount::Limits;
 
-const SELF: &str = "/proc/self/exe";
+/// This program, for a child that has not executed another.
+pub const SELF: &str = "/proc/self/exe";
+
+/// What a command line of this program begins with to be taken for `spark-oci`: the shim is that too.
+pub fn words() -> Vec<&'static str> {
+    let is_shim = std::env::args_os().nth(1).is_some_and(|word| word == "oci");
+    if is_shim { vec!["spark-oci", "oci"] } else { vec!["spark-oci"] }
+}
 
 /// Executes this program again from a read-only mount that only this process has, unless it runs from one.
 ///

@@ -200,6 +200,11 @@ pub fn make_node(dir: impl AsFd, name: &[u8], kind: FileType) -> io::Result<()> 
     Ok(rustix::fs::mknodat(dir, OsStr::from_bytes(name), kind, Mode::from_raw_mode(0o600), 0)?)
 }
 
+/// Makes a device file, mode 0600.
+pub fn make_device(dir: impl AsFd, name: &[u8], kind: FileType, device: u64) -> io::Result<()> {
+    Ok(rustix::fs::mknodat(dir, OsStr::from_bytes(name), kind, Mode::from_raw_mode(0o600), device)?)
+}
+
 /// Sets one extended attribute of `name` in `dir`, a link itself.
 pub fn set_xattr_at(dir: impl AsFd, name: &[u8], attribute: &[u8], value: &[u8]) -> io::Result<()> {
     let node = open_node(dir, name)?;

@@ -136,6 +136,26 @@ fn it_is_frozen_and_thawed_and_a_checkpoint_is_refused() {
 }
 
 #[test]
+fn real_time_signals_reach_a_task_and_what_was_executed_in_it() {
+    let daemon = Daemon::new();
+    let script = "trap 'exit 7' 37; echo ready >/ready; while :; do sleep 0.05; done";
+    let mut task = daemon.command(run(&["--rm"], "a", &["sh", "-c", script])).spawn().unwrap();
+    let is_there = |file: &str| {
+        daemon.ctr(["task", "exec", "--exec-id", "look", "a", "test", "-e", file]).status.success()
+    };
+    eventually("its trap is set", || is_there("/ready"));
+    let script = script.replace("/ready", "/ready-too");
+    let exec = ["task", "exec", "--exec-id", "other", "a", "sh", "-c", &script];
+    let mut other = daemon.command(exec).spawn().unwrap();
+    eventually("its trap is set", || is_there("/ready-too"));
+    daemon.say("task kill --signal 37 --exec-id other a");
+    assert_eq!(other.wait().unwrap().code(), Some(7));
+    daemon.say("task kill --signal 37 a");
+    assert_eq!(task.wait().unwrap().code(), Some(7));
+    daemon.nothing_is_left();
+}
+
+#[test]
 fn a_paused_container_is_killed() {
     let daemon = Daemon::new();
     sleeper(&daemon, "a");

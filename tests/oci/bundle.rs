@@ -51,6 +51,11 @@ impl Host {
         self.run.path()
     }
 
+    /// The directory of its containers.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.run.path().join("containers")
+    }
+
     pub(crate) fn bundle(&self) -> PathBuf {
         self.dir.path().join("bundle")
     }
@@ -91,6 +96,9 @@ impl Host {
     /// The `spark-oci` of this build, not started yet.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spark-oci"));
+        if !args.contains(&"--root") {
+            command.arg("--root").arg(self.root());
+        }
         command.args(args).env("SPARK_RUN", self.run.path()).current_dir(self.bundle()).stdin(Stdio::null());
         default_signals(&mut command);
         command

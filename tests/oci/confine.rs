@@ -62,8 +62,13 @@ fn the_callers_session_keyring_is_out_of_reach_unless_it_is_to_be_kept() {
     host.configure(&["sh", "-c", sees], |c| c["linux"]["maskedPaths"] = json!([]));
     let with_a_key = |args: &[&str]| {
         let mut command = std::process::Command::new("python3");
-        command.args(["-c", WITH_A_KEY, env!("CARGO_BIN_EXE_spark-oci")]).args(args);
-        command.env("SPARK_RUN", host.run()).current_dir(host.bundle()).stdin(std::process::Stdio::null());
+        command.args(["-c", WITH_A_KEY, env!("CARGO_BIN_EXE_spark-oci"), "--root"]);
+        command
+            .arg(host.root())
+            .args(args)
+            .env("SPARK_RUN", host.run())
+            .current_dir(host.bundle())
+            .stdin(std::process::Stdio::null());
         crate::common::Output::of(&args.join(" "), &mut command).ok()
     };
     assert_eq!(with_a_key(&["run", "c"]), "0\n");

@@ -16,7 +16,12 @@ fn in_version_2(host: &Host, args: &[&str]) -> Output {
     let script = format!("mount --rbind {unified} /sys/fs/cgroup && exec \"$@\"");
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]);
-    command.arg(env!("CARGO_BIN_EXE_spark-oci")).args(args).env("SPARK_RUN", host.run());
+    command
+        .arg(env!("CARGO_BIN_EXE_spark-oci"))
+        .arg("--root")
+        .arg(host.root())
+        .args(args)
+        .env("SPARK_RUN", host.run());
     command.current_dir(host.bundle()).stdin(Stdio::null());
     Output::of(&args.join(" "), &mut command)
 }

@@ -138,7 +138,7 @@ fn a_terminal_goes_to_the_console_socket() {
 #[test]
 fn descriptors_are_passed_on_that_were_promised_and_no_others() {
     let host = running();
-    let oci = env!("CARGO_BIN_EXE_spark-oci");
+    let oci = format!("{} --root {}", env!("CARGO_BIN_EXE_spark-oci"), host.root().display());
     let both = format!(
         "exec 3</dev/zero 4</dev/null; {oci} exec --preserve-fds 1 c sh -c 'test -e /proc/self/fd/3 && ! test -e /proc/self/fd/4'"
     );

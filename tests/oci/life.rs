@@ -142,6 +142,130 @@ fn hooks_run_in_order_and_know_the_bundle() {
     );
 }
 
+/// Where mounts are made before, this process is in a mount namespace of its own, and its hooks are not.
+#[test]
+fn hooks_beside_the_container_are_in_the_callers_mount_namespace() {
+    let host = Host::new();
+    let log = host.dir().join("namespaces");
+    let script = format!("echo $(readlink /proc/self/ns/mnt) $1 $HOW >>{}", log.display());
+    let hook =
+        json!([{"path": "/bin/sh", "args": ["other-name", "-c", script, "sh", "-x"], "env": ["HOW=so"]}]);
+    host.configure(&["true"], |c| {
+        let mount =
+            json!({"destination": "/out", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]});
+        c["mounts"].as_array_mut().unwrap().push(mount);
+        c["hooks"] = json!({"prestart": hook, "createRuntime": hook, "poststart": hook});
+    });
+    host.oci(&["run", "c"]).ok();
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), format!("{} -x so\n", own.display()).repeat(3));
+    // Nothing of it is left on the host.
+    assert_eq!(std::fs::read_dir(host.run().join("stage")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_pidfd_of_what_was_made_goes_to_whoever_asks_for_it() {
+    use std::os::fd::{AsFd, AsRawFd};
+    let host = Host::new();
+    host.configure(SLEEP, |_| {});
+    let socket = host.dir().join("pidfd");
+    let listener = sparks::sys::net::listen_unix(&socket).unwrap();
+    let received = || {
+        let fd = sparks::sys::net::receive_descriptor(listener.as_fd()).unwrap();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+        info.lines().find_map(|line| line.strip_prefix("Pid:\t")).unwrap().parse::<i32>().unwrap()
+    };
+    let socket = socket.to_str().unwrap();
+    assert_eq!(host.quietly(&["create", "--no-mount-fallback", "--pidfd-socket", socket, "c"]), 0);
+    assert_eq!(received(), host.pid("c"));
+    host.oci(&["start", "c"]).ok();
+    let pid_file = host.dir().join("pid");
+    let exec = [
+        "exec",
+        "-d",
+        "--pidfd-socket",
+        socket,
+        "--pid-file",
+        pid_file.to_str().unwrap(),
+        "c",
+        "sleep",
+        "1000",
+    ];
+    assert_eq!(host.quietly(&exec), 0);
+    assert_eq!(received().to_string(), std::fs::read_to_string(&pid_file).unwrap());
+    // Where nobody listens, nothing is left.
+    assert_eq!(host.quietly(&["create", "--pidfd-socket", "/nosuch/socket", "d"]), 1);
+    assert_eq!(host.oci(&["list", "-q"]).ok(), "c\n");
+}
+
+#[test]
+fn real_time_signals_reach_the_container() {
+    let host = Host::new();
+    let script =
+        "trap 'echo got 37 >/out/said; exit 7' 37; echo ready >/out/said; while :; do sleep 0.05; done";
+    host.configure(&["sh", "-c", script], |_| {});
+    let said = |text: &str| wait_for(|| std::fs::read_to_string(host.out("said")).is_ok_and(|t| t == text));
+    host.start("c");
+    assert!(said("ready\n"));
+    host.oci(&["kill", "c", "SIGRTMIN+3"]).ok();
+    assert!(said("got 37\n"));
+    host.oci(&["delete", "--force", "c"]).ok();
+    // One that the runtime itself gets is passed on.
+    std::fs::remove_file(host.out("said")).unwrap();
+    let mut run = host.command(&["run", "d"]).spawn().unwrap();
+    assert!(said("ready\n"));
+    std::process::Command::new("kill").args(["-37", &run.id().to_string()]).status().unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(7));
+    assert!(said("got 37\n"));
+}
+
+/// podman gives `create` and `start` two different environments.
+#[test]
+fn the_default_root_does_not_depend_on_the_environment() {
+    let host = Host::new();
+    host.configure(SLEEP, |_| {});
+    let id = format!("default-root-{}", std::process::id());
+    let was_there = Path::new("/run/spark/containers").exists();
+    let oci = |run: Option<&Path>, args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_spark-oci"));
+        command.args(args).arg(&id).current_dir(host.bundle()).env_remove("SPARK_RUN");
+        command.envs(run.map(|run| ("SPARK_RUN", run)));
+        let null = std::process::Stdio::null;
+        command.stdin(null()).stdout(null()).stderr(null()).status().unwrap().success()
+    };
+    assert!(oci(Some(host.run()), &["create"]));
+    let started = oci(None, &["start"]);
+    let state = oci(Some(&host.run().join("other")), &["state"]);
+    let deleted = oci(None, &["delete", "--force"]);
+    if !was_there {
+        // Where others came meanwhile, they stay.
+        for dir in ["/run/spark/containers", "/run/spark"] {
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
+    assert!(started && state && deleted, "{started} {state} {deleted}");
+}
+
+#[test]
+fn in_a_chroot_that_is_no_mount_point_the_error_says_so() {
+    let host = Host::new();
+    host.configure(SLEEP, |_| {});
+    let script = r#"
+        mkdir $0/root; cd $0/root
+        for dir in usr proc sys run dev etc; do mkdir $dir; mount --rbind /$dir $dir; done
+        for dir in bin sbin lib lib64; do ln -s usr/$dir $dir; done
+        mkdir bundle; mount --rbind $1 bundle; touch oci; mount --bind $2 oci
+        exec chroot . /oci --root /run/nosuch-root --log /dev/null create --bundle /bundle c
+    "#;
+    let oci = env!("CARGO_BIN_EXE_spark-oci");
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-m", "sh", "-ec", script]).arg(host.dir()).arg(host.bundle()).arg(oci);
+    let out = crate::common::Output::of("chroot", command.env("SPARK_RUN", host.run()));
+    let _ = std::fs::remove_dir("/run/nosuch-root");
+    assert!(out.stderr().contains("`/` is not a mount point"), "{}", out.stderr());
+    assert!(out.stderr().contains("mount --bind DIR DIR"), "{}", out.stderr());
+}
+
 #[test]
 fn a_poststop_hook_that_fails_is_told_of_and_everything_is_gone() {
     let host = Host::new();
@@ -176,7 +300,8 @@ fn a_container_in_the_foreground_has_the_callers_terminal() {
         c["process"]["terminal"] = json!(true);
         c["process"]["consoleSize"] = json!({"height": 11, "width": 22});
     });
-    let line = format!("stty rows 33 cols 44; exec {} run c", env!("CARGO_BIN_EXE_spark-oci"));
+    let oci = format!("{} --root {}", env!("CARGO_BIN_EXE_spark-oci"), host.root().display());
+    let line = format!("stty rows 33 cols 44; exec {oci} run c");
     let mut script = std::process::Command::new("script");
     script.args(["-qec", &line, "/dev/null"]).current_dir(host.bundle()).env("SPARK_RUN", host.run());
     // At the end of its input script(1) types something, and where that is echoed is a matter of time.

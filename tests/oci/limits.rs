@@ -41,6 +41,95 @@ fn resources_are_limited_and_the_limits_can_be_changed() {
 }
 
 #[test]
+fn a_command_is_put_in_cgroups_below_the_containers_that_are_there() {
+    let host = Host::new();
+    host.configure(&["sleep", "1000"], |_| {});
+    host.start("below");
+    let dirs = cgroups("below");
+    let pid_file = host.dir().join("pid");
+    let exec = |groups: &[&str]| {
+        let options = groups.iter().flat_map(|group| ["--cgroup", group]);
+        let start = ["exec", "-d", "--pid-file", pid_file.to_str().unwrap()];
+        let args: Vec<&str> = start.into_iter().chain(options).chain(["below", "sleep", "1000"]).collect();
+        (host.quietly(&args) == 0).then(|| std::fs::read_to_string(&pid_file).unwrap())
+    };
+    let holds = |dir: &std::path::Path, pid: &str| {
+        std::fs::read_to_string(dir.join("cgroup.procs")).unwrap().lines().any(|line| line == pid)
+    };
+    let make = |dir: &PathBuf| {
+        std::fs::create_dir(dir.join("sub")).unwrap();
+        // Version 1 has nowhere to run in a new one.
+        for name in ["cpuset.cpus", "cpuset.mems"] {
+            if let Ok(text) = std::fs::read_to_string(dir.join(name)) {
+                std::fs::write(dir.join("sub").join(name), text).unwrap();
+            }
+        }
+    };
+    // Missing in one hierarchy, it would leave the process outside of that one's limits.
+    make(&dirs[0]);
+    if dirs.len() > 1 {
+        assert_eq!(exec(&["/sub"]), None);
+        let controllers =
+            dirs[0].strip_prefix("/sys/fs/cgroup").unwrap().iter().next().unwrap().to_str().unwrap();
+        let pid = exec(&[&format!("{controllers}:/sub")]).unwrap();
+        for (number, dir) in dirs.iter().enumerate() {
+            let dir = if number == 0 { dir.join("sub") } else { dir.clone() };
+            assert!(holds(&dir, &pid), "{}", dir.display());
+        }
+    }
+    dirs[1..].iter().for_each(make);
+    let pid = exec(&["sub"]).unwrap();
+    assert!(dirs.iter().all(|dir| holds(&dir.join("sub"), &pid)));
+    for wrong in [&["nosuch"][..], &["nosuch:/sub"], &["../x"], &["pids:/../x"], &["a:b:c"], &["sub", "sub"]]
+    {
+        assert_eq!(exec(wrong), None, "{wrong:?}");
+    }
+}
+
+#[test]
+fn processes_in_cgroups_that_the_container_made_are_its_own_too() {
+    let host = Host::new();
+    // The first process stays where it is, and another one goes below.
+    let script = "for procs in $(find /sys/fs/cgroup -name cgroup.procs); do
+            dir=${procs%/*}/own/deeper; mkdir -p $dir 2>/dev/null && echo $dir
+        done >/out/made
+        (while read dir; do sh -c 'echo $PPID >'$dir/cgroup.procs 2>/dev/null; done </out/made; echo >/out/ready
+            exec sleep 1001) &
+        exec sleep 1002";
+    host.configure(&["sh", "-c", script], |c| {
+        for mount in c["mounts"].as_array_mut().unwrap().iter_mut().filter(|m| m["type"] == "cgroup") {
+            mount["options"] = json!(["nosuid", "noexec", "nodev", "relatime", "rw"]);
+        }
+    });
+    host.start("inner");
+    assert!(wait_for(|| host.out("ready").exists()));
+    let pids =
+        || -> Vec<i64> { serde_json::from_str(&host.oci(&["ps", "-f", "json", "inner"]).ok()).unwrap() };
+    let made = std::fs::read_to_string(host.out("made")).unwrap();
+    assert!(made.lines().count() >= 1, "the container could make no cgroup");
+    assert!(wait_for(|| pids().len() == 2), "{:?}", pids());
+    host.oci(&["pause", "inner"]).ok();
+    host.oci(&["resume", "inner"]).ok();
+    host.oci(&["exec", "inner", "true"]).ok();
+    host.oci(&["kill", "--all", "inner", "KILL"]).ok();
+    assert!(wait_for(|| pids().is_empty()), "{:?}", pids());
+    host.oci(&["delete", "inner"]).ok();
+    assert!(cgroups("inner").is_empty(), "{:?}", cgroups("inner"));
+}
+
+#[test]
+fn features_are_told_with_annotations() {
+    let host = Host::new();
+    let features: Value = serde_json::from_str(&host.oci(&["features"]).ok()).unwrap();
+    let annotations = &features["annotations"];
+    let version = annotations["io.github.seccomp.libseccomp.version"].as_str().unwrap();
+    assert!(version.split('.').count() == 3, "{version}");
+    assert_eq!(annotations["org.opencontainers.runc.checkpoint.enabled"], "false");
+    assert_eq!(annotations["spark-oci.version"], env!("CARGO_PKG_VERSION"));
+    assert!(features["mountOptions"].as_array().unwrap().contains(&json!("tmpcopyup")));
+}
+
+#[test]
 fn what_runs_and_what_it_uses_is_shown() {
     let host = Host::new();
     host.configure(&["sh", "-c", "sleep 1001 & sleep 1002; true"], |_| {});
@@ -136,7 +225,11 @@ fn where_systemd_makes_no_cgroups_of_version_2_it_is_not_asked_for_them() {
     let script = "mount -t tmpfs none /run/systemd 2>/dev/null; exec \"$@\"";
     let mut command = std::process::Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
-    command.arg(env!("CARGO_BIN_EXE_spark-oci")).args(["--systemd-cgroup", "create", "refused"]);
+    command.arg(env!("CARGO_BIN_EXE_spark-oci")).arg("--root").arg(host.root()).args([
+        "--systemd-cgroup",
+        "create",
+        "refused",
+    ]);
     command.env("SPARK_RUN", host.run()).current_dir(host.bundle()).stdin(Stdio::null());
     let out = crate::common::Output::of("create", &mut command);
     assert_eq!(out.status(), 1);

@@ -15,3 +15,4 @@ mod interop;
 mod life;
 mod limits;
 mod race;
+mod runc;

@@ -99,9 +99,48 @@ life() { # WHERE: in which control group it has to be
     check "and no control group" soon test ! -e "$group"
 }
 
+# A container that makes control groups in its own, and gives them its controllers: no process may be in its own any more.
+delegated() { # WHERE: in which control group it has to be
+    local made=$work/bundle/rootfs/tmp/made own='.process.args = ["sh", "-c", "cd /sys/fs/cgroup && mkdir -p own/deeper &&
+        echo 0 >own/cgroup.procs && echo +memory +pids >cgroup.subtree_control && >/tmp/made; sleep 1001 & exec sleep 1002"]
+        | (.mounts[] | select(.type == "cgroup") | .options) |= map(select(. != "ro"))'
+    group=/sys/fs/cgroup$1
+    rm -f "$made"
+    check "one that makes control groups" configure "$own"
+    check "is run" quietly run -d c
+    check "it has made them" soon test -e "$made"
+    check "its own has no process" nothing limit cgroup.procs
+    check "its processes are known" soon equals 2 eval 'oci ps -f json c | jq length'
+    check "exec" equals hello oci exec c echo hello
+    check "exec in the background" quietly exec -d c sleep 1003
+    check "that is known too" equals 3 eval 'oci ps -f json c | jq length'
+    check "exec below" equals 0::/own/deeper oci exec --cgroup own/deeper c cat /proc/self/cgroup
+    check "exec nowhere" fails 'there is no cgroup' oci exec --cgroup nosuch c true
+    check "exec out of it" fails 'no cgroup below' oci exec --cgroup ../nosuch c true
+    check "pause" oci pause c
+    check "all of it is frozen" soon frozen 1
+    check "resume" oci resume c
+    check "none of it is frozen" soon frozen 0
+    check "update" oci update --memory 32M c
+    check "memory.max is changed" equals 33554432 limit memory.max
+    check "what is below has that limit" eval '! oci exec c tail /dev/zero'
+    check "it still runs" equals running status_of c
+    check "kill of all" oci kill --all c KILL
+    check "it has stopped" soon has_status c stopped
+    check "no process is left" soon equals 0 eval 'oci ps -f json c | jq length'
+    check "delete" oci delete c
+    check "its control groups are gone" test ! -e "$group"
+    rm -f "$made"
+    check "another" quietly run -d c
+    check "has made them" soon test -e "$made"
+    check "delete of one that runs" oci delete --force c
+    check "those control groups are gone" test ! -e "$group"
+}
+
 echo '# without systemd'
 path=/made/here
 life /made/here
+delegated /made/here
 check 'a path that is relative begins at the top' equals /made/here \
     eval 'path=made/here; configure . && quietly run -d c && place_of c && oci delete --force c'
 
@@ -110,6 +149,7 @@ check 'the loop device could be opened' sh -c 'true </dev/loop-control'
 flags=(--systemd-cgroup)
 path=machine.slice:libpod:c
 life /machine.slice/libpod-c.scope
+delegated /machine.slice/libpod-c.scope
 property() { systemctl show -p "$1" --value libpod-c.scope; }
 check 'systemd knows no such unit any more' equals not-found property LoadState
 check 'one more' eval 'configure . && quietly run -d c'

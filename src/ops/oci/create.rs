@@ -1,19 +1,15 @@
 //! `create`: from a bundle to a process that waits for its start.
 
-use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Runtime, write_pid};
+use super::{Runtime, config, send_pidfd, write_pid};
 use crate::error::{Error, Result};
 use crate::runtime::place;
 use crate::runtime::strict::{Container, Creation, Group, Unit};
 use crate::sys;
-
-/// Larger than any real `config.json`.
-const MAX: u64 = 16 << 20;
 
 /// How a container is made.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +17,8 @@ pub struct Create {
     pub bundle: PathBuf,
     /// Where the pid of the first process is written.
     pub pid_file: Option<PathBuf>,
+    /// A socket that gets a pidfd of the first process.
+    pub pidfd_socket: Option<PathBuf>,
     /// A socket that gets the other side of the terminal.
     pub console_socket: Option<PathBuf>,
     /// How many descriptors after the standard ones it inherits.
@@ -45,7 +43,7 @@ impl Runtime {
         let preserve_fds = inherited(create.preserve_fds);
         let bundle =
             std::fs::canonicalize(&create.bundle).map_err(Error::io("find the bundle", &create.bundle))?;
-        let config = read_config(&bundle)?;
+        let config = config::read(&bundle)?;
         let root = bundle.join(config.pointer("/root/path").and_then(Value::as_str).unwrap_or_default());
         std::fs::metadata(&root).map_err(Error::io("find the root filesystem", &root))?;
         if let Some(path) = place::linked(&root).map_err(Error::io("look into", &root))? {
@@ -58,17 +56,22 @@ impl Runtime {
         self.prepare()?;
         let creation = Creation {
             cgroup: group(&config, &container, create.systemd)?,
+            confinement: config::confinement(&bundle, &config)?,
             bundle,
             config,
             console_socket,
+            stage: self.run.join("stage"),
             preserve_fds,
             no_pivot: create.no_pivot,
             new_keyring: !create.no_new_keyring,
             container: container.clone(),
         };
         let init = creation.run()?;
-        let written = create.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, init.pid));
-        written.map_err(|first| match container.delete(true) {
+        let tell = || {
+            create.pidfd_socket.as_deref().map_or(Ok(()), |path| send_pidfd(path, "standard", init.pid))?;
+            create.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, init.pid))
+        };
+        tell().map_err(|first| match container.delete(true) {
             Ok(()) => first,
             Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
         })?;
@@ -86,14 +89,6 @@ pub(super) fn inherited(promised: u32) -> u32 {
     let mut possible = 3..promised.min(1 << 16) + 3;
     let last = possible.rfind(|fd| sys::exec::is_inherited(*fd as i32));
     last.map_or(0, |fd| fd - 2)
-}
-
-/// Reads `config.json` of a bundle.
-fn read_config(bundle: &Path) -> Result<Value> {
-    let path = bundle.join("config.json");
-    let file = File::open(&path).map_err(Error::io("open", &path))?;
-    let content = sys::file::read_bounded(file, MAX).map_err(Error::io("read", &path))?;
-    serde_json::from_slice(&content).map_err(|e| Error::corrupt(&path, e))
 }
 
 /// The cgroup that the configuration names, or one by the container's name and root: no two containers may share one.
@@ -121,5 +116,5 @@ fn group(config: &Value, container: &Container, systemd: bool) -> Result<Group> 
 
 /// Whether the first process of a bundle is to have a terminal.
 pub(super) fn wants_terminal(bundle: &Path) -> Result<bool> {
-    Ok(read_config(bundle)?.pointer("/process/terminal") == Some(&Value::Bool(true)))
+    Ok(config::read(bundle)?.pointer("/process/terminal") == Some(&Value::Bool(true)))
 }

@@ -1,25 +1,19 @@
 //! `exec`: one more process in a container.
 
-use std::fs::File;
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Capabilities, Capability, LinuxSeccomp, Process};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
+use oci_spec::runtime::{Capabilities, Capability, Process};
 use serde_json::Value;
 
-use super::{Runtime, write_pid};
-use crate::bundle::seccomp;
+use super::{Runtime, config, send_pidfd, write_pid};
 use crate::error::{Error, Result};
 use crate::ops::exec::Running;
 use crate::runtime::cgroup::Cgroup;
 use crate::runtime::confine::Confinement;
 use crate::runtime::enter::Failure;
-use crate::runtime::strict::{Container, Entry, State, process_of};
+use crate::runtime::strict::{Below, Container, Entry, State, process_of};
 use crate::sys;
 use crate::sys::flock::Mode;
 
@@ -29,14 +23,16 @@ pub struct Exec {
     /// The specification's `process` object.
     pub process: Process,
     pub pid_file: Option<PathBuf>,
+    /// A socket that gets a pidfd of it.
+    pub pidfd_socket: Option<PathBuf>,
     /// A socket that gets the other side of the terminal.
     pub console_socket: Option<PathBuf>,
     /// How many descriptors after the standard ones it inherits.
     pub preserve_fds: u32,
     /// Also where every process is frozen: it is then as well.
     pub ignore_paused: bool,
-    /// A cgroup below the container's.
-    pub cgroup: Option<PathBuf>,
+    /// Cgroups below the container's.
+    pub cgroup: Option<Below>,
 }
 
 impl Runtime {
@@ -70,6 +66,7 @@ impl Runtime {
             if let (Some(socket), Some(master)) = (&exec.console_socket, &running.master) {
                 send_terminal(socket, master).map_err(Error::io("send the terminal to", socket))?;
             }
+            exec.pidfd_socket.as_deref().map_or(Ok(()), |path| send_pidfd(path, "setns", running.pid))?;
             exec.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, running.pid))
         };
         told().inspect_err(|_| {
@@ -78,13 +75,6 @@ impl Runtime {
         })?;
         Ok(running)
     }
-}
-
-/// Reads a `process` object.
-pub fn read_process(path: &Path) -> Result<Process> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let content = sys::file::read_bounded(file, 16 << 20).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&content).and_then(process_of).map_err(|e| Error::corrupt(path, e))
 }
 
 /// Adds capabilities to all sets that a process has, but for those that outlive an execution.
@@ -112,7 +102,11 @@ pub fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
 fn enter(container: &Container, exec: &Exec) -> Result<Running> {
     let init = container.init().ok_or_else(|| container.refused("exec in", State::Creating))?;
     let config = container.config()?;
-    let filter = filter(&config)?;
+    let filter = config::filter(&config)?;
+    if filter.as_ref().is_some_and(crate::runtime::confine::Filter::notifies) {
+        let what = "a process cannot join a container whose filter has SCMP_ACT_NOTIFY".into();
+        return Err(Error::NotSupported { what, hint: None });
+    }
     let entry = Entry {
         init,
         confinement: Confinement::strict(&exec.process, filter),
@@ -136,16 +130,6 @@ fn enter(container: &Container, exec: &Exec) -> Result<Running> {
     }
 }
 
-/// The system call filter of a container, compiled.
-fn filter(config: &Value) -> Result<Option<Vec<u8>>> {
-    let Some(profile) = config.pointer("/linux/seccomp").filter(|p| !p.is_null()) else { return Ok(None) };
-    let profile: LinuxSeccomp = serde_json::from_value(profile.clone()).map_err(|e| Error::NotSupported {
-        what: format!("the container's system call filter is not understood: {e}"),
-        hint: None,
-    })?;
-    seccomp::compile(&profile).map(Some)
-}
-
 /// The execution domain that a container asks for. libcontainer has checked it.
 fn personality(config: &Value) -> Option<u32> {
     match config.pointer("/linux/personality/domain")?.as_str()? {
@@ -156,16 +140,8 @@ fn personality(config: &Value) -> Option<u32> {
 
 /// Sends a terminal over a socket, as runc does: its name, and the descriptor.
 fn send_terminal(path: &Path, master: impl AsFd) -> io::Result<()> {
-    let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    sys::net::connect_unix(&socket, path)?;
     // Whoever gets it expects it as opened by openpty(3).
     let settings = rustix::fs::fcntl_getfl(&master)?;
     rustix::fs::fcntl_setfl(&master, settings - rustix::fs::OFlags::NONBLOCK)?;
-    let fds = [master.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    rustix::net::sendmsg(&socket, &[IoSlice::new(b"/dev/ptmx")], &mut control, SendFlags::NOSIGNAL)?;
-    Ok(())
+    sys::net::send_descriptor_to(path, b"/dev/ptmx", master)
 }

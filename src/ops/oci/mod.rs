@@ -10,6 +10,7 @@ use crate::runtime::strict::Container;
 use crate::sys;
 
 mod all;
+mod config;
 mod create;
 mod exec;
 mod roots;
@@ -17,11 +18,12 @@ mod run;
 mod spec;
 mod stats;
 
-pub use crate::runtime::strict::features::features;
-pub use crate::runtime::strict::{Heard, State, Status, Watch};
+pub use crate::runtime::strict::{Below, HOOK, Heard, State, Status, Watch, become_hook};
+pub use crate::sys::process::signal_child;
 pub use all::Row;
+pub use config::read_process;
 pub use create::Create;
-pub use exec::{Exec, add_capabilities, read_process};
+pub use exec::{Exec, add_capabilities};
 pub use oci_spec::runtime::Process;
 pub use spec::write_spec;
 
@@ -35,11 +37,12 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// The containers of `root`, or of the place where they are if nothing else is said.
+    /// The containers of `root`, or of the place where they are if nothing else is said. That is the same whatever the
+    /// environment is: podman and conmon give each call of a runtime another one.
     pub fn new(root: Option<PathBuf>, run: PathBuf) -> Result<Runtime> {
         let root = match root {
             Some(root) => std::path::absolute(&root).map_err(Error::io("find", root))?,
-            None => roots::default(&run),
+            None => roots::default(),
         };
         Ok(Runtime { root, run })
     }
@@ -93,9 +96,20 @@ impl Runtime {
     }
 }
 
+/// What bundles may ask for: the specification's `Features`.
+pub fn features() -> serde_json::Value {
+    crate::runtime::strict::features::features(crate::bundle::seccomp::version())
+}
+
 /// Writes the pid of a process to a file that others wait for: whole or not at all.
 fn write_pid(path: &Path, pid: i32) -> Result<()> {
     sys::file::replace_readable(path, pid.to_string().as_bytes()).map_err(Error::io("write", path))
+}
+
+/// Sends a pidfd over a socket, with runc's word for what the process is.
+fn send_pidfd(path: &Path, word: &str, pid: i32) -> Result<()> {
+    let pidfd = sys::process::pidfd_open(pid).map_err(Error::sys("watch the process"))?;
+    sys::net::send_descriptor_to(path, word.as_bytes(), pidfd).map_err(Error::io("send a pidfd to", path))
 }
 
 /// Executes this program again in a way in which no container can write to it.

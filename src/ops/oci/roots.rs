@@ -6,12 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::Runtime;
+use crate::domain::place::RUN;
 use crate::error::{Error, Result};
 use crate::sys;
 
 /// Where containers are if nothing else is said.
-pub(super) fn default(run: &Path) -> PathBuf {
-    run.join("containers")
+pub(super) fn default() -> PathBuf {
+    Path::new(RUN).join("containers")
 }
 
 /// Which other roots there are: a file for each that holds its path.
@@ -22,11 +23,12 @@ fn index(run: &Path) -> PathBuf {
 impl Runtime {
     /// Makes the root, and remembers it for those who list all.
     pub(super) fn prepare(&self) -> Result<()> {
-        make(&self.run, 0o711)?;
-        make(&self.root, 0o700)?;
-        if self.root == default(&self.run) {
-            return Ok(());
+        if self.root == default() {
+            make(Path::new(RUN), 0o711)?;
+            return make(&self.root, 0o700);
         }
+        make(&self.root, 0o700)?;
+        make(&self.run, 0o711)?;
         let index = index(&self.run);
         make(&index, 0o700)?;
         let mut hasher = DefaultHasher::new();
@@ -38,10 +40,10 @@ impl Runtime {
         sys::file::replace_volatile(&path, self.root.as_os_str().as_bytes()).map_err(Error::io("write", path))
     }
 
-    /// This installation's containers of bundles, whatever root they are in.
+    /// The containers of bundles in the default root, and in those that this installation has been told of.
     pub fn everywhere(run: &Path) -> Result<Vec<Runtime>> {
         let of = |root: PathBuf| Runtime { root, run: run.to_owned() };
-        let mut found = vec![of(default(run))];
+        let mut found = vec![of(default())];
         let entries = match std::fs::read_dir(index(run)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
             entries => entries.map_err(Error::io("list", index(run)))?,

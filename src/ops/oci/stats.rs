@@ -28,7 +28,8 @@ impl Runtime {
     ///
     /// # Errors
     /// `usage` if it is no such object.
-    pub fn update(&self, id: &str, resources: Value) -> Result<()> {
+    pub fn update(&self, id: &str, mut resources: Value) -> Result<()> {
+        super::config::drop_empty(&mut resources);
         let resources: LinuxResources = serde_json::from_value(resources)
             .map_err(|e| Error::usage(format!("the resources are not as the specification has them: {e}")))?;
         self.container(id)?.update(&resources)

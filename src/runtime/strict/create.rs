@@ -15,12 +15,17 @@ use rustix::fs::{Access, AtFlags, CWD};
 use rustix::termios::Winsize;
 use serde_json::Value;
 
+use super::enter::below_root;
+use super::listener::Listener;
 use super::making::Making;
+use super::paths::Paths;
 use super::scope::Unit;
 use super::spec::{corrected, has_home};
+use super::staging::Staging;
 use super::state::Container;
 use crate::error::{Error, Result};
 use crate::runtime::cgroup::Cgroup;
+use crate::runtime::confine::Confinement;
 use crate::runtime::devices;
 use crate::runtime::enter::{candidates, execute};
 use crate::runtime::live;
@@ -37,8 +42,12 @@ pub struct Creation {
     /// Its `config.json`.
     pub config: Value,
     pub cgroup: Group,
+    /// How its first process is confined.
+    pub confinement: Confinement,
     /// Where the terminal's other side is sent.
     pub console_socket: Option<PathBuf>,
+    /// A directory for mounts that nobody else sees.
+    pub stage: PathBuf,
     /// How many descriptors after the standard ones it inherits.
     pub preserve_fds: u32,
     pub no_pivot: bool,
@@ -63,6 +72,7 @@ impl Creation {
     /// `exists` if the name is taken; `internal` with libcontainer's words, and then nothing is left of it.
     pub fn run(&self) -> Result<ProcessId> {
         let container = &self.container;
+        sys::mount::check_root().map_err(Error::sys("make a mount namespace"))?;
         let making = Making::of(container)?;
         if container.dir().exists() {
             return Err(Error::Exists { kind: "container", name: container.id.clone(), in_project: None });
@@ -108,9 +118,22 @@ impl Creation {
                 (scope.cgroup.to_string_lossy().into_owned(), Some(scope))
             }
         };
-        let staged = Staged::new(self, making, &self.for_libcontainer(&group))?;
-        let pid = self.build(&staged.link())?;
+        let mut config = self.for_libcontainer(&group);
+        let staging = Staging::new(self, &mut config)?;
+        let staged = Staged::new(self, making, &config)?;
+        let (listener, confinement) = match self.confinement.notifies() {
+            false => (None, self.confinement.clone()),
+            true => {
+                let (listener, to) = Listener::of(&self.config)?;
+                (Some(listener), self.confinement.heard_by(to))
+            }
+        };
+        let pid = self.build(&staged.link(), Payload::of(&self.config, confinement)?)?;
         drop(staged);
+        drop(staging);
+        if let Some(listener) = listener {
+            listener.introduce(self, pid)?;
+        }
         let init = ProcessId::of(pid).map_err(Error::sys("identify the first process"))?;
         self.raise_loopback(pid)?;
         if let Some(dir) = Cgroup::new(&self.container.cgroup()?).unified() {
@@ -163,19 +186,15 @@ impl Creation {
             return None;
         }
         let maps = self.config.pointer("/linux/uidMappings").and_then(Value::as_array);
-        maps.into_iter().flatten().find_map(|map| {
-            let offset =
-                uid.checked_sub(number(map, "containerID")?).filter(|o| Some(*o) < number(map, "size"))?;
-            (number(map, "hostID")? + offset).try_into().ok()
-        })
+        mapped(maps?, uid)
     }
 
-    fn build(&self, bundle: &Path) -> Result<i32> {
+    fn build(&self, bundle: &Path, payload: Payload) -> Result<i32> {
         let failed = |e: libcontainer::error::LibcontainerError| self.container.failed("create", &e);
         let made = ContainerBuilder::new(self.container.id.clone(), SyscallType::default())
             .with_root_path(&self.container.root)
             .map_err(failed)?
-            .with_executor(Payload::of(&self.config))
+            .with_executor(payload)
             .with_console_socket(self.console_socket.as_ref())
             .with_preserved_fds(self.preserve_fds as i32)
             .validate_id()
@@ -209,6 +228,16 @@ impl Creation {
             Err(e) => Err(failed(e)),
         }
     }
+}
+
+/// The host's number of a user or group, by mappings of the configuration.
+pub(super) fn mapped(maps: &[Value], id: u64) -> Option<u32> {
+    let number = |map: &Value, key: &str| map.get(key).and_then(Value::as_u64);
+    maps.iter().find_map(|map| {
+        let first = number(map, "containerID").unwrap_or(0);
+        let offset = id.checked_sub(first).filter(|offset| Some(*offset) < number(map, "size"))?;
+        number(map, "hostID").unwrap_or(0).checked_add(offset)?.try_into().ok()
+    })
 }
 
 /// How libcontainer gets another `config.json` than the bundle's, and yet has the bundle's name.
@@ -267,13 +296,16 @@ struct Payload {
     env: Vec<String>,
     args: Vec<String>,
     uid: u32,
+    cwd: PathBuf,
+    confinement: Confinement,
+    paths: Paths,
     size: Option<(u16, u16)>,
     /// What socket activation adds.
     added: RefCell<Vec<String>>,
 }
 
 impl Payload {
-    fn of(config: &Value) -> Payload {
+    fn of(config: &Value, confinement: Confinement) -> Result<Payload> {
         let strings = |at: &str| -> Vec<String> {
             let list = config.pointer(at).and_then(Value::as_array);
             list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
@@ -281,15 +313,39 @@ impl Payload {
         let number = |at: &str| config.pointer(at).and_then(Value::as_u64);
         let side = |at: &str| number(at).and_then(|n| u16::try_from(n).ok());
         let terminal = config.pointer("/process/terminal") == Some(&Value::Bool(true));
-        Payload {
+        Ok(Payload {
             env: strings("/process/env"),
             args: strings("/process/args"),
             uid: number("/process/user/uid").and_then(|n| n.try_into().ok()).unwrap_or(0),
+            cwd: config.pointer("/process/cwd").and_then(Value::as_str).unwrap_or("/").into(),
+            confinement,
+            paths: Paths::of(config)?,
             size: side("/process/consoleSize/height")
                 .zip(side("/process/consoleSize/width"))
                 .filter(|_| terminal),
             added: RefCell::default(),
-        }
+        })
+    }
+
+    /// In the container, as its user with every capability: what libcontainer would do in its own way.
+    fn confine(&self) -> Result<(), String> {
+        self.paths.apply()?;
+        // libcontainer has entered it, but something may be masked there now.
+        let entered = rustix::process::chdir(&self.cwd);
+        let limit = || {
+            self.confinement.before_drop()?;
+            self.confinement.drop_capabilities(self.uid)
+        };
+        limit().map_err(|e| format!("cannot confine the first process: {e}"))?;
+        let entered = match entered {
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => rustix::process::chdir(&self.cwd),
+            entered => entered,
+        };
+        entered
+            .map_err(io::Error::from)
+            .and_then(|()| below_root())
+            .map_err(|e| format!("cannot change to the directory `{}`: {e}", self.cwd.display()))?;
+        self.confinement.after_drop().map_err(|e| format!("cannot install the system call filter: {e}"))
     }
 
     /// The places where its program is looked for.
@@ -339,6 +395,7 @@ impl Executor for Payload {
 
     /// Called in the container's process, as its user: so that `create` fails where the program is not there.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        self.confine().map_err(ExecutorValidationError::ArgValidationError)?;
         let Some(name) = self.args.first() else { return Ok(()) };
         let mut last = None;
         for program in self.programs().unwrap_or_default() {

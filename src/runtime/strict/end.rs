@@ -123,6 +123,8 @@ impl Container {
             // It takes the cgroup with it: two who remove that would be in each other's way.
             scope::stop(&name);
         }
+        // libcontainer removes no cgroup that has others below.
+        handle.remove_inner_groups();
         let removed = self.libcontainer().and_then(|mut state| {
             // Nobody may have that number but the one who is dead.
             state.pid = None;

@@ -3,6 +3,7 @@
 //! The steps are those of a spark's command (`runtime::enter`), but for what a bundle decides: which namespaces there
 //! are to join, limits, groups, capabilities, and what is inherited.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -35,8 +36,8 @@ pub struct Entry {
     pub init: ProcessId,
     pub process: Process,
     pub confinement: Confinement,
-    /// Below the container's cgroup.
-    pub cgroup: Option<PathBuf>,
+    /// Below the container's cgroups.
+    pub cgroup: Option<Below>,
     /// How many descriptors after the standard ones it inherits.
     pub preserve_fds: u32,
     /// The execution domain of the container, if it has one of its own.
@@ -74,7 +75,11 @@ const KINDS: [(&str, i32); 7] = [
 struct Plan {
     /// A pidfd of the first process: certainly that one, whatever becomes of its number.
     init: OwnedFd,
+    init_pid: i32,
+    handle: Handle,
     cgroups: Entrances,
+    /// Whether the caller named a cgroup below the container's.
+    is_below: bool,
     /// The namespaces that are not ours already.
     kinds: i32,
     /// Where it is confined by its root alone.
@@ -141,7 +146,10 @@ impl Plan {
             kinds,
             root,
             host_uid,
-            cgroups: entrances(&handle, entry.cgroup.as_deref())?,
+            init_pid: pid,
+            cgroups: entrances(&handle, entry.cgroup.as_ref())?,
+            is_below: entry.cgroup.is_some(),
+            handle,
             report,
             confinement: entry.confinement,
             programs: candidates(name, &envp),
@@ -173,7 +181,14 @@ impl Plan {
         // The child is in sight of the container from its first moment, and nobody may look into it.
         sys::exec::set_undumpable()?;
         let cgroup = self.cgroups.unified.as_ref().map(AsFd::as_fd);
-        sys::process::fork_into(&self.init, cgroup, || self.run())
+        match sys::process::fork_into(&self.init, cgroup, || self.run()) {
+            // No process may be where controllers are given to cgroups below.
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && !self.is_below => {
+                let inner = Entrances::where_init_is(&self.handle, self.init_pid)?;
+                sys::process::fork_into(&self.init, Some(inner.as_fd()), || self.run())
+            }
+            forked => forked,
+        }
     }
 
     /// The child. It returns only if the program was not executed.
@@ -200,12 +215,7 @@ impl Plan {
             }
             Err(e) => return Err((STEP_WORKDIR, e.into())),
         }
-        // A directory that is not below the root has no path here.
-        match rustix::process::getcwd(Vec::new()) {
-            Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
-            Ok(_) => Err((STEP_WORKDIR, io::Error::from_raw_os_error(libc::ENOENT))),
-            Err(e) => Err((STEP_WORKDIR, e.into())),
-        }
+        below_root().map_err(|e| (STEP_WORKDIR, e))
     }
 
     /// What needs the host's root and its `/proc`; then the container's namespaces.
@@ -336,7 +346,7 @@ fn kinds_of(pid: i32) -> io::Result<i32> {
 }
 
 /// The host's number of a user inside, by a `uid_map`.
-fn outside(map: &str, uid: u32) -> Option<u32> {
+pub(super) fn outside(map: &str, uid: u32) -> Option<u32> {
     map.lines().find_map(|line| {
         let numbers: Vec<u64> = line.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
         let [inside, outside, count] = numbers[..] else { return None };
@@ -345,16 +355,83 @@ fn outside(map: &str, uid: u32) -> Option<u32> {
     })
 }
 
-/// The ways into the container's cgroups, or into one below.
-fn entrances(handle: &Handle, below: Option<&Path>) -> Result<Entrances> {
-    let Some(below) = below else { return handle.entrances() };
-    let plain = below.components().all(|c| !matches!(c, std::path::Component::ParentDir));
-    let below = below.strip_prefix("/").unwrap_or(below);
-    let inner = Handle { cgroup: handle.cgroup.join(below), ..handle.clone() };
-    if !plain {
-        return Err(Error::usage(format!("{} is no cgroup below the container's", below.display())));
+/// Refuses a working directory that is not below the root: it has no path here.
+pub(super) fn below_root() -> io::Result<()> {
+    match rustix::process::getcwd(Vec::new()) {
+        Ok(path) if path.as_bytes().starts_with(b"/") => Ok(()),
+        Ok(_) => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        Err(e) => Err(e.into()),
     }
-    inner.entrances()
+}
+
+/// Cgroups below the container's, which are there already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Below {
+    /// The same in every hierarchy.
+    Everywhere(PathBuf),
+    /// Others than the container's in those of some controllers.
+    Some(BTreeMap<String, PathBuf>),
+}
+
+impl Below {
+    /// What runc's `exec --cgroup` takes: `PATH`, or `CONTROLLER[,CONTROLLER...]:PATH` any number of times.
+    ///
+    /// # Errors
+    /// `usage` for what leads out of the container's cgroup, and for a path without controllers beside another.
+    pub fn parse(all: &[String]) -> Result<Option<Below>> {
+        let wrong =
+            |text: &str, why: &str| Error::usage(format!("--cgroup {}: {why}", text.escape_default()));
+        let mut some = BTreeMap::new();
+        for text in all {
+            let (controllers, path) = match text.split_once(':') {
+                Some((controllers, path)) => (Some(controllers), path),
+                None => (None, text.as_str()),
+            };
+            if path.contains(':') {
+                return Err(wrong(text, "there is more than one colon"));
+            }
+            let path = Path::new(path.trim_start_matches('/'));
+            if path.components().any(|c| matches!(c, std::path::Component::ParentDir)) {
+                return Err(wrong(text, "it is no cgroup below the container's"));
+            }
+            match controllers {
+                None if all.len() > 1 => return Err(wrong(text, "of several, each needs `CONTROLLER:`")),
+                None => return Ok(Some(Below::Everywhere(path.into()))),
+                Some(names) => some.extend(names.split(',').map(|name| (name.to_owned(), path.to_owned()))),
+            }
+        }
+        Ok((!some.is_empty()).then_some(Below::Some(some)))
+    }
+}
+
+/// The ways into the container's cgroups, or into some below.
+///
+/// # Errors
+/// `usage` if one of those is not there: a process would be outside of the container's limits.
+fn entrances(handle: &Handle, below: Option<&Below>) -> Result<Entrances> {
+    let Some(below) = below else { return handle.entrances() };
+    let mut hierarchies = handle.hierarchies();
+    if let Below::Some(paths) = below {
+        let known = |name: &str| hierarchies.iter().any(|(names, _)| names.split(',').any(|n| n == name));
+        if let Some(name) = paths.keys().find(|name| !known(name)) {
+            return Err(Error::usage(format!(
+                "the container has no cgroup of a controller `{}`",
+                name.escape_default()
+            )));
+        }
+    }
+    for (names, dir) in &mut hierarchies {
+        let path = match below {
+            Below::Everywhere(path) => Some(path),
+            Below::Some(paths) => names.split(',').find_map(|name| paths.get(name)),
+        };
+        let Some(path) = path else { continue };
+        dir.push(path);
+        if !dir.is_dir() {
+            return Err(Error::usage(format!("there is no cgroup {}", dir.display())));
+        }
+    }
+    handle.entrances_of(hierarchies.into_iter().map(|(_, dir)| dir))
 }
 
 fn set_limit(limit: &PosixRlimit) -> io::Result<()> {

@@ -5,19 +5,25 @@
 //! `/proc`, never from a number in a file.
 
 mod cgroup;
+mod copyup;
 mod create;
 mod end;
 mod enter;
 pub mod features;
+mod hooks;
+mod listener;
 mod making;
+mod paths;
 mod priority;
 mod scope;
 mod spec;
+mod staging;
 mod state;
 mod watch;
 
 pub use create::{Creation, Group};
-pub use enter::Entry;
+pub use enter::{Below, Entry};
+pub use hooks::{VERB as HOOK, become_hook};
 pub use priority::process_of;
 pub use scope::Unit;
 pub use state::{Container, State, Status};

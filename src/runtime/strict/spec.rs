@@ -7,13 +7,15 @@ use crate::runtime::confine::HOME;
 
 /// The configuration for libcontainer.
 ///
-/// - `noNewPrivileges` that is false: libcontainer asks whether it is there, and would install the filter too late.
-/// - Capability lists that are missing: it leaves what the caller has.
-/// - `SCMP_CMP_MASKED_EQ`: it exchanges mask and value.
+/// - `noNewPrivileges`, capabilities and the filter are not there: the first process confines itself as one that joins
+///   does (`runtime::confine`). libcontainer exchanges mask and value of `SCMP_CMP_MASKED_EQ`, refuses two conditions on one
+///   argument, and leaves what the caller has where a list is missing.
+/// - `maskedPaths` and `readonlyPaths` are not there: see `paths`.
 /// - `cgroupsPath`: without one it makes a name that is no good path.
 /// - `HOME`: without one it asks the C library, which would load what the container's `nsswitch.conf` names.
 /// - Flags of `scheduler`: it has names of its own for two of them.
 /// - `linux`: it insists on one.
+/// - `linux.resources.network` that asks for nothing: it insists on a controller for it.
 pub(super) fn corrected(config: &Value, cgroup: &str) -> Value {
     let mut config = config.clone();
     if let Some(process) = config.get_mut("process").and_then(Value::as_object_mut) {
@@ -22,9 +24,11 @@ pub(super) fn corrected(config: &Value, cgroup: &str) -> Value {
     if let Some(top) = config.as_object_mut() {
         let linux = top.entry("linux").or_insert_with(|| json!({}));
         linux["cgroupsPath"] = json!(cgroup);
-        let rules = linux.pointer_mut("/seccomp/syscalls").and_then(Value::as_array_mut);
-        for rule in rules.into_iter().flatten() {
-            rule.get_mut("args").and_then(Value::as_array_mut).into_iter().flatten().for_each(exchange);
+        if let Some(linux) = linux.as_object_mut() {
+            for ours in ["seccomp", "maskedPaths", "readonlyPaths"] {
+                linux.remove(ours);
+            }
+            drop_idle_network(linux);
         }
     }
     config
@@ -32,29 +36,25 @@ pub(super) fn corrected(config: &Value, cgroup: &str) -> Value {
 
 fn correct_process(process: &mut Map<String, Value>) {
     rename_flags(process);
-    if process.get("noNewPrivileges") == Some(&Value::Bool(false)) {
-        process.remove("noNewPrivileges");
-    }
-    let lists = process.entry("capabilities").or_insert_with(|| json!({}));
-    if lists.is_null() {
-        *lists = json!({});
-    }
-    if let Some(lists) = lists.as_object_mut() {
-        for list in ["bounding", "effective", "permitted", "inheritable", "ambient"] {
-            let list = lists.entry(list).or_insert_with(|| json!([]));
-            if list.is_null() {
-                *list = json!([]);
-            }
-        }
+    for ours in ["noNewPrivileges", "capabilities"] {
+        process.remove(ours);
     }
     let env = process.entry("env").or_insert_with(|| json!([]));
-    if env.is_null() {
-        *env = json!([]);
-    }
     if let Some(env) = env.as_array_mut()
         && !has_home(env.iter().filter_map(Value::as_str))
     {
         env.push(json!(HOME));
+    }
+}
+
+fn drop_idle_network(linux: &mut Map<String, Value>) {
+    let Some(resources) = linux.get_mut("resources").and_then(Value::as_object_mut) else { return };
+    let asks = |network: &Value| {
+        let has_priorities = network["priorities"].as_array().is_some_and(|list| !list.is_empty());
+        has_priorities || network.get("classID").is_some()
+    };
+    if resources.get("network").is_some_and(|network| !asks(network)) {
+        resources.remove("network");
     }
 }
 
@@ -63,51 +63,23 @@ pub(super) fn has_home<'a>(mut env: impl Iterator<Item = &'a str>) -> bool {
     env.any(|e| e.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
 }
 
-fn exchange(arg: &mut Value) {
-    if arg["op"] == "SCMP_CMP_MASKED_EQ" {
-        let mask = arg["value"].take();
-        arg["value"] = match arg["valueTwo"].take() {
-            Value::Null => json!(0),
-            value => value,
-        };
-        arg["valueTwo"] = mask;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_libcontainer_gets_wrong_is_put_right_and_the_rest_is_left_alone() {
+    fn what_libcontainer_gets_wrong_is_kept_from_it_and_the_rest_is_left_alone() {
         let config = json!({
             "ociVersion": "1.0.2",
-            "process": {"noNewPrivileges": false, "env": ["A=b"], "capabilities": {"bounding": ["CAP_KILL"]}},
-            "linux": {"seccomp": {"syscalls": [{"names": ["clone"], "args": [
-                {"index": 0, "value": 7, "valueTwo": 1, "op": "SCMP_CMP_MASKED_EQ"},
-                {"index": 0, "value": 7, "valueTwo": 1, "op": "SCMP_CMP_EQ"},
-                {"index": 0, "value": 7, "op": "SCMP_CMP_MASKED_EQ"}]}]}},
+            "process": {"noNewPrivileges": true, "env": ["A=b"], "capabilities": {"bounding": ["CAP_KILL"]}},
+            "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}, "maskedPaths": ["/a"], "readonlyPaths": ["/b"]},
             "unknown": [1],
         });
         let made = corrected(&config, "/x");
-        assert!(made["process"].get("noNewPrivileges").is_none());
-        assert_eq!(made["process"]["capabilities"]["bounding"], json!(["CAP_KILL"]));
-        assert_eq!(made["process"]["capabilities"]["effective"], json!([]));
-        assert_eq!(made["process"]["env"], json!(["A=b", "HOME=/"]));
-        let args = &made["linux"]["seccomp"]["syscalls"][0]["args"];
-        assert_eq!((&args[0]["value"], &args[0]["valueTwo"]), (&json!(1), &json!(7)));
-        assert_eq!((&args[1]["value"], &args[1]["valueTwo"]), (&json!(7), &json!(1)));
-        assert_eq!((&args[2]["value"], &args[2]["valueTwo"]), (&json!(0), &json!(7)));
-        assert_eq!(made["linux"]["cgroupsPath"], "/x");
+        assert_eq!(made["process"], json!({"env": ["A=b", "HOME=/"]}));
+        assert_eq!(made["linux"], json!({"cgroupsPath": "/x"}));
         assert_eq!(made["unknown"], json!([1]));
-    }
-
-    #[test]
-    fn what_is_asked_for_stays() {
-        let config = json!({"process": {"noNewPrivileges": true, "env": ["HOME=/h"]}});
-        let made = corrected(&config, "/x");
-        assert_eq!(made["process"]["noNewPrivileges"], true);
+        let made = corrected(&json!({"process": {"env": ["HOME=/h"]}}), "/x");
         assert_eq!(made["process"]["env"], json!(["HOME=/h"]));
-        assert_eq!(made["process"]["capabilities"]["permitted"], json!([]));
     }
 }
