@@ -91,7 +91,7 @@ impl Paths {
         let cover = if is_dir(&place)? {
             let label = self.label.as_ref().map(|label| format!("context={label}"));
             let tree = sys::mount::tmpfs_with(["source=tmpfs", "ro"].into_iter().chain(label.as_deref()))?;
-            sys::mount::set_attributes(&tree, None, Limits { read_only: true, inert: false })?;
+            sys::mount::set_attributes(&tree, None, Limits { read_only: true, ..Limits::default() })?;
             tree
         } else {
             sys::mount::clone_tree_of(null()?, false)?
@@ -124,7 +124,7 @@ fn mounts(config: &Value) -> impl Iterator<Item = &Value> {
 fn limit(path: &str) -> io::Result<()> {
     let Some(place) = open(path)? else { return Ok(()) };
     let tree = sys::mount::clone_tree_of(&place, true)?;
-    sys::mount::set_attributes(&tree, None, Limits { read_only: true, inert: false })?;
+    sys::mount::set_attributes(&tree, None, Limits { read_only: true, ..Limits::default() })?;
     sys::mount::attach_upon(tree, place)
 }
 
