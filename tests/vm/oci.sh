@@ -149,8 +149,10 @@ check 'the loop device could be opened' sh -c 'true </dev/loop-control'
 flags=(--systemd-cgroup)
 path=machine.slice:libpod:c
 life /machine.slice/libpod-c.scope
-delegated /machine.slice/libpod-c.scope
 property() { systemctl show -p "$1" --value libpod-c.scope; }
+check 'systemd has let go of it' soon equals not-found property LoadState
+delegated /machine.slice/libpod-c.scope
+check 'systemd lets go of that too' soon equals not-found property LoadState
 check 'systemd knows no such unit any more' equals not-found property LoadState
 check 'one more' eval 'configure . && quietly run -d c'
 check 'systemd knows its limit' equals 67108864 property MemoryMax

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Stat};
 
+use crate::sys::copy::{self, Flush};
 use crate::sys::tree;
 
 /// Directories within directories. Each costs a descriptor and some of the stack.
@@ -74,7 +75,7 @@ impl Copy {
 
 /// The bytes of a file, and not more of one that grows.
 fn content(from: &File, to: &File) -> io::Result<()> {
-    tree::copy_content(from, to, &mut |_| {}).map(drop)
+    copy::content(from, to, Flush::Later, &mut |_| {}).map(drop)
 }
 
 /// Extended attributes, but for those that a memory filesystem has not.
