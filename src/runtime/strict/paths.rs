@@ -46,7 +46,8 @@ impl Paths {
         };
         let namespaces = config.pointer("/linux/namespaces").and_then(Value::as_array);
         let has_own = namespaces.into_iter().flatten().any(|n| n["type"] == "mount");
-        if !has_own && !(paths.masked.is_empty() && paths.read_only.is_empty()) {
+        let asks = !paths.masked.is_empty() || !paths.read_only.is_empty();
+        if asks && !has_own {
             let text = "linux.maskedPaths and linux.readonlyPaths need a mount namespace in linux.namespaces";
             return Err(Error::usage(text));
         }
