@@ -31,8 +31,8 @@ fn agreed_after(host: &Host, what: &str, prepare: impl Fn()) -> Option<String> {
     let theirs = runc(host, &["run", id]);
     prepare();
     let ours = host.oci(&["run", id]);
-    println!("{what}\nrunc: {}\nspark-oci: {}", theirs.stderr(), ours.stderr());
-    assert_eq!(made(&theirs), made(&ours), "{what}: runc and spark-oci differ");
+    let said = format!("{what}\nrunc: {}\nspark-oci: {}", theirs.stderr(), ours.stderr());
+    assert_eq!(made(&theirs), made(&ours), "runc and spark-oci differ: {said}");
     made(&ours)
 }
 
