@@ -16,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
 mod relay;
+mod streams;
 
 pub(crate) use relay::is_ready;
 use relay::{Relay, watch};
@@ -59,18 +60,27 @@ impl Supervisor {
     /// Stands by until the command has ended, and returns its status.
     pub fn attach(mut self, running: &Running, limit: Option<Duration>) -> Result<Status> {
         let signals = &mut self.signals;
+        let pipes = running.pipes.take();
+        let mut lost = None;
         let result = self.runtime.block_on(async {
             match (&running.master, Relay::new(running)) {
                 (Some(_), Ok(Some(relay))) => with_terminal(running, &relay, signals, limit).await,
                 (_, Err(e)) => Err(e),
-                _ => stand_by(running, signals, limit, std::future::pending::<()>()).await,
+                _ if pipes.is_empty() => {
+                    stand_by(running, signals, limit, std::future::pending::<()>()).await
+                }
+                _ => streams::with_pipes(running, pipes, (signals, limit), &mut lost).await,
             }
         });
-        result.map_err(|e| {
+        let status = result.map_err(|e| {
             // Nobody is left to stand by it.
             let _ = running.signal(libc::SIGKILL);
             Error::sys("wait for the command")(e)
-        })
+        })?;
+        match lost {
+            Some(e) => Err(Error::sys("pass on what the command wrote")(e)),
+            None => Ok(status),
+        }
     }
 }
 

@@ -174,7 +174,7 @@ pub(crate) fn watch<T: AsFd + AsRawFd>(fd: T, interest: Interest) -> io::Result<
 
 /// One of our standard streams.
 #[derive(Debug)]
-enum Stream {
+pub(super) enum Stream {
     /// Can be waited for. `blocking`: it could not be opened anew.
     Waited { fd: AsyncFd<OwnedFd>, blocking: bool },
     /// A regular file or a device like /dev/null: never makes anybody wait.
@@ -182,7 +182,7 @@ enum Stream {
 }
 
 impl Stream {
-    fn new(fd: BorrowedFd<'_>, number: i32, interest: Interest) -> io::Result<Stream> {
+    pub(super) fn new(fd: BorrowedFd<'_>, number: i32, interest: Interest) -> io::Result<Stream> {
         let (own, blocking) = match open_anew(fd, number, interest) {
             Some(own) => (own, false),
             None => (fd.try_clone_to_owned()?, true),
@@ -196,7 +196,7 @@ impl Stream {
         }
     }
 
-    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let fd = match self {
             Stream::Waited { fd, .. } => fd,
             Stream::Ready(fd) => {
@@ -219,7 +219,7 @@ impl Stream {
         }
     }
 
-    async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(super) async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let written = match self {
                 Stream::Ready(fd) => rustix::io::write(fd, bytes),

@@ -1,5 +1,6 @@
 //! `exec` and `console`: a command inside a spark.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -22,12 +23,14 @@ use crate::runtime::cgroup::Cgroup;
 use crate::runtime::confine::Confinement;
 use crate::runtime::enter::{Entered, Entry, Failure};
 use crate::runtime::live::{self, Service};
+use crate::runtime::streams::{self, Replaced};
 use crate::runtime::{secrets as delivered, users};
 use crate::sys;
 use crate::sys::flock::Mode;
 use crate::sys::locked::Secret;
 use crate::sys::process::ProcessId;
 
+pub use crate::runtime::streams::Pipes;
 pub use crate::sys::process::Ended;
 pub use crate::sys::tty::{RawMode, is_terminal};
 
@@ -67,6 +70,8 @@ pub struct Running {
     pub pidfd: OwnedFd,
     /// The terminal's other side.
     pub master: Option<OwnedFd>,
+    /// What stands for our standard streams inside. Whoever waits for the command copies between them.
+    pub pipes: RefCell<Pipes>,
     pub(super) group: Cgroup,
     /// As many as had been killed in its spark before it was there.
     pub(super) oom_kills: u64,
@@ -75,7 +80,8 @@ pub struct Running {
 impl Running {
     pub(super) fn of(entered: Entered, group: Cgroup, oom_kills: u64) -> Result<Running> {
         let pidfd = sys::process::pidfd_open(entered.pid).map_err(Error::sys("watch the command"))?;
-        Ok(Running { pid: entered.pid, pidfd, master: entered.master, group, oom_kills })
+        let pipes = RefCell::default();
+        Ok(Running { pid: entered.pid, pidfd, master: entered.master, pipes, group, oom_kills })
     }
 
     /// What there is to say of a command that failed: whether, meanwhile, a process of its spark was killed because no
@@ -118,7 +124,7 @@ impl Running {
 
 impl Sparks {
     /// Runs a command in a spark, resuming it first if it is stopped or paused. The standard streams are this
-    /// process's own.
+    /// process's own, but for terminals and for files as output: `Running::pipes` stand for these.
     ///
     /// # Errors
     /// [`Error::Exec`] if the program could not be executed.
@@ -151,10 +157,14 @@ impl Sparks {
             let entry = self
                 .entry(&opened, command, detached)
                 .and_then(|entry| self.with_secrets(entry, &opened, (command, &own)));
-            let entry = match entry {
+            let mut entry = match entry {
                 Err(_) if self.live(&opened.record).is_none() => continue,
                 entry => entry?,
             };
+            let mut pipes = Pipes::default();
+            if !detached && !command.terminal {
+                (entry.streams, pipes) = streams::make().map_err(Error::sys("make a pipe"))?;
+            }
             let live = entry.live.clone();
             let program = entry.argv.first().cloned().unwrap_or_default();
             let group = Cgroup::new(&cgroup(&opened.record.id));
@@ -168,7 +178,9 @@ impl Sparks {
                             ProcessId::of(entered.pid).map_err(Error::sys("identify what the image runs"))?;
                         live::write_service(&self.bundle(&opened.record), &Service { process, stop_signal })?;
                     }
-                    return Running::of(entered, group, oom_kills);
+                    let running = Running::of(entered, group, oom_kills)?;
+                    running.pipes.replace(pipes);
+                    return Ok(running);
                 }
                 Err(Failure::Exec(source)) => {
                     // The shell was not named by the caller, so the error says where it came from.
@@ -242,7 +254,7 @@ impl Sparks {
             env: env.into_iter().map(OsString::from).collect(),
             secrets: Vec::new(),
             terminal: command.terminal,
-            streams: detached.then(|| log_streams(&paths.log())).transpose()?,
+            streams: if detached { log_streams(&paths.log())? } else { Replaced::default() },
             window: command.terminal.then(sys::tty::window).flatten(),
             is_service: command.stop_signal.is_some(),
             may_leave: record.options.idle_stop.is_some_and(|seconds| seconds > 0),
@@ -273,14 +285,14 @@ impl Sparks {
 }
 
 /// The streams of a detached command: nothing, and the log twice.
-fn log_streams(log: &Path) -> Result<[OwnedFd; 3]> {
-    let open = || -> io::Result<[OwnedFd; 3]> {
+fn log_streams(log: &Path) -> Result<Replaced> {
+    let open = || -> io::Result<Replaced> {
         let null = File::open("/dev/null")?;
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(log)?;
         // A command opens its output anew through /dev/stdout, as a user that owns nothing of the host's. Nobody
         // else gets here: the pool's top is closed to all but root.
         file.set_permissions(PermissionsExt::from_mode(0o622))?;
-        Ok([null.into(), file.try_clone()?.into(), file.into()])
+        Ok([Some(null.into()), Some(file.try_clone()?.into()), Some(file.into())])
     };
     open().map_err(Error::io("open", log))
 }

@@ -17,6 +17,7 @@ use secrecy::ExposeSecret;
 use super::confine::Confinement;
 use super::live::{self, Live};
 use super::report::{self, Sender};
+use super::streams::Replaced;
 use super::users::User;
 use super::youki::{Entrances, Handle};
 use crate::error::{Error, Result};
@@ -43,7 +44,7 @@ pub struct Entry {
     pub workdir_optional: bool,
     pub terminal: bool,
     /// Standard input, output and error, if not this process's own.
-    pub streams: Option<[OwnedFd; 3]>,
+    pub streams: Replaced,
     /// PID 1 may leave by itself at any moment, when it finds itself alone.
     pub may_leave: bool,
     /// The size of its terminal's window: there before its first instruction.
@@ -172,7 +173,7 @@ struct Plan {
     terminal: bool,
     window: Option<Winsize>,
     is_service: bool,
-    streams: Option<[OwnedFd; 3]>,
+    streams: Replaced,
 }
 
 impl Plan {
@@ -251,11 +252,10 @@ impl Plan {
 
     /// The order matters: see docs/security.md before changing it.
     fn confine(&self) -> io::Result<()> {
-        if let Some([input, output, error]) = &self.streams {
-            rustix::stdio::dup2_stdin(input)?;
-            rustix::stdio::dup2_stdout(output)?;
-            rustix::stdio::dup2_stderr(error)?;
-        }
+        let [input, output, error] = &self.streams;
+        input.as_ref().map(rustix::stdio::dup2_stdin).transpose()?;
+        output.as_ref().map(rustix::stdio::dup2_stdout).transpose()?;
+        error.as_ref().map(rustix::stdio::dup2_stderr).transpose()?;
         self.give_streams()?;
         sys::exec::join_namespaces(&self.init)?;
         self.confinement.before_drop()?;

@@ -17,6 +17,7 @@ pub mod live;
 pub mod place;
 pub mod report;
 pub mod secrets;
+pub mod streams;
 pub mod strict;
 pub mod traffic;
 pub mod users;

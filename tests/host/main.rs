@@ -63,6 +63,7 @@ mod snapshot;
 mod sources;
 mod sqlite;
 mod starts;
+mod streams;
 mod terminal;
 mod tls;
 mod together;

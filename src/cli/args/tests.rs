@@ -28,7 +28,8 @@ fn every_verb_parses() {
     for line in [
         "spark create web --base b -e A=1 --env-file /x --mount src=/a,dst=/b,ro --network none --memory 2G",
         "spark create web --cpus 1.5 --pids 64 --user u:g --workdir /w --hostname h --label a=b --bundle t",
-        "spark create web --hardened --shared ro --no-start --dry-run -q",
+        "spark create web --hardened --no-start --dry-run -q",
+        "spark create web --shared ro",
         "spark create web --clone",
         "spark create web --clone ../shop --dirty",
         "spark pull shop/web",
@@ -125,6 +126,7 @@ fn what_does_not_fit_is_refused() {
         "spark create Web",
         "spark create a b",
         "spark create a --bundle x --hardened",
+        "spark create a --shared ro --hardened",
         "spark create a --memory 1",
         "spark create a --network bridge",
         "spark create a --workdir rel",

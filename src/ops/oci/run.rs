@@ -29,7 +29,8 @@ impl Runtime {
             let pidfd = sys::process::pidfd_open(pid).map_err(Error::sys("watch the container"))?;
             let master = own.map(|own| own.receive()).transpose()?;
             let group = Cgroup::new(&self.container(id)?.cgroup()?);
-            let running = Running { pid, pidfd, master, group, oom_kills: 0 };
+            let pipes = Default::default();
+            let running = Running { pid, pidfd, master, pipes, group, oom_kills: 0 };
             // Before the program's first instruction. A window that is gone has no size.
             let _ = running.copy_window_size();
             self.start(id)?;

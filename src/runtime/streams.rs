@@ -1,0 +1,87 @@
+//! The standard streams of a command: which of them it gets as they are, and for which it gets a pipe.
+//!
+//! A terminal of the host would be in the hands of the spark for as long as any process there keeps it open: what is typed
+//! at the next prompt could be read inside. A regular file of the host belongs to somebody whom nobody inside is, so
+//! that `/dev/stdout` could not be opened.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Stat};
+
+use crate::sys;
+
+/// Bytes that a pipe holds: as many as anybody may ask for, so that a command seldom waits for its reader.
+const CAPACITY: usize = 1 << 20;
+
+/// Streams that a command gets in place of this process's own, by their numbers.
+pub type Replaced = [Option<OwnedFd>; 3];
+
+/// Our ends of the pipes that stand for standard streams. Whoever waits for the command copies between them and the
+/// streams, and not longer than the command lives.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    /// Takes what standard input says.
+    pub input: Option<OwnedFd>,
+    /// Says what standard output, and what standard error is to be told. Where both are one file, the first has both.
+    pub outputs: [Option<OwnedFd>; 2],
+}
+
+impl Pipes {
+    /// Whether there is anything to copy.
+    pub fn is_empty(&self) -> bool {
+        self.input.is_none() && self.outputs.iter().all(Option::is_none)
+    }
+}
+
+/// Makes a pipe for each standard stream that a command must not get.
+pub fn make() -> io::Result<(Replaced, Pipes)> {
+    let (mut replaced, mut pipes) = (Replaced::default(), Pipes::default());
+    let [input, output, error] = [0, 1, 2].map(sys::exec::standard_stream);
+    if is_terminal(input) {
+        let (from, to) = pipe()?;
+        replaced[0] = Some(from);
+        pipes.input = Some(to);
+    }
+    let (output, error) = (refused(output), refused(error));
+    if output.is_some() {
+        let (from, to) = pipe()?;
+        pipes.outputs[0] = Some(from);
+        replaced[1] = Some(to);
+    }
+    match (&output, &error, &replaced[1]) {
+        // One pipe, so that what comes first is first.
+        (Some(output), Some(error), Some(to)) if is_same(output, error) => {
+            replaced[2] = Some(to.try_clone()?);
+        }
+        (_, Some(_), _) => {
+            let (from, to) = pipe()?;
+            pipes.outputs[1] = Some(from);
+            replaced[2] = Some(to);
+        }
+        (_, None, _) => {}
+    }
+    Ok((replaced, pipes))
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (from, to) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // A smaller one is as good, and slower.
+    let _ = rustix::pipe::fcntl_setpipe_size(&to, CAPACITY);
+    Ok((from, to))
+}
+
+fn is_terminal(stream: BorrowedFd<'_>) -> bool {
+    rustix::termios::isatty(stream)
+}
+
+/// The status of an output that a command must not get.
+fn refused(stream: BorrowedFd<'_>) -> Option<Stat> {
+    let stat = rustix::fs::fstat(stream.as_fd()).ok()?;
+    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    (is_file || is_terminal(stream)).then_some(stat)
+}
+
+fn is_same(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
