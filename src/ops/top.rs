@@ -108,7 +108,9 @@ impl Sparks {
         let base = self.pool.paths.base(name);
         let record: crate::domain::base::BaseRecord =
             crate::pool::record::read(&base.join("base.json")).ok()??;
-        (record.id == *id).then(|| made(&base.join("root"))).flatten()
+        let root = btrfs::info(&base.join("root")).ok().filter(|_| record.id == *id)?;
+        // It was filled after its subvolume was made.
+        Some(root.made.max(root.changed))
     }
 }
 

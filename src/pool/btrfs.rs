@@ -21,6 +21,9 @@ pub struct Info {
     /// The transaction that made it: what it was made from is older.
     #[serde(skip)]
     pub made: u64,
+    /// The transaction of the last change of a file in it: a base's content is not younger.
+    #[serde(skip)]
+    pub changed: u64,
     /// The subvolume that it stands in, and the directory there, by their numbers. None for the top of all.
     #[serde(skip)]
     pub within: Option<(u64, u64)>,
@@ -108,6 +111,7 @@ pub fn info(path: &Path) -> Result<Info> {
             uuid: info.uuid.to_string(),
             read_only: subvolume.is_ro()?,
             made: info.otransid,
+            changed: info.ctransid,
             within: info.parent_id.zip(info.dir_id),
         })
     })
