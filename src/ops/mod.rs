@@ -21,7 +21,7 @@ pub mod doctor;
 pub mod du;
 pub mod exec;
 pub mod fork;
-mod freeing;
+pub mod freeing;
 pub mod gc;
 mod git;
 mod identity;

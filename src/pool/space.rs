@@ -122,6 +122,11 @@ impl Pool {
     /// Puts back what is missing of the reserve, if there is room. Never in a pool that is nearly full: btrfs goes
     /// read-only if it finds no room in the middle of a commit.
     pub fn fill_reserve(&self) {
+        // A pool of an older version has none.
+        if let Err(e) = super::layout::make_dir(&self.paths.reserve(), 0o700) {
+            tracing::debug!("{e}");
+            return;
+        }
         for number in 0..PIECES {
             let path = self.paths.reserve().join(number.to_string());
             if self.is_short().unwrap_or(true) {

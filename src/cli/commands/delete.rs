@@ -33,6 +33,10 @@ pub(crate) struct DeleteArgs {
 
 pub(crate) fn delete(ctx: &Ctx, args: DeleteArgs) -> Result<Status> {
     let configured = ctx.own_settings()?;
+    let before = match args.now {
+        true => ctx.open_mounted()?.map(|sparks| sparks.shortage()).transpose()?,
+        false => None,
+    };
     let mut gone = Vec::new();
     let status = ctx.each(&args.names, |name| {
         let mut options = Options { force: args.force, now: args.now, ..Options::default() };
@@ -48,10 +52,8 @@ pub(crate) fn delete(ctx: &Ctx, args: DeleteArgs) -> Result<Status> {
         gone.push(serde_json::json!({ "name": name.to_string(), "until": deleted.until }));
         Ok(())
     });
-    if args.now
-        && let Some(sparks) = ctx.open_mounted()?
-    {
-        sparks.await_room(&ctx.progress(ctx.json))?;
+    if let Some((before, sparks)) = before.zip(ctx.open_mounted()?) {
+        sparks.await_room(before, &ctx.progress(ctx.json))?;
     }
     if ctx.json {
         output::print_json(&gone)?;

@@ -46,9 +46,10 @@ pub(crate) fn gc(ctx: &Ctx, args: GcArgs) -> Result<Status> {
         return ctx.open_mounted()?.map_or(Ok(()), |sparks| sparks.empty_trash()).map(|()| 0);
     }
     let sparks = ctx.open_as_it_is()?;
+    let before = sparks.as_ref().map(|sparks| sparks.shortage()).transpose()?;
     let Collected { items, mut failures } = sparks.as_ref().map(|s| s.gc(args.dry_run)).unwrap_or_default();
-    if let Some(sparks) = sparks.filter(|_| !args.dry_run) {
-        failures.extend(sparks.make_room(&ctx.progress(ctx.json)).err());
+    if let Some((before, sparks)) = before.zip(sparks).filter(|_| !args.dry_run) {
+        failures.extend(sparks.make_room(before, &ctx.progress(ctx.json)).err());
     }
     if items.is_empty() && failures.is_empty() {
         ctx.say("nothing to collect");
