@@ -118,6 +118,8 @@ impl Sparks {
             self.ensure_project(project)?;
         }
         let host = self.secret_host()?;
+        // Before the lock, which all projects share: whoever is asked for a passphrase may take their time.
+        let value = value.as_ref().map(|value| store::encrypt(&host, value)).transpose()?;
         let _store = value.as_ref().map(|_| self.lock_store()).transpose()?;
         let new = value.is_some() && !store::has(&host, &secret.reference);
         if let Some(value) = &value {

@@ -29,8 +29,14 @@ impl Source for Store {
     }
 }
 
-/// Puts a value into the store, in place of one that is there. It survives a crash once this returned.
-pub fn put(host: &Host, reference: &Reference, value: &Secret) -> Result<()> {
+/// A value that is encrypted, and in no store yet.
+#[must_use]
+#[derive(Debug)]
+pub struct Encrypted(Vec<u8>);
+
+/// Encrypts a value to the caller's key, which is made if there is none. It may ask for the key's passphrase, so no lock is
+/// to be held.
+pub fn encrypt(host: &Host, value: &Secret) -> Result<Encrypted> {
     let recipient = identity::ensure(host)?.to_public();
     let encrypt = || -> io::Result<Vec<u8>> {
         let mut out = Vec::new();
@@ -41,11 +47,15 @@ pub fn put(host: &Host, reference: &Reference, value: &Secret) -> Result<()> {
         writer.finish()?;
         Ok(out)
     };
-    let content = sys::wipe::after(encrypt).map_err(Error::sys("encrypt a secret"))?;
+    sys::wipe::after(encrypt).map(Encrypted).map_err(Error::sys("encrypt a secret"))
+}
+
+/// Puts a value into the store, in place of one that is there. It survives a crash once this returned.
+pub fn put(host: &Host, reference: &Reference, value: &Encrypted) -> Result<()> {
     let path = path(host, reference);
     let dir = path.parent().unwrap_or(&host.store);
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))?;
-    sys::file::replace(&path, &content).map_err(Error::io("write", &path))?;
+    sys::file::replace(&path, &value.0).map_err(Error::io("write", &path))?;
     // The directories above may be new as well.
     for above in dir.ancestors().skip(1).take_while(|above| above.starts_with(&host.store)) {
         sys::file::sync_dir(above).map_err(Error::io("sync", above))?;

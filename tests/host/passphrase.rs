@@ -136,6 +136,20 @@ fn a_passphrase_is_typed_twice_when_it_is_set_and_once_when_it_is_used() {
     user.alone(&["secrets", "check"], None).ok();
 }
 
+/// All projects of an installation have one store.
+#[test]
+fn who_is_asked_for_a_passphrase_keeps_no_other_command_waiting() {
+    let user = User::new();
+    user.alone(&["secrets", "set", "K"], Some(OLD)).ok();
+    let seat = user.seat(&["secrets", "set", "SLOW"]);
+    seat.shows("Passphrase of");
+    user.alone(&["secrets", "set", "OTHER"], Some(OLD)).ok();
+    user.alone(&["secrets", "delete", "OTHER"], Some(OLD)).ok();
+    seat.types(&format!("{OLD}\n"));
+    ends(seat, 0);
+    user.alone(&["secrets", "check"], Some(OLD)).ok();
+}
+
 #[test]
 fn without_a_terminal_the_error_says_what_to_do() {
     let user = User::new();
