@@ -222,6 +222,19 @@ pub fn members(cgroup: &Path) -> Vec<(i32, OwnedFd)> {
     opened.into_iter().filter(|(pid, fd)| still.contains(pid) && !ended(fd)).collect()
 }
 
+/// Whether a process is in a cgroup or below it, in any hierarchy: each may hold others.
+pub fn is_used(cgroup: &Path) -> bool {
+    let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
+    let fs = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(fs).into_iter().flatten().flatten().map(|entry| entry.path());
+    let tops = hierarchies.chain([fs.to_owned()]).map(|top| top.join(below));
+    let has_processes = |dir: PathBuf| {
+        std::fs::read_to_string(dir.join("cgroup.procs")).is_ok_and(|text| !text.trim().is_empty())
+    };
+    tops.filter(|top| top.join("cgroup.procs").exists())
+        .any(|top| with_below(&top).into_iter().any(has_processes))
+}
+
 /// The processes of a cgroup and of those below it, as the host numbers them: who is inside may make some.
 pub fn processes(cgroup: &Path) -> Vec<i32> {
     let below = cgroup.strip_prefix("/").unwrap_or(cgroup);

@@ -126,7 +126,9 @@ impl Handle {
         loop {
             let left = self.cgroups();
             for dir in &left {
-                let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
+                for dir in live::with_below(dir) {
+                    let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
+                }
                 let _ = std::fs::write(dir.join("cgroup.kill"), "1");
                 for (_, fd) in live::members(&self.cgroup) {
                     let _ = sys::process::signal(&fd, rustix::process::Signal::KILL);

@@ -120,16 +120,26 @@ fn busy() {
     let machine = machine();
     machine.spark(&["create", "web"]).ok();
     let id = machine.spark(&["info", "web", "--json"]).json()["id"].as_str().unwrap().to_owned();
-    let below = cgroups(&id).into_iter().find(|d| d.join("cgroup.procs").exists()).unwrap().join("theirs");
-    std::fs::create_dir(&below).unwrap();
-    let mut theirs = Command::new("sleep").arg("1000").spawn().unwrap();
-    std::fs::write(below.join("cgroup.procs"), theirs.id().to_string()).unwrap();
+    let group = cgroups(&id).into_iter().find(|d| d.join("cgroup.procs").exists()).unwrap();
+    // What waits for a disk ends when that answers, and not when it is killed.
+    let disk = machine.work().join("disk");
+    let on_disk = |script: &str| {
+        let done = Command::new("sh").args(["-ec", script, "sh"]).arg(&disk).status().unwrap();
+        assert!(done.success(), "{script}");
+    };
+    on_disk(
+        "mkdir $1; truncate -s 16M $1.image; mkfs.ext4 -q $1.image; mount -o loop $1.image $1; fsfreeze -f $1",
+    );
+    let mut theirs = Command::new("touch").arg(disk.join("file")).spawn().unwrap();
+    let stat = format!("/proc/{}/stat", theirs.id());
+    let waits = wait_for(|| std::fs::read_to_string(&stat).unwrap().contains(") D "));
+    std::fs::write(group.join("cgroup.procs"), theirs.id().to_string()).unwrap();
     let refused = machine.spark(&["--json", "stop", "web", "-t", "0"]);
-    theirs.kill().unwrap();
+    on_disk("fsfreeze -u $1");
     theirs.wait().unwrap();
-    let removed = wait_for(|| std::fs::remove_dir(&below).is_ok());
+    on_disk("umount $1");
+    assert!(waits);
     fails(&refused, "busy", "try again");
-    assert!(removed);
     machine.spark(&["stop", "web"]).ok();
 }
 

@@ -172,6 +172,36 @@ fn two_containers_never_share_a_cgroup_and_none_has_the_top() {
     assert_eq!(host.oci(&["list", "-q"]).ok(), "one\n");
 }
 
+/// A delete, and a create that fails, end all that is in the container's cgroup or below it.
+#[test]
+fn a_cgroup_with_a_process_below_it_in_any_hierarchy_is_refused_and_the_process_lives() {
+    let host = Host::new();
+    let tops =
+        ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/freezer", "/sys/fs/cgroup"].map(std::path::Path::new);
+    let tops: Vec<_> = tops.into_iter().filter(|top| top.join("cgroup.procs").exists()).collect();
+    assert!(!tops.is_empty());
+    for top in tops {
+        let parent = top.join("spark-oci-theirs");
+        let service = parent.join("a/service");
+        std::fs::create_dir_all(&service).unwrap();
+        let mut theirs = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        std::fs::write(service.join("cgroup.procs"), theirs.id().to_string()).unwrap();
+        host.configure(&["sleep", "1000"], |c| c["linux"]["cgroupsPath"] = json!("/spark-oci-theirs"));
+        let refused = host.oci(&["create", "two"]);
+        let deleted = host.oci(&["delete", "--force", "two"]);
+        let lives = theirs.try_wait().unwrap().is_none();
+        theirs.kill().unwrap();
+        theirs.wait().unwrap();
+        let removed = wait_for(|| {
+            [&service, &parent.join("a"), &parent]
+                .into_iter()
+                .all(|dir| std::fs::remove_dir(dir).is_ok() || !dir.exists())
+        });
+        assert!(refused.stderr().contains("the cgroup /spark-oci-theirs is busy"), "{}", refused.stderr());
+        assert!(lives && removed, "{}: {}", top.display(), deleted.stderr());
+    }
+}
+
 #[test]
 fn want_of_memory_is_an_event_and_the_end_of_the_container_that_of_its_events() {
     let host = Host::new();

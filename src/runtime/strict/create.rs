@@ -89,7 +89,7 @@ impl Creation {
             Group::Unit(_) => None,
         };
         if let Some(path) = group
-            && !live::processes(path).is_empty()
+            && live::is_used(path)
         {
             // Whoever is deleted first would take the other one with it.
             let what = format!("the cgroup {}", path.display());
