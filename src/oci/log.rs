@@ -3,8 +3,9 @@
 use std::error::Error as _;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use chrono::{SecondsFormat, Utc};
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
@@ -52,14 +53,11 @@ impl Log {
             (None, true) => {
                 tracing::subscriber::set_global_default(builder.with_writer(std::io::stderr).finish())
             }
-            // libcontainer tells only here why its processes failed.
-            (None, false) => tracing::subscriber::set_global_default(
-                builder
-                    .with_max_level(tracing::Level::ERROR)
-                    .without_time()
-                    .with_writer(std::io::stderr)
-                    .finish(),
-            ),
+            (None, false) => {
+                let Some(file) = reasons() else { return };
+                let builder = builder.with_max_level(tracing::Level::ERROR).without_time().with_level(false);
+                tracing::subscriber::set_global_default(builder.with_writer(Mutex::new(file)).finish())
+            }
         };
     }
 
@@ -73,6 +71,11 @@ impl Log {
                 text = format!("{text}: {cause_text}");
             }
             source = cause.source();
+        }
+        for reason in reasons_given() {
+            if !text.contains(&reason) {
+                text = format!("{text}: {reason}");
+            }
         }
         if let Some(mut file) = self.open() {
             let line = match self.format {
@@ -90,6 +93,29 @@ impl Log {
             None => eprintln(format_args!("error: {shown}")),
         }
     }
+}
+
+/// What libcontainer's processes say of why they failed, which it tells nowhere else. They are forks of this one and share
+/// the file, so that a failure is told once, as one error.
+static REASONS: OnceLock<File> = OnceLock::new();
+
+/// Most of it that is read.
+const REASONS_MAX: usize = 4096;
+
+fn reasons() -> Option<File> {
+    let memory = rustix::fs::memfd_create("reasons", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+    let file = File::from(memory);
+    let other = file.try_clone().ok()?;
+    REASONS.set(file).ok()?;
+    Some(other)
+}
+
+/// The two lines that were written first: what failed, and with which error. Those after them say who was told.
+fn reasons_given() -> Vec<String> {
+    let mut buffer = vec![0; REASONS_MAX];
+    let length = REASONS.get().and_then(|file| file.read_at(&mut buffer, 0).ok()).unwrap_or(0);
+    let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    text.lines().take(2).map(|line| line.trim().to_owned()).collect()
 }
 
 /// A message as logrus writes it, which containerd and podman read.

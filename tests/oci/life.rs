@@ -311,3 +311,19 @@ fn a_container_in_the_foreground_has_the_callers_terminal() {
     assert!(text.contains("/dev/pts/0\nc\n"), "{text:?}");
     assert!(out.status.success());
 }
+
+/// What libcontainer's processes say goes into the error, and no line of theirs beside it.
+#[test]
+fn a_failure_is_one_error_that_has_the_reason() {
+    let host = Host::new();
+    host.configure(&["true"], |c| {
+        let mounts = c["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/x", "type": "nosuchfs", "source": "none"}));
+    });
+    let failed = host.oci(&["create", "odd"]);
+    let said = failed.stderr();
+    assert!(said.starts_with("error: ") && said.contains("nosuchfs") && said.contains("ENODEV"), "{said}");
+    assert!(said.lines().skip(1).all(|line| line.starts_with("hint: ")), "{said}");
+    host.configure(&["/bin/true"], |_| {});
+    assert_eq!(host.oci(&["run", "even"]).stderr(), "");
+}
