@@ -17,7 +17,7 @@ use super::confine::Confinement;
 use super::devices;
 use super::init;
 use super::live::{self, Live};
-use super::place::{self, Maps, Place, no_idmap};
+use super::place::{self, Maps, Place, no_idmap, no_mount_namespace};
 use super::report::{self, Sender};
 use super::secrets::{self, Filling};
 use super::youki::{Handle, INNER};
@@ -300,18 +300,6 @@ impl Launch {
             sys::mount::attach_upon(&tree, &place).map_err(failed)?;
         }
         Ok(())
-    }
-}
-
-/// Why there is no mount namespace for the helper.
-fn no_mount_namespace(source: std::io::Error) -> Error {
-    match source.raw_os_error() {
-        Some(libc::EINVAL) => Error::Host {
-            what: "cannot make a mount namespace: `/` is not a mount point here, as in a chroot".into(),
-            hint: "make it one before chroot(8) is called: `mount --bind DIR DIR`".into(),
-            source: None,
-        },
-        _ => Error::sys("make a mount namespace")(source),
     }
 }
 

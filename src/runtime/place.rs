@@ -43,6 +43,18 @@ pub(super) fn no_idmap(path: &Path, e: std::io::Error) -> Error {
     }
 }
 
+/// Why there is no mount namespace to make mounts in.
+pub(in crate::runtime) fn no_mount_namespace(source: std::io::Error) -> Error {
+    match source.raw_os_error() {
+        Some(libc::EINVAL) => Error::Host {
+            what: "cannot make a mount namespace: `/` is not a mount point here, as in a chroot".into(),
+            hint: "make it one before chroot(8) is called: `mount --bind DIR DIR`".into(),
+            source: None,
+        },
+        _ => Error::sys("make a mount namespace")(source),
+    }
+}
+
 /// A mount that is not attached anywhere yet.
 pub(super) fn detached(mount: &Planned, maps: &mut Maps) -> Result<OwnedFd> {
     let clone = if mount.exact { sys::mount::clone_tree_exact } else { sys::mount::clone_tree };

@@ -29,22 +29,18 @@ pub fn unshare() -> io::Result<()> {
     // SAFETY: a new mount namespace changes no memory and no descriptor of this process.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    match rustix::mount::mount_change("/", slave) {
-        Err(rustix::io::Errno::INVAL) => check_root(),
-        other => Ok(other?),
-    }
+    Ok(rustix::mount::mount_change("/", slave)?)
 }
 
 /// No mount namespace can be made ready for a container where `/` is no mount, as in a chroot.
 ///
 /// # Errors
-/// With words that say so, and what to do.
+/// `EINVAL`, as of the kernel.
 pub fn check_root() -> io::Result<()> {
     if super::file::is_mount_point(Path::new("/"))? {
         return Ok(());
     }
-    let text = "`/` is not a mount point, as in a chroot: before `chroot DIR`, run `mount --bind DIR DIR`";
-    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+    Err(io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 /// The same, but only what is mounted where `place` is stays unseen on the host: other mounts go both ways as before.

@@ -50,7 +50,6 @@ const LIFE: &[&[&str]] = &[
     &["config"],
     &["du"],
     &["port", "web"],
-    &["cp", "web:/run/secrets", "delivered"],
     &["snapshot", "create", "web", "s"],
     &["fork", "web", "copy"],
     &["base", "save", "web", "mine"],
@@ -100,6 +99,8 @@ fn a_value_is_in_nothing_but_what_it_is_delivered_to() {
         let output = life.run(args, &[]);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
+    // The files are in memory, and nothing else reads them.
+    assert!(!life.run(&["cp", "web:/run/secrets", "delivered"], &[]).status.success());
     // Connect is asked where there is no `op`.
     let connect =
         Connect::serve(vec![("v", "i", json!({"fields": [{"id": "f", "label": "f", "value": life.value}]}))]);
@@ -204,7 +205,7 @@ impl Life {
             assert_eq!(files_with(&forms, &root.join(beside)), Vec::<String>::new());
         }
         // What was copied out of a spark, among other things.
-        assert!(self.machine.work().join("delivered").is_dir());
+        assert!(self.machine.work().join("out").is_dir());
         assert_eq!(files_with(&forms, &self.machine.work()), Vec::<String>::new());
         if Path::new("/run/systemd/journal/socket").exists() {
             let said =

@@ -117,7 +117,8 @@ fn a_pool_that_cannot_be_mounted_is_not_made_anew() {
     for line in ["list", "create x", "pool init", "pool info", "gc"] {
         let words: Vec<&str> = ["--json"].into_iter().chain(line.split(' ')).collect();
         let error = error(&machine.spark(&words));
-        assert!(error["message"].as_str().unwrap().contains("mount failed"), "{line}: {error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("pool.btrfs") && message.contains("it is gone"), "{line}: {error}");
     }
     assert!(!image.exists() && fs::read_dir(machine.pool()).unwrap().count() == 0);
     fs::rename(&aside, &image).unwrap();

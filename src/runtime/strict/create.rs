@@ -29,6 +29,7 @@ use crate::runtime::confine::Confinement;
 use crate::runtime::devices;
 use crate::runtime::enter::{candidates, execute};
 use crate::runtime::live;
+use crate::runtime::place::no_mount_namespace;
 use crate::runtime::youki::Handle;
 use crate::sys;
 use crate::sys::process::ProcessId;
@@ -72,7 +73,7 @@ impl Creation {
     /// `exists` if the name is taken; `internal` with libcontainer's words, and then nothing is left of it.
     pub fn run(&self) -> Result<ProcessId> {
         let container = &self.container;
-        sys::mount::check_root().map_err(Error::sys("make a mount namespace"))?;
+        sys::mount::check_root().map_err(no_mount_namespace)?;
         let making = Making::of(container)?;
         if container.dir().exists() {
             return Err(Error::Exists { kind: "container", name: container.id.clone(), in_project: None });

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use super::copyup;
 use super::create::Creation;
 use crate::error::{Error, Result};
+use crate::runtime::place::no_mount_namespace;
 use crate::sys;
 
 const COPY_UP: &str = "tmpcopyup";
@@ -111,7 +112,7 @@ impl Staging {
         let open = |path: &str, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
         let directory = open(".", OFlags::PATH).map_err(|e| failed(e.into()))?;
         let namespace = open("/proc/self/ns/mnt", OFlags::RDONLY).map_err(|e| failed(e.into()))?;
-        sys::mount::unshare_beside(stage).map_err(Error::sys("make a mount namespace"))?;
+        sys::mount::unshare_beside(stage).map_err(no_mount_namespace)?;
         let staging = Staging { namespace, directory };
         let top = sys::mount::tmpfs_with(["source=spark", "mode=0711"]).map_err(failed)?;
         sys::mount::attach(top, stage).map_err(failed)?;
