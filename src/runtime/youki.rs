@@ -83,7 +83,7 @@ impl Handle {
     pub fn pause(&self) -> Result<()> {
         // With cgroup v1 libcgroups gives them half a second to come to a stand, and lets go of them then. What waits for
         // a disk, or for a busy processor, may need longer.
-        let mut left = 20;
+        let mut left = 60;
         loop {
             match self.load("pause")?.pause() {
                 Err(e) if left > 0 => {
