@@ -7,6 +7,7 @@ usage: dependencies.py [CHECKOUT]
 the same deny.toml, Cargo.lock and what `cargo metadata` tells. The last line is `N passed, N failed`.
 """
 
+import collections
 import copy
 import json
 import re
@@ -14,8 +15,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-
-REGISTRY = "registry+https://github.com/rust-lang/crates.io-index"
 
 
 def bans(policy, metadata, lock):
@@ -35,13 +34,15 @@ def bans(policy, metadata, lock):
 def sources(policy, _metadata, lock):
     """Packages from anywhere but the registry, and those whose content no checksum fixes."""
     assert policy["sources"] == {"unknown-registry": "deny", "unknown-git": "deny"}, "this check knows no other"
+    everything = collections.Counter(package.get("source", "") for package in lock["package"])
+    registry = next(source for source, _ in everything.most_common() if source.startswith("registry+"))
     for package in lock["package"]:
         source = package.get("source")
         name = f"{package['name']} {package['version']}"
         if source is None:
             if package["name"] != "sparks":
                 yield f"{name} comes from a directory"
-        elif source != REGISTRY:
+        elif source != registry:
             yield f"{name} comes from {source}"
         elif "checksum" not in package:
             yield f"{name} has no checksum"
@@ -106,7 +107,9 @@ def would_be_found(policy, metadata, lock):
     lock["package"].append({"name": "g", "version": "1.0.0", "source": "git+https://example.org/g#0"})
     yield bans, f"{other['name']} {other['version']} is banned", (policy, metadata, lock)
     yield bans, "sparks takes any version of any", (policy, metadata, lock)
+    lock["package"].append({"name": "r", "version": "1.0.0", "source": "registry+https://example.org/index"})
     yield sources, "g 1.0.0 comes from git+https://example.org/g#0", (policy, metadata, lock)
+    yield sources, "r 1.0.0 comes from registry+https://example.org/index", (policy, metadata, lock)
     yield licenses, f"{other['name']} {other['version']} is under MIT AND GPL-3.0-only", (policy, metadata, lock)
 
 
