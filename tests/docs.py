@@ -197,7 +197,9 @@ def main():
     parser.add_argument("--update", action="store_true")
     parser.add_argument("files", nargs="*")
     args = parser.parse_args()
-    files = args.files or [f"{TOP}/README.md", *sorted(glob.glob(f"{TOP}/docs/**/*.md", recursive=True))]
+    # What is reported to others ends in a filesystem that cannot be mounted: tests/crash holds what it says.
+    documents = [path for path in glob.glob(f"{TOP}/docs/**/*.md", recursive=True) if "/upstream/" not in path]
+    files = args.files or [f"{TOP}/README.md", *sorted(documents)]
     good = bad = 0
     for path in files:
         if not BLOCK.search(open(path, encoding="utf-8").read()):

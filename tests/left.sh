@@ -53,6 +53,8 @@ check_new_machine() { # DIR
         . tests/prepare.sh
         . tests/left.sh
         find_cargo
+        # The mount of this machine would be listed below the new /run.
+        while mountpoint -q /run/netns; do umount -l /run/netns || exit; done
         mount -t tmpfs tmpfs /run || exit
         state >"$1/new-before"
         ip netns add first-of-this-machine && ip netns delete first-of-this-machine || exit
