@@ -42,6 +42,8 @@ remove_what_tools_leave() { # STATE_BEFORE
         [ -z "$(ls -A /run/netns)" ]; then
         umount /run/netns
     fi
+    # The default root of spark-oci, which no variable moves.
+    grep -qxF /run/spark "$1" || [ -n "$(ls -A /run/spark/containers 2>/dev/null)" ] || rm -rf /run/spark
     grep -qxF /run/netns "$1" || rmdir --ignore-fail-on-non-empty /run/netns 2>/dev/null
     return 0
 }
