@@ -304,10 +304,10 @@ impl Error {
             | Error::Spark { hint, .. }
             | Error::Exec { hint, .. }
             | Error::Registry { hint, .. } => hint.clone(),
-            Error::NotFound { near, kind, name, .. } => Some(match near.first() {
-                Some(name) => format!("did you mean `{name}`?"),
+            Error::NotFound { near, kind, name, .. } => match near.first() {
+                Some(name) => Some(format!("did you mean `{name}`?")),
                 None => list_hint(kind, name),
-            }),
+            },
             Error::Exists { kind: "spark", name, .. } => {
                 Some(format!("choose another name, or remove it with `spark delete {name}`"))
             }
@@ -339,8 +339,9 @@ impl Error {
 /// Where the reason may be the host.
 const SEE_DOCTOR: &str = "see what this host lacks with `spark doctor`";
 
-fn list_hint(kind: &str, name: &str) -> String {
-    match kind {
+/// How to list what exists of a kind. `None` for a kind that no command lists.
+fn list_hint(kind: &str, name: &str) -> Option<String> {
+    let hint = match kind {
         "snapshot" => {
             let spark = name.split('@').next().unwrap_or_default();
             format!("list the snapshots with `spark snapshot list {spark}`")
@@ -361,10 +362,13 @@ fn list_hint(kind: &str, name: &str) -> String {
         "pool" => "make one with `spark pool init`".into(),
         "file" => "list what differs with `spark diff`, without a path".into(),
         "user" => "name one of the spark's own /etc/passwd, or give a number".into(),
+        "group" => "name one of the spark's own /etc/group, or give a number".into(),
         "secret" => "list the secrets with `spark secrets list`".into(),
         "deleted spark" => "list what can be brought back with `spark list --deleted`".into(),
-        _ => "list this project's sparks with `spark list`".into(),
-    }
+        "spark" => "list this project's sparks with `spark list`".into(),
+        _ => return None,
+    };
+    Some(hint)
 }
 
 fn is_full(e: &io::Error) -> bool {
@@ -431,6 +435,20 @@ fn is_inside(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_command_lists_has_no_hint_that_lists_sparks() {
+        let missing = |kind| {
+            Error::NotFound { kind, name: "x".into(), in_project: None, near: Vec::new() }
+                .hint()
+                .unwrap_or_default()
+        };
+        assert!(missing("spark").contains("spark list"));
+        assert!(missing("group").contains("/etc/group"));
+        for kind in ["cgroup", "process", "bundle template"] {
+            assert_eq!(missing(kind), "", "{kind}");
+        }
+    }
 
     #[test]
     fn a_full_disk_is_no_space_and_says_how_to_free_some() {

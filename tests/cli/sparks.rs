@@ -52,6 +52,7 @@ fn commands_run_in_sparks() {
     t.run("exec web --pids 64 true");
     t.run("exec web -w /does/not/exist true");
     t.run("exec web -u nobody2 true");
+    t.run("exec web -u nobody:staff2 true");
     t.run("exec web nope");
     t.run("exec web --json nope");
     t.run("exec web");
