@@ -118,20 +118,25 @@ in_vm() { # NAME ARGUMENT...
 
 # Compares what this machine has now with what it had before.
 part_left() {
-    local tries
+    local left limit start
     check_new_machine "$work" || {
         echo 'On a machine that has never run the tools of the tests, something would be left.'
         return 1
     }
     remove_what_tools_leave "$work/before"
-    # The kernel takes a moment to let go of a loop device.
-    for tries in {1..600}; do
+    start=$SECONDS
+    while :; do
         state >"$work/after"
-        [ -n "$(comm -13 "$work/before" "$work/after")" ] || return 0
+        left=$(comm -13 "$work/before" "$work/after")
+        [ -n "$left" ] || return 0
+        # A process ends, and the kernel takes a moment to let go of a device. As long as one of them is there, other
+        # things may go with it. By itself nothing else does.
+        if grep -qE '^(process|loop device|link) ' <<<"$left"; then limit=120; else limit=5; fi
+        [ "$((SECONDS - start))" -lt "$limit" ] || break
         sleep 0.2
     done
-    echo "After $tries tries this is left:"
-    comm -13 "$work/before" "$work/after"
+    echo "After $((SECONDS - start)) seconds this is left:"
+    echo "$left"
     return 1
 }
 

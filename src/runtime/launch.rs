@@ -210,6 +210,8 @@ impl Launch {
             locks: self.locks.clone(),
         };
         let failed = |e| self.container.failed("create", e);
+        // For good: this process ends when the spark has started.
+        let _joined = Cgroup::new(&self.container.cgroup).join_unmanaged()?;
         let mut container = ContainerBuilder::new(self.container.id.clone(), SyscallType::default())
             .with_root_path(&self.container.oci)
             .map_err(failed)?

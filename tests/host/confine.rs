@@ -119,6 +119,26 @@ fn every_spark_has_namespaces_and_ids_of_its_own_and_a_limit_of_processes() {
 }
 
 #[test]
+fn a_spark_is_in_a_cgroup_of_its_own_in_every_hierarchy_and_sees_no_other() {
+    let machine = machine();
+    spark(&machine, "one", &[]);
+    let id = machine.spark(&["info", "one", "--json"]).json()["id"].as_str().unwrap().to_owned();
+    let own = format!("/spark/{id}");
+    let pid = init(&machine, "one");
+    for line in of_init(pid, "cgroup").lines() {
+        assert!(line.ends_with(&format!(":{own}")), "{line}");
+    }
+    // Of what is mounted: the part of the hierarchy that is at its top.
+    let mounts = of_init(pid, "mountinfo");
+    let is_cgroup = |line: &&str| line.split(" - ").nth(1).unwrap().starts_with("cgroup");
+    let seen: Vec<&str> = mounts.lines().filter(is_cgroup).collect();
+    assert!(!seen.is_empty());
+    assert!(seen.iter().all(|line| line.split(' ').nth(3) == Some(&own)), "{seen:#?}");
+    machine.spark(&["stop", "-t", "0", "one"]).ok();
+    assert!(cgroups(&id).is_empty(), "{:?}", cgroups(&id));
+}
+
+#[test]
 fn nothing_of_the_callers_gets_inside() {
     let machine = machine();
     let leaked = std::fs::File::open("/").unwrap();

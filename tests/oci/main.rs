@@ -8,6 +8,7 @@
 mod common;
 
 mod bundle;
+mod cgroups;
 mod confine;
 mod devices;
 mod exec;

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 mod limit;
 mod oom;
+mod unmanaged;
 mod usage;
 
 pub use limit::{Refused, set, without_swap};
 pub use oom::Notices;
+pub use unmanaged::Joined;
 pub use usage::{Io, Usage, processor_time};
 
 /// Where all hierarchies are.

@@ -129,7 +129,11 @@ impl Creation {
                 (Some(listener), self.confinement.heard_by(to))
             }
         };
-        let pid = self.build(&staged.link(), Payload::of(&self.config, confinement)?)?;
+        let joined = Cgroup::new(Path::new(&group)).join_unmanaged()?;
+        let built = self.build(&staged.link(), Payload::of(&self.config, confinement)?);
+        // Before anything is removed: this process would be ended with what is in there.
+        joined.leave()?;
+        let pid = built?;
         drop(staged);
         drop(staging);
         if let Some(listener) = listener {
