@@ -95,7 +95,8 @@ fn a_container_that_may_write_cgroups_reaches_none_but_those_below_its_own() {
     let at_top: Vec<PathBuf> = tops().iter().map(|top| top.join("made")).filter(|dir| dir.exists()).collect();
     let made = cgroups("reach").iter().filter(|dir| dir.join("made").exists()).count();
     host.oci(&["delete", "--force", "reach"]).ok();
-    for dir in foreign.iter().flat_map(|dir| [dir.join("x"), dir.clone()]).chain(at_top.iter().cloned()) {
+    let theirs = foreign.iter().flat_map(|dir| [dir.join("x"), dir.join("made"), dir.clone()]);
+    for dir in theirs.chain(at_top.iter().cloned()) {
         let _ = std::fs::remove_dir(dir);
     }
     assert!(ready && !made_there && at_top.is_empty() && seen.is_empty(), "{seen} {at_top:?}");
