@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::cp::{At, Copier, Owner};
 use super::git::author::Author;
+use super::git::reach::Reach;
 use super::git::unfilled::Unfilled;
 use super::git::{Call, Config, Format, Git, args, input, repository};
 use super::project::detect::{self, Owners, Repository};
@@ -64,7 +65,7 @@ impl Sparks {
         let Some(clone) = &record.options.clone else { return Ok(()) };
         let user = users::find(root, record.options.user.as_deref().unwrap_or("0"))?;
         let stage = self.pool.stage()?;
-        let git = Git::of(&clone.repository, &stage, &self.pool.place)?;
+        let git = Git::of(&clone.source, &clone.repository, &stage, &self.pool.place)?;
         let unfilled = Cloning { git: &git, clone, stage: &stage }.make()?;
         for sentence in unfilled.in_clone() {
             observer.notice(&sentence);
@@ -301,9 +302,17 @@ impl Cloning<'_> {
         })?;
         let (index, objects) = (git.its("index"), git.its(CLONE).join(".git/objects"));
         let at = PathBuf::from(top.strip_suffix('\n').unwrap_or(&top));
+        // The repository's own configuration says where it is, and an archive may hold one that says anything.
+        if !source.starts_with(&at) {
+            return Err(Error::Denied {
+                what: format!("the work tree of {} is elsewhere: {}", source.display(), at.display()),
+                hint: "if you mean that directory, name it: `--clone DIRECTORY`".into(),
+            });
+        }
         let run = |verb: &str, args: &[&OsStr]| {
             let env = &[("GIT_INDEX_FILE", index.as_os_str()), ("GIT_OBJECT_DIRECTORY", objects.as_os_str())];
-            git.run(Call { env, config: Config::Owner, ..Call::of(&at, verb, args) })
+            let (config, reach) = (Config::Owner, Reach::WorkTree);
+            git.run(Call { env, config, reach, ..Call::of(&at, verb, args) })
         };
         // An index of its own, and a new one, so that every file is read: what is staged may be in no branch. `--reset`
         // heeds a sparse checkout, of which the rest is not deleted.

@@ -83,6 +83,8 @@ struct Probe {
     /// The directories in which programs are looked for.
     path: Vec<PathBuf>,
     nofile: Option<u64>,
+    /// The version of Landlock.
+    landlock: Option<u32>,
     place: Place,
 }
 
@@ -98,6 +100,7 @@ impl Probe {
             user: rustix::process::geteuid().as_raw(),
             path: sys::host::directories(),
             nofile: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+            landlock: sys::confine::landlock_version(),
             place: place.clone(),
         }
     }
@@ -176,6 +179,7 @@ mod tests {
                 user: 0,
                 path: vec![at("bin"), at("sbin")],
                 nofile: Some(20_000),
+                landlock: Some(2),
                 place: Place { root: at("root"), run: at("run") },
             };
             Bare { dir, probe }

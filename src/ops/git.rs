@@ -1,8 +1,11 @@
 //! The host's `git`: run as whoever a repository belongs to, and told to execute nothing and to ask nobody.
 //!
 //! Of the pool it sees one staged directory, which belongs to that user too. So git is the host's root only where the
-//! repository is root's, and what it parses can do no more than its owner could.
+//! repository is root's. What it parses may come from strangers, so it is confined to that directory and the repository:
+//! see [`reach`].
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -10,17 +13,23 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
 
+use self::reach::{Reach, Walls};
 use crate::domain::place::Place;
 use crate::error::{Error, Result};
 use crate::pool::stage::Stage;
 use crate::runtime::users;
 use crate::sys;
 use crate::sys::caller::Caller;
+use crate::sys::confine::Confinement;
 use crate::sys::run::Ids;
 
 pub(crate) mod author;
+pub(crate) mod reach;
 pub(crate) mod repository;
+mod settings;
 pub(crate) mod unfilled;
 
 /// What holds for every call, whatever the repository's own configuration says.
@@ -65,10 +74,17 @@ impl Format {
 }
 
 /// Git for one repository.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Git {
+    program: PathBuf,
     ids: Ids,
     home: PathBuf,
+    /// The directory of the host in or around which the repository was found, and its git directory.
+    source: PathBuf,
+    repository: PathBuf,
+    walls: Walls,
+    /// What calls are confined to, as far as there were any.
+    made: Rc<RefCell<BTreeMap<Reach, Arc<Confinement>>>>,
     /// The staged directory, as we see it.
     dir: PathBuf,
     /// The same as git sees it.
@@ -83,6 +99,7 @@ pub(crate) struct Call<'a> {
     pub args: &'a [&'a OsStr],
     pub env: &'a [(&'a str, &'a OsStr)],
     pub config: Config,
+    pub reach: Reach,
     pub input: Option<File>,
     /// Receives standard output in place of the caller, for what may be large.
     pub output: Option<File>,
@@ -91,13 +108,23 @@ pub(crate) struct Call<'a> {
 impl<'a> Call<'a> {
     /// A call that needs nothing else.
     pub(crate) fn of(at: &'a Path, verb: &'a str, args: &'a [&'a OsStr]) -> Call<'a> {
-        Call { at, verb, args, env: &[], config: Config::None, input: None, output: None }
+        let (config, reach) = (Config::None, Reach::Repository);
+        Call { at, verb, args, env: &[], config, reach, input: None, output: None }
     }
 }
 
 impl Git {
-    /// Git as the owner of `repository`, with the directory `git` of `stage` to work in, which is made.
-    pub(crate) fn of(repository: &Path, stage: &Stage, place: &Place) -> Result<Git> {
+    /// Git as the owner of `repository`, which was found around `source`, with the directory `git` of `stage` to work in,
+    /// which is made.
+    ///
+    /// # Errors
+    /// `host` without git.
+    pub(crate) fn of(source: &Path, repository: &Path, stage: &Stage, place: &Place) -> Result<Git> {
+        let program = reach::program().ok_or_else(|| Error::Host {
+            what: "the host has no git, which clones and pulls".into(),
+            hint: "install it: `apt-get install git`".into(),
+            source: None,
+        })?;
         let meta = std::fs::metadata(repository).map_err(Error::io("inspect", repository))?;
         // A user of a directory service is in no /etc/passwd: the numbers do, and such a home holds nothing.
         let user = users::find(Path::new("/"), &meta.uid().to_string()).ok();
@@ -110,19 +137,24 @@ impl Git {
         make(&place.run, 0o711)?;
         make(&seen, 0o711)?;
         make(&dir, 0o700)?;
-        let git = Git { ids: Ids { uid: meta.uid(), gid, groups }, home, dir, seen };
+        let git = Git {
+            program,
+            ids: Ids { uid: meta.uid(), gid, groups },
+            home,
+            source: source.to_owned(),
+            repository: repository.to_owned(),
+            walls: Walls::new()?,
+            made: Rc::default(),
+            dir,
+            seen,
+        };
         git.give(&git.dir)?;
         Ok(git)
     }
 
     /// Git as `caller`, whose configuration names the author of commits. The repository's owner may be another user.
     pub(crate) fn as_caller(&self, caller: &Caller) -> Git {
-        Git {
-            ids: caller.ids.clone(),
-            home: caller.home.clone(),
-            dir: self.dir.clone(),
-            seen: self.seen.clone(),
-        }
+        Git { ids: caller.ids.clone(), home: caller.home.clone(), ..self.clone() }
     }
 
     /// Whether git runs as `user`.
@@ -177,7 +209,7 @@ impl Git {
     /// Runs git and returns what it wrote.
     ///
     /// # Errors
-    /// `host` without git; what git says if it fails.
+    /// What git says if it fails.
     pub(crate) fn run(&self, call: Call<'_>) -> Result<String> {
         let program = format!("git {}", call.verb);
         self.ask(call)?.map_err(|detail| Error::Program { program, detail })
@@ -191,14 +223,7 @@ impl Git {
         let ours = errors.try_clone().map_err(Error::sys("run git"))?;
         command.stdin(call.input.map_or_else(Stdio::null, Stdio::from)).stderr(errors);
         command.stdout(call.output.map_or_else(Stdio::piped, Stdio::from));
-        let mut child = command.spawn().map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::Host {
-                what: "the host has no git, which clones and pulls".into(),
-                hint: "install it: `apt-get install git`".into(),
-                source: None,
-            },
-            _ => Error::sys("run git")(e),
-        })?;
+        let mut child = command.spawn().map_err(Error::sys("run git"))?;
         let mut output = Vec::new();
         let read = match child.stdout.take() {
             Some(pipe) => pipe.take(OUTPUT + 1).read_to_end(&mut output).map(drop),
@@ -217,7 +242,8 @@ impl Git {
     }
 
     fn command(&self, call: &Call<'_>) -> Result<Command> {
-        let mut command = Command::new("git");
+        let confinement = self.confinement(call.reach, call.at)?;
+        let mut command = Command::new(&self.program);
         for setting in ALWAYS {
             command.args(["-c", setting]);
         }
@@ -231,7 +257,11 @@ impl Git {
             ("GIT_NO_LAZY_FETCH", "1"),
             ("GIT_ALLOW_PROTOCOL", "file"),
         ]);
-        command.env("HOME", &self.home).envs(call.env.iter().copied()).current_dir("/");
+        command
+            .env("TMPDIR", &self.seen)
+            .env("HOME", &self.home)
+            .envs(call.env.iter().copied())
+            .current_dir("/");
         if call.config == Config::None {
             command.envs([
                 ("GIT_CONFIG_NOSYSTEM", "1"),
@@ -240,7 +270,7 @@ impl Git {
                 ("XDG_CONFIG_HOME", "/nonexistent"),
             ]);
         }
-        sys::run::as_user(&mut command, &self.ids, &self.dir, &self.seen)
+        sys::run::as_user(&mut command, &self.ids, (&self.dir, &self.seen), confinement)
             .map_err(Error::io("show to git", &self.dir))?;
         Ok(command)
     }

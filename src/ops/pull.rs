@@ -93,7 +93,7 @@ impl Sparks {
         drop(opened.lock);
         fault::point("pull.after-snapshot")?;
 
-        let git = Git::of(&to, &stage, &self.pool.place)?;
+        let git = Git::of(&to, &to, &stage, &self.pool.place)?;
         let format = git.object_format(&to)?;
         let pull = Pull { git, format, stage: &stage, to: &to, name: &id.name, inside: &clone.path };
         let copied = pull.copy(&root)?;

@@ -10,6 +10,7 @@ pub mod block;
 pub mod bpf;
 pub mod btrfs;
 pub mod caller;
+pub mod confine;
 pub mod copy;
 pub mod exec;
 pub mod file;

@@ -6,8 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use rustix::process::Signal;
+
+use super::confine::Confinement;
 
 /// A user of the host, by numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,23 +21,28 @@ pub struct Ids {
     pub groups: Vec<u32>,
 }
 
-/// Makes `command` run as a user that gains no privileges, and who sees the directory `from` at `at`, however closed
-/// the way to `from` is to that user. Nobody else sees it there: the mount ends with the program. The program is told to
-/// end when this thread does.
+/// Makes `command` run as a confined user who sees the directory `from` at `at`, however closed the way to `from` is to that
+/// user. Nobody else sees it there: the mount ends with the program. The program is told to end when this thread does.
 ///
 /// # Errors
 /// `InvalidInput` for a path with a NUL.
-pub fn as_user(command: &mut Command, ids: &Ids, from: &Path, at: &Path) -> io::Result<()> {
+pub fn as_user(
+    command: &mut Command,
+    ids: &Ids,
+    (from, at): (&Path, &Path),
+    confinement: Arc<Confinement>,
+) -> io::Result<()> {
     let (from, at) = (CString::new(from.as_os_str().as_bytes())?, CString::new(at.as_os_str().as_bytes())?);
     let ids = ids.clone();
     let become_them = move || {
         super::mount::unshare()?;
         rustix::mount::mount_bind(from.as_c_str(), at.as_c_str())?;
+        confinement.leave_network()?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         super::exec::become_user(ids.uid, ids.gid, &ids.groups)?;
-        super::exec::set_no_new_privs()?;
-        // The last: a change of user resets it. Not SIGKILL, so that git removes its lock files.
-        Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?)
+        // A change of user resets it. Not SIGKILL, so that git removes its lock files.
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        confinement.enforce()
     };
     // SAFETY: only system calls, on memory that was made before: nothing allocates and no lock is taken.
     unsafe { command.pre_exec(become_them) };

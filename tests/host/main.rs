@@ -33,6 +33,7 @@ mod exec;
 mod fork;
 mod full;
 mod git;
+mod gitwalls;
 mod growing;
 mod hostile;
 mod idle;

@@ -14,6 +14,7 @@ const FILES: u64 = 1024;
 
 pub(super) fn checks(probe: &Probe) -> Vec<Check> {
     let mut checks = vec![root(probe), version(probe), btrfs(probe), user_namespaces(probe), seccomp(probe)];
+    checks.push(landlock(probe));
     checks.push(open_files(probe));
     checks.push(networks(probe));
     checks.push(quotas(probe));
@@ -110,6 +111,16 @@ fn seccomp(probe: &Probe) -> Check {
     let found = if there { "filters work" } else { "the kernel has no seccomp filters" };
     Check::required("seccomp", there, found)
         .or("apt-get install linux-image-amd64 && reboot  # any kernel with CONFIG_SECCOMP_FILTER")
+}
+
+/// What confines git, and readers of archives and streams, to the files that they need.
+fn landlock(probe: &Probe) -> Check {
+    let found = match probe.landlock {
+        Some(version) => format!("version {version}"),
+        None => "none: git can read and write all files of a repository's owner".to_owned(),
+    };
+    Check::recommended("Landlock", probe.landlock.is_some(), found)
+        .or("apt-get install linux-image-amd64 && reboot  # any Linux from 5.13 on, with `landlock` in its `lsm=`")
 }
 
 fn open_files(probe: &Probe) -> Check {
@@ -215,6 +226,9 @@ mod tests {
         assert!(!seccomp(&bare.probe).ok);
         bare.write("proc/sys/kernel/seccomp/actions_avail", "kill_process trap errno log allow\n");
         assert!(seccomp(&bare.probe).ok);
+        assert!(landlock(&bare.probe).ok);
+        bare.probe.landlock = None;
+        assert!(!landlock(&bare.probe).ok && landlock(&bare.probe).found.contains("git can read"));
         bare.probe.nofile = Some(256);
         assert!(!open_files(&bare.probe).ok);
         bare.probe.nofile = None;

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use super::reach::Reach;
 use super::{Call, Config, Git, args};
 use crate::error::{Error, Result};
 use crate::runtime::users::User;
@@ -48,7 +49,8 @@ impl Author {
             for which in all {
                 let mut list: Vec<&OsStr> = which.iter().map(AsRef::as_ref).collect();
                 list.extend_from_slice(args!["--get", key]);
-                let call = Call { config: Config::Owner, env: &env, ..Call::of(at, "config", &list) };
+                let (config, reach) = (Config::Owner, Reach::Configuration);
+                let call = Call { config, reach, env: &env, ..Call::of(at, "config", &list) };
                 if let Ok(value) = theirs.ask(call)? {
                     return Ok(plain(&value));
                 }

@@ -7,6 +7,7 @@ use std::io::{Read, Seek};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
+use super::super::git::reach::Reach;
 use super::super::git::{Call, args, input};
 use super::{FROM, Pull};
 use crate::error::{Error, Result};
@@ -191,7 +192,8 @@ impl<'a> Offer<'a> {
             ..PACK_FROM => ("unpack-objects", args!["-q"]),
             _ => ("index-pack", args!["--stdin"]),
         };
-        self.pull.git.run(Call { input: Some(file), ..Call::of(self.pull.to, verb, all) }).map(drop)
+        let call = Call::of(self.pull.to, verb, all);
+        self.pull.git.run(Call { input: Some(file), reach: Reach::Objects, ..call }).map(drop)
     }
 
     /// Of what git says on a branch that leads to `tip`: the commit, what is wrong with it, and what to do.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::git::reach::Reach;
 use super::super::git::{Call, args, input};
 use super::Pull;
 use crate::error::{Error, Result};
@@ -46,7 +47,8 @@ impl Pull<'_> {
             return Ok(());
         }
         let how = args!["--no-deref", "--stdin"];
-        let call = Call { input: Some(input(commands)?), ..Call::of(self.to, "update-ref", how) };
+        let call = Call::of(self.to, "update-ref", how);
+        let call = Call { input: Some(input(commands)?), reach: Reach::Refs, ..call };
         self.git.run(call).map(drop)
     }
 }

@@ -1,0 +1,113 @@
+//! Which system calls a process may make: seccomp(2).
+
+use std::collections::BTreeMap;
+use std::io;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+use super::calls;
+
+/// A filter of system calls, made ready.
+#[derive(Debug)]
+pub struct Filter(BpfProgram);
+
+/// A system call that is allowed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Call {
+    Any(libc::c_long),
+    /// Only with one of some values in an argument. 32 bits count: the kernel uses no more of these.
+    With(libc::c_long, u8, &'static [u64]),
+    /// Only with none of some bits in an argument.
+    Without(libc::c_long, u8, u64),
+}
+
+impl Filter {
+    /// For a program of the host, with what it starts: files, memory, processes, threads and time. Everything else does not
+    /// exist (`ENOSYS`): sockets, namespaces, mounts, keys, tracing, BPF, io_uring.
+    ///
+    /// # Errors
+    /// If the filter cannot be made.
+    pub fn of_program() -> io::Result<Filter> {
+        Filter::new(&[calls::PROGRAM, calls::OLD])
+    }
+
+    fn new(lists: &[&[Call]]) -> io::Result<Filter> {
+        let mut rules = BTreeMap::new();
+        for call in lists.iter().copied().flatten() {
+            let (number, conditions) = call.rules().map_err(io::Error::other)?;
+            rules.insert(number, conditions);
+        }
+        let otherwise = SeccompAction::Errno(libc::ENOSYS as u32);
+        let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
+        let filter = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, arch);
+        filter.and_then(BpfProgram::try_from).map(Filter).map_err(io::Error::other)
+    }
+
+    /// Puts the filter into force for this thread, for good. Makes one system call only.
+    pub(super) fn load(&self) -> io::Result<()> {
+        let len = self.0.len().try_into().map_err(|_| io::ErrorKind::InvalidData)?;
+        let program =
+            libc::sock_fprog { len, filter: self.0.as_ptr().cast::<libc::sock_filter>().cast_mut() };
+        // SAFETY: `program` points to as many instructions as it says, which outlive the call; the kernel checks and copies
+        // them. Both types of an instruction are the kernel's `struct sock_filter`.
+        let r = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) };
+        if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl Call {
+    fn rules(self) -> Result<(libc::c_long, Vec<SeccompRule>), seccompiler::BackendError> {
+        let rule = |argument, operator, value| {
+            let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
+            SeccompRule::new(vec![condition])
+        };
+        Ok(match self {
+            Call::Any(number) => (number, Vec::new()),
+            Call::With(number, argument, values) => {
+                let rules = values.iter().map(|value| rule(argument, SeccompCmpOp::Eq, *value));
+                (number, rules.collect::<Result<_, _>>()?)
+            }
+            Call::Without(number, argument, bits) => {
+                (number, vec![rule(argument, SeccompCmpOp::MaskedEq(bits), 0)?])
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_for_programs_has_no_call_twice_and_none_that_leads_out() {
+        let all = [calls::PROGRAM, calls::OLD].concat();
+        let mut numbers: Vec<_> = all.iter().map(|call| call.rules().unwrap().0).collect();
+        let count = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), count);
+        for bad in [
+            libc::SYS_socket,
+            libc::SYS_socketpair,
+            libc::SYS_connect,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_clone3,
+            libc::SYS_mount,
+            libc::SYS_ptrace,
+            libc::SYS_bpf,
+            libc::SYS_keyctl,
+            libc::SYS_io_uring_setup,
+            libc::SYS_userfaultfd,
+            libc::SYS_perf_event_open,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_process_vm_readv,
+            libc::SYS_pidfd_getfd,
+        ] {
+            assert!(!numbers.contains(&bad), "{bad}");
+        }
+        Filter::of_program().unwrap();
+    }
+}
