@@ -42,12 +42,9 @@ impl<'a> Relay<'a> {
         let Some(master) = &running.master else {
             return Ok(None);
         };
-        // Its own description, which nobody else holds.
-        let flags = rustix::fs::fcntl_getfl(master)?;
-        rustix::fs::fcntl_setfl(master, flags | OFlags::NONBLOCK)?;
         Ok(Some(Relay {
             running,
-            master: watch(master.as_fd(), Interest::READABLE | Interest::WRITABLE)?,
+            master: watch_own(master.as_fd(), Interest::READABLE | Interest::WRITABLE)?,
             stdin: Stream::new(io::stdin().as_fd(), 0, Interest::READABLE)?,
             stdout: Stream::new(io::stdout().as_fd(), 1, Interest::WRITABLE)?,
             raw: rustix::termios::isatty(io::stdin()),
@@ -87,7 +84,7 @@ impl<'a> Relay<'a> {
                 _ => break,
             };
             last = buffer[n - 1];
-            if self.send(&buffer[..n]).await.is_err() {
+            if send(&self.master, &buffer[..n]).await.is_err() {
                 return;
             }
         }
@@ -95,21 +92,8 @@ impl<'a> Relay<'a> {
             let end = self.end_of_file();
             // In the middle of a line, the first one only sends the line.
             let times = if last == b'\n' { 1 } else { 2 };
-            let _ = self.send(&[end; 2][..times]).await;
+            let _ = send(&self.master, &[end; 2][..times]).await;
         }
-    }
-
-    async fn send(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let mut ready = self.master.writable().await?;
-            match rustix::io::write(self.master.get_ref(), bytes) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(())
     }
 
     /// The character that ends input on the command's terminal.
@@ -125,7 +109,7 @@ impl<'a> Relay<'a> {
         let mut reader_left = false;
         let mut pause = Duration::from_millis(1);
         loop {
-            let n = match self.receive(&mut buffer).await {
+            let n = match receive(&self.master, &mut buffer).await {
                 Ok(n) if n > 0 => n,
                 // Nobody has it open. While the command lives, it may open it again.
                 _ if self.ended.get() => return,
@@ -149,18 +133,6 @@ impl<'a> Relay<'a> {
             self.writing.set(false);
         }
     }
-
-    async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let mut ready = self.master.readable().await?;
-            match rustix::io::read(self.master.get_ref(), &mut *buffer) {
-                Ok(n) => return Ok(n),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
 }
 
 /// Registers a descriptor, which `T` keeps open, to be waited for.
@@ -170,6 +142,41 @@ impl<'a> Relay<'a> {
 )]
 pub(crate) fn watch<T: AsFd + AsRawFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(fd, interest)
+}
+
+/// Makes a descriptor non-blocking and registers it. Its open file description must be ours alone: whoever shares it would
+/// find it non-blocking too.
+pub(super) fn watch_own<T: AsFd + AsRawFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    let flags = rustix::fs::fcntl_getfl(&fd)?;
+    rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+    watch(fd, interest)
+}
+
+/// Reads from a non-blocking descriptor, waiting until it has something. Returns 0 at its end.
+pub(super) async fn receive(fd: &AsyncFd<impl AsFd + AsRawFd>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let mut ready = fd.readable().await?;
+        match rustix::io::read(fd.get_ref(), &mut *buffer) {
+            Ok(n) => return Ok(n),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => ready.clear_ready(),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Writes all bytes to a non-blocking descriptor, waiting whenever it takes no more.
+pub(super) async fn send(fd: &AsyncFd<impl AsFd + AsRawFd>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let mut ready = fd.writable().await?;
+        match rustix::io::write(fd.get_ref(), bytes) {
+            Ok(n) => bytes = &bytes[n..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => ready.clear_ready(),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 /// One of our standard streams.

@@ -10,13 +10,11 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rustix::event::PollFlags;
-use rustix::fs::OFlags;
-use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
-use super::relay::{Stream, is_ready, watch};
+use super::relay::{Stream, is_ready, receive, send, watch_own};
 use super::{Signals, Status, stand_by};
 use crate::ops::exec::{Pipes, Running};
 
@@ -75,22 +73,12 @@ pub(super) async fn with_pipes(
 async fn copy_input(pipe: Option<OwnedFd>) {
     let copy = async |pipe: OwnedFd| -> io::Result<()> {
         let stdin = Stream::new(io::stdin().as_fd(), 0, Interest::READABLE)?;
-        let pipe = nonblocking(pipe, Interest::WRITABLE)?;
+        let pipe = watch_own(pipe, Interest::WRITABLE)?;
         let mut buffer = [0; 4096];
         loop {
-            let n = stdin.read(&mut buffer).await?;
-            if n == 0 {
-                return Ok(());
-            }
-            let mut bytes = &buffer[..n];
-            while !bytes.is_empty() {
-                let mut ready = pipe.writable().await?;
-                match rustix::io::write(pipe.get_ref(), bytes) {
-                    Ok(n) => bytes = &bytes[n..],
-                    Err(Errno::INTR) => {}
-                    Err(Errno::AGAIN) => ready.clear_ready(),
-                    Err(e) => return Err(e.into()),
-                }
+            match stdin.read(&mut buffer).await? {
+                0 => return Ok(()),
+                n => send(&pipe, &buffer[..n]).await?,
             }
         }
     };
@@ -99,13 +87,6 @@ async fn copy_input(pipe: Option<OwnedFd>) {
     {
         tracing::debug!("standard input is not passed on any more: {e}");
     }
-}
-
-fn nonblocking(pipe: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // Its own description, which nobody else holds.
-    let flags = rustix::fs::fcntl_getfl(&pipe)?;
-    rustix::fs::fcntl_setfl(&pipe, flags | OFlags::NONBLOCK)?;
-    watch(pipe, interest)
 }
 
 /// One of our output streams, and the pipe whose bytes it is told.
@@ -120,7 +101,7 @@ struct Output {
 
 impl Output {
     fn new(pipe: Option<OwnedFd>, number: i32) -> io::Result<Output> {
-        let pipe = pipe.map(|pipe| nonblocking(pipe, Interest::READABLE)).transpose()?;
+        let pipe = pipe.map(|pipe| watch_own(pipe, Interest::READABLE)).transpose()?;
         Ok(Output {
             number,
             pipe: RefCell::new(pipe.map(Rc::new)),
@@ -155,18 +136,13 @@ impl Output {
         };
         let mut buffer = vec![0; CHUNK];
         loop {
-            let mut ready = pipe.readable().await?;
-            match rustix::io::read(pipe.get_ref(), &mut buffer[..]) {
-                Ok(0) => return Ok(()),
-                Ok(n) => {
-                    self.is_writing.set(true);
-                    stream.write(&buffer[..n]).await?;
-                    self.is_writing.set(false);
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                Err(e) => return Err(e.into()),
+            let n = receive(&pipe, &mut buffer).await?;
+            if n == 0 {
+                return Ok(());
             }
+            self.is_writing.set(true);
+            stream.write(&buffer[..n]).await?;
+            self.is_writing.set(false);
         }
     }
 }
