@@ -56,6 +56,8 @@ pub struct Bundle {
     /// What it mounts when the library is done: the kernel locks what is there before, so that nobody could take it away
     /// while the spark runs.
     pub volumes: Vec<Planned>,
+    /// What `/etc/profile.d/spark.sh` says. None if the spark has no such file.
+    pub profile: Option<String>,
 }
 
 /// Composes a spark's bundle.
@@ -78,7 +80,8 @@ pub fn compose(input: &Input<'_>) -> Result<Bundle> {
         ]
         .into(),
     ));
-    let mounts = inner_mounts(input)?;
+    let profile = profile(input);
+    let mounts = inner_mounts(input, profile.is_some())?;
     let volumes = volume_mounts(input);
     let mut spec = inner.clone();
     let mut all = spec.mounts().clone().unwrap_or_default();
@@ -88,10 +91,10 @@ pub fn compose(input: &Input<'_>) -> Result<Bundle> {
         all.push(bind(&mount.source, &mount.at, flags)?);
     }
     spec.set_mounts(Some(all));
-    Ok(Bundle { spec, inner, mounts, volumes })
+    Ok(Bundle { spec, inner, mounts, volumes, profile })
 }
 
-fn inner_mounts(input: &Input<'_>) -> Result<Vec<Planned>> {
+fn inner_mounts(input: &Input<'_>, has_profile: bool) -> Result<Vec<Planned>> {
     let range = IdMap::range(input.first_id, IDS);
     let own = |file: &str, at: &str| Planned {
         source: input.dir.join("etc").join(file),
@@ -102,7 +105,7 @@ fn inner_mounts(input: &Input<'_>) -> Result<Vec<Planned>> {
         exact: false,
     };
     let mut mounts: Vec<Planned> = etc::FILES.iter().map(|file| own(file, "/etc")).collect();
-    if profile(input).is_some() {
+    if has_profile {
         mounts.push(own(etc::PROFILE, etc::PROFILES));
     }
     let shared = input.options.shared_in_effect().mounts();
@@ -121,7 +124,7 @@ fn inner_mounts(input: &Input<'_>) -> Result<Vec<Planned>> {
 }
 
 /// What login shells are told of `PATH`, where the root has a place for it and `/spark/bin` is mounted.
-pub(super) fn profile(input: &Input<'_>) -> Option<String> {
+fn profile(input: &Input<'_>) -> Option<String> {
     let root = crate::sys::file::open_dir(input.root).ok()?;
     crate::sys::beneath::open_dir(&root, Path::new(etc::PROFILES)).ok()?;
     let is_mounted = !input.options.shared_in_effect().mounts().is_empty();

@@ -1,5 +1,6 @@
 //! Writing a bundle to `/run`: the configuration, mount points, `/etc` files and the compiled filter.
 
+use std::borrow::Cow;
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::path::Path;
 use oci_spec::runtime::{Process, Spec};
 use sha2::{Digest as _, Sha256};
 
-use super::spec::{Bundle, Input, hostname, profile};
+use super::spec::{Bundle, Input, hostname};
 use super::{etc, seccomp};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -29,8 +30,8 @@ pub fn write(bundle: &Bundle, inner: &mut Spec, input: &Input<'_>) -> Result<Vec
     make(&dir.join(INNER), 0o700)?;
     let host = hostname(input.options, input.name);
     let content = |file| etc::content(file, &host, input.id, input.options.network, input.resolv);
-    let mut files: Vec<_> = etc::FILES.iter().map(|file| (*file, content(file))).collect();
-    files.extend(profile(input).map(|profile| (etc::PROFILE, profile)));
+    let mut files: Vec<_> = etc::FILES.iter().map(|file| (*file, Cow::from(content(file)))).collect();
+    files.extend(bundle.profile.as_deref().map(|profile| (etc::PROFILE, profile.into())));
     for (file, content) in files {
         let path = dir.join("etc").join(file);
         put(&path, content.as_bytes(), 0o644)?;
