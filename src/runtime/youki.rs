@@ -126,7 +126,8 @@ impl Handle {
         loop {
             let left = self.cgroups();
             for dir in &left {
-                for dir in live::with_below(dir) {
+                let all = live::with_below(dir);
+                for dir in &all {
                     let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
                 }
                 let _ = std::fs::write(dir.join("cgroup.kill"), "1");
@@ -134,7 +135,8 @@ impl Handle {
                     let _ = sys::process::signal(&fd, rustix::process::Signal::KILL);
                     let _ = sys::process::wait_end(&fd, Some(Duration::from_secs(1)));
                 }
-                for dir in live::with_below(dir) {
+                // One that a process made meanwhile keeps its parent, and is found in the next round.
+                for dir in &all {
                     let _ = std::fs::remove_dir(dir);
                 }
             }
