@@ -7,8 +7,8 @@ use std::ffi::OsString;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use clap::Parser;
@@ -156,6 +156,8 @@ pub(crate) struct Ctx {
     project_is_given: bool,
     /// `SPARK_CONFIG`.
     config: Option<PathBuf>,
+    own_files: OnceLock<config::Loaded>,
+    all_files: OnceLock<config::Loaded>,
     json: bool,
     verbose: bool,
 }
@@ -183,7 +185,8 @@ impl Ctx {
             program: Some("/proc/self/exe".into()),
         };
         let (json, verbose) = (global.json, global.verbose > 0);
-        Ok(Ctx { context, project_is_given, config, json, verbose })
+        let (own_files, all_files) = Default::default();
+        Ok(Ctx { context, project_is_given, config, own_files, all_files, json, verbose })
     }
 
     /// Takes what no repository has a say in: what `cmd://` runs, and the project that is configured, where neither a
@@ -197,14 +200,15 @@ impl Ctx {
         Ok(())
     }
 
-    fn sources(&self) -> config::Sources<'_> {
-        let system = std::path::Path::new(config::SYSTEM);
-        config::Sources { cwd: self.context.cwd.as_deref(), user: self.config.clone(), system }
+    /// All configuration files, each read once.
+    fn config(&self) -> Result<&config::Loaded> {
+        once(&self.all_files, || self.own_config()?.clone().with_repository(self.context.cwd.as_deref()))
     }
 
-    /// All configuration files.
-    fn config(&self) -> Result<config::Loaded> {
-        config::load(&self.sources()).map_err(unreadable)
+    /// The files of the user and of the host.
+    fn own_config(&self) -> Result<&config::Loaded> {
+        let system = std::path::Path::new(config::SYSTEM);
+        once(&self.own_files, || config::load_own(&config::Sources { user: self.config.clone(), system }))
     }
 
     /// What all configuration files say.
@@ -214,7 +218,7 @@ impl Ctx {
 
     /// What those say that no repository has a say in.
     fn own_settings(&self) -> Result<config::Settings> {
-        config::load_own(&self.sources()).map_err(unreadable)?.settings()
+        self.own_config()?.settings()
     }
 
     /// Whether the repository says what the project is, or may do so: nobody knows that of a directory that is gone.
@@ -330,6 +334,17 @@ impl Ctx {
             report::error(e.borrow(), self.json);
             report::FAILED
         })
+    }
+}
+
+/// Reads configuration files, unless that has been done.
+fn once(
+    cell: &OnceLock<config::Loaded>,
+    load: impl FnOnce() -> Result<config::Loaded>,
+) -> Result<&config::Loaded> {
+    match cell.get() {
+        Some(loaded) => Ok(loaded),
+        None => load().map(|loaded| cell.get_or_init(|| loaded)).map_err(unreadable),
     }
 }
 

@@ -87,8 +87,6 @@ pub struct Settings {
 /// Where the files are. One that is not there says nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Files {
-    /// The top of a work tree.
-    pub repository: Option<PathBuf>,
     pub user: Option<PathBuf>,
     /// The user's file was named, and has to be there.
     pub user_is_named: bool,
@@ -102,20 +100,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and checks every file, whole.
+    /// Reads and checks the files that no repository has a say in, whole.
     ///
     /// # Errors
-    /// `usage` with file and line for what no file may say, `denied` for what this one may not, and for a file that
-    /// somebody else could write.
+    /// `usage` with file and line for what no file may say, `denied` for a file that somebody else could write.
     pub fn load(files: &Files, caller: &Caller) -> Result<Config> {
         let mut config = Config::default();
-        let mut add = |text: Option<String>, level, path: &Path| match text {
-            Some(text) => parse::parse(&text, level, path).map(|entries| config.entries.extend(entries)),
-            None => Ok(()),
-        };
-        if let Some(top) = &files.repository {
-            add(file::of_repository(top)?, Level::Repository, &top.join(IN_REPOSITORY))?;
-        }
         if let Some(path) = &files.user {
             let text = file::of_user(path, caller)?;
             if text.is_none() && files.user_is_named {
@@ -124,12 +114,28 @@ impl Config {
                     hint: Some("SPARK_CONFIG names it".into()),
                 });
             }
-            add(text, Level::User, path)?;
+            config.add(text, Level::User, path)?;
         }
         if let Some(path) = &files.system {
-            add(file::of_system(path)?, Level::System, path)?;
+            config.add(file::of_system(path)?, Level::System, path)?;
         }
         Ok(config)
+    }
+
+    /// The same together with the file at the top of a work tree.
+    ///
+    /// # Errors
+    /// `usage` with file and line for what no file may say, `denied` for what this one may not.
+    pub fn with_repository(mut self, top: &Path) -> Result<Config> {
+        self.add(file::of_repository(top)?, Level::Repository, &top.join(IN_REPOSITORY))?;
+        Ok(self)
+    }
+
+    fn add(&mut self, text: Option<String>, level: Level, path: &Path) -> Result<()> {
+        if let Some(text) = text {
+            self.entries.extend(parse::parse(&text, level, path)?);
+        }
+        Ok(())
     }
 
     /// What counts, in the order of [`KEYS`].

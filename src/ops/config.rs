@@ -16,8 +16,6 @@ pub const SYSTEM: &str = "/etc/spark/config.toml";
 /// Where to look.
 #[derive(Debug, Clone)]
 pub struct Sources<'a> {
-    /// Where the repository is looked for. None if the working directory is gone.
-    pub cwd: Option<&'a Path>,
     /// `SPARK_CONFIG`: instead of the user's own file, and it has to be there.
     pub user: Option<PathBuf>,
     /// Usually [`SYSTEM`].
@@ -60,19 +58,8 @@ impl Row {
 
 /// Reads the files of the user and of the host: what no repository has a say in.
 pub fn load_own(sources: &Sources<'_>) -> Result<Loaded> {
-    load_with(sources, None)
-}
-
-/// Reads all files. A repository that is somebody else's, or damaged, says nothing: commands that need it tell.
-pub fn load(sources: &Sources<'_>) -> Result<Loaded> {
-    let top = |cwd| detect::top_around(cwd, &Owners::of_caller()).ok().flatten();
-    load_with(sources, sources.cwd.and_then(top))
-}
-
-fn load_with(sources: &Sources<'_>, repository: Option<PathBuf>) -> Result<Loaded> {
     let caller = Caller::find().map_err(Error::io("read", "/etc/passwd"))?;
     let files = Files {
-        repository,
         user_is_named: sources.user.is_some(),
         user: Some(sources.user.clone().unwrap_or_else(|| caller.home.join(".config/spark/config.toml"))),
         system: Some(sources.system.to_owned()),
@@ -86,6 +73,15 @@ pub fn is_in_repository(dir: &Path) -> bool {
 }
 
 impl Loaded {
+    /// Adds the file of the repository around a directory. A repository that is somebody else's, or damaged, says nothing:
+    /// commands that need it report that.
+    pub fn with_repository(self, around: Option<&Path>) -> Result<Loaded> {
+        match around.and_then(|dir| detect::top_around(dir, &Owners::of_caller()).ok().flatten()) {
+            Some(top) => self.0.with_repository(&top).map(Loaded),
+            None => Ok(self),
+        }
+    }
+
     /// What the files say together.
     pub fn settings(&self) -> Result<Settings> {
         self.0.settings()
