@@ -178,8 +178,8 @@ const OWN_RESTORE: Scenario = Scenario {
     },
 };
 
-pub(crate) const ALL: [&Scenario; 9] =
-    [&CREATE, &DELETE, &ATTACH, &DETACH, &SNAPSHOT, &FORK, &RESTORE, &OWN_SNAPSHOT, &OWN_RESTORE];
+pub(crate) const ALL: &[&Scenario] =
+    &[&CREATE, &DELETE, &ATTACH, &DETACH, &SNAPSHOT, &FORK, &RESTORE, &OWN_SNAPSHOT, &OWN_RESTORE];
 
 fn with_volume(machine: &Machine) {
     filled(machine);

@@ -3,7 +3,9 @@
 use crate::common::Machine;
 use crate::points::{self, Scenario};
 
-pub(crate) const BASE_PULL: Scenario = Scenario {
+pub(crate) const ALL: &[&Scenario] = &[&BASE_PULL, &CREATE_RUN, &STOP_RUN];
+
+const BASE_PULL: Scenario = Scenario {
     points: &["base-pull."],
     args: &["base", "pull", "oci:image", "mine"],
     before: |m| {
@@ -22,7 +24,7 @@ pub(crate) const BASE_PULL: Scenario = Scenario {
 };
 
 /// What an image runs: the process may be there without being known as that, and a stop of it is none without the rest.
-pub(crate) const CREATE_RUN: Scenario = Scenario {
+const CREATE_RUN: Scenario = Scenario {
     points: &["service."],
     args: &["create", "web", "--image", "oci:service", "--run"],
     before: service,
@@ -37,7 +39,7 @@ pub(crate) const CREATE_RUN: Scenario = Scenario {
     },
 };
 
-pub(crate) const STOP_RUN: Scenario = Scenario {
+const STOP_RUN: Scenario = Scenario {
     points: &["service-stop."],
     args: &["stop", "web"],
     before: |m| {

@@ -7,7 +7,9 @@ use crate::points::{Scenario, exists};
 
 const SIZE: u64 = 1 << 30;
 
-pub(crate) const GROW: Scenario = Scenario {
+pub(crate) const ALL: &[&Scenario] = &[&GROW];
+
+const GROW: Scenario = Scenario {
     points: &["grow."],
     args: &["pool", "grow", "1200M"],
     before: |m| m.spark(&["create", "web", "--network", "none"]).ok().clear(),

@@ -7,7 +7,7 @@ use crate::common::Machine;
 use crate::dumps::Stopped;
 use crate::points::{Scenario, exists, marked, still_marked};
 
-pub(crate) static ALL: [&Scenario; 5] = [&CREATE, &RESUME, &SET, &DELETE, &REFRESH];
+pub(crate) const ALL: &[&Scenario] = &[&CREATE, &RESUME, &SET, &DELETE, &REFRESH];
 
 fn inside(m: &Machine) -> String {
     m.spark(&["exec", "web", "--", "sh", "-c", "echo $T; cat /run/secrets/T; ls -A /run/secrets"]).ok()

@@ -23,7 +23,10 @@ fn remove(m: &Machine, sparks: &[&str]) {
     m.spark(&[&["delete", "-f", "--now"], sparks].concat()).ok();
 }
 
-pub(crate) const SNAPSHOT: Scenario = Scenario {
+pub(crate) const ALL: &[&Scenario] =
+    &[&SNAPSHOT, &SNAPSHOT_DELETE, &RESTORE, &UNDO, &FORK, &PICK, &BASE_SAVE];
+
+const SNAPSHOT: Scenario = Scenario {
     points: &["snapshot."],
     args: &["snapshot", "create", "web", "old"],
     before: marked,
@@ -39,7 +42,7 @@ pub(crate) const SNAPSHOT: Scenario = Scenario {
     },
 };
 
-pub(crate) const SNAPSHOT_DELETE: Scenario = Scenario {
+const SNAPSHOT_DELETE: Scenario = Scenario {
     points: &["snapshot-delete."],
     args: &["snapshot", "delete", "web", "old"],
     before: changed,
@@ -54,7 +57,7 @@ pub(crate) const SNAPSHOT_DELETE: Scenario = Scenario {
     },
 };
 
-pub(crate) const RESTORE: Scenario = Scenario {
+const RESTORE: Scenario = Scenario {
     points: &["restore.", "stop.ended", "start.prepared"],
     args: &["snapshot", "restore", "web", "old"],
     before: changed,
@@ -74,7 +77,7 @@ pub(crate) const RESTORE: Scenario = Scenario {
     },
 };
 
-pub(crate) const UNDO: Scenario = Scenario {
+const UNDO: Scenario = Scenario {
     points: &["undo.", "restore.ended"],
     args: &["undo", "web"],
     before: |m| {
@@ -92,7 +95,7 @@ pub(crate) const UNDO: Scenario = Scenario {
     },
 };
 
-pub(crate) const FORK: Scenario = Scenario {
+const FORK: Scenario = Scenario {
     points: &["create.", "start."],
     args: &["fork", "web", "app"],
     before: marked,
@@ -108,7 +111,7 @@ pub(crate) const FORK: Scenario = Scenario {
     },
 };
 
-pub(crate) const PICK: Scenario = Scenario {
+const PICK: Scenario = Scenario {
     points: &["pick.", "restore."],
     args: &["pick", "app-1", "--as", "web"],
     before: |m| {
@@ -130,7 +133,7 @@ pub(crate) const PICK: Scenario = Scenario {
     },
 };
 
-pub(crate) const BASE_SAVE: Scenario = Scenario {
+const BASE_SAVE: Scenario = Scenario {
     points: &["base-save."],
     args: &["base", "save", "web", "mine", "--replace"],
     before: |m| {

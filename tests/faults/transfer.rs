@@ -63,7 +63,9 @@ fn snapshots(m: &Machine, spark: &str) -> Vec<String> {
     m.spark(&["snapshot", "list", "-q", spark]).ok().lines().map(str::to_owned).collect()
 }
 
-pub(crate) const SEND: Scenario = Scenario {
+pub(crate) const ALL: &[&Scenario] = &[&SEND, &RECEIVE, &INCREMENT];
+
+const SEND: Scenario = Scenario {
     points: &["send.", "copies."],
     args: &["send", "web"],
     before: |m| {
@@ -82,7 +84,7 @@ pub(crate) const SEND: Scenario = Scenario {
     },
 };
 
-pub(crate) const RECEIVE: Scenario = Scenario {
+const RECEIVE: Scenario = Scenario {
     points: &[
         "receive.staged",
         "receive.verified",
@@ -109,7 +111,7 @@ pub(crate) const RECEIVE: Scenario = Scenario {
     },
 };
 
-pub(crate) const INCREMENT: Scenario = Scenario {
+const INCREMENT: Scenario = Scenario {
     points: &["receive.staged", "receive.verified", "receive.increment", "receive.published", "restore"],
     args: &["receive", "app"],
     before: |m| {

@@ -1,7 +1,6 @@
 //! `cp`: that a copy holds what the source held and replaces nothing that it should not, whatever both are.
 
 use std::cell::Cell;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -9,29 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{CWD, FileType};
-use sparks::domain::location::Location;
 use sparks::ops::{Observer, Silent};
 
 use crate::common::{Machine, Output};
+use crate::cp::{cp, location, with_web};
 use crate::inside::{bare, machine, root};
-
-fn with_web() -> Machine {
-    let machine = machine();
-    bare(&machine, "web", &["--no-start"]);
-    machine
-}
-
-fn cp(machine: &Machine, from: &str, to: &str) -> Output {
-    machine.spark(&["--json", "cp", from, to])
-}
 
 fn node(path: &Path, kind: FileType, device: (u32, u32)) {
     let device = rustix::fs::makedev(device.0, device.1);
     rustix::fs::mknodat(CWD, path, kind, 0o600.into(), device).unwrap();
-}
-
-fn location(path: impl AsRef<OsStr>) -> Location {
-    Location::parse(path.as_ref()).unwrap()
 }
 
 /// Does something once, when so much of a copy is done.

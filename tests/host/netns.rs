@@ -1,0 +1,193 @@
+//! A host of its own for a test: a network namespace with a way to another one, which is the internet.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use crate::common::{Machine, Output, wait_for};
+
+/// A host and, beyond it, the internet. What they have is their kernel's own: links, routes, packet filter, settings.
+pub(crate) struct Host {
+    pub(crate) machine: Machine,
+    name: String,
+    /// What serves in its namespaces, each with a process group of its own.
+    servers: RefCell<Vec<Child>>,
+}
+
+pub(crate) const HOST4: &str = "198.51.100.1";
+pub(crate) const BEYOND4: &str = "198.51.100.2";
+pub(crate) const HOST6: &str = "2001:db8:1::1";
+pub(crate) const BEYOND6: &str = "2001:db8:1::2";
+
+impl Host {
+    pub(crate) fn new() -> Host {
+        let machine = Machine::new().with_base();
+        let run = machine.place().run;
+        let name = run.file_name().unwrap().to_str().unwrap().trim_start_matches("sparks-test-").to_owned();
+        let host = Host { machine, name, servers: RefCell::default() };
+        // `/run/spark-nets` is a host's, and this is another one.
+        std::fs::create_dir_all("/run/spark-nets").unwrap();
+        std::fs::create_dir(host.nets()).unwrap();
+        for which in ["h", "i"] {
+            host.ok("ip", &["netns", "add", &host.netns(which)]);
+            host.ok("ip", &["-n", &host.netns(which), "link", "set", "lo", "up"]);
+        }
+        let (h, i) = (host.netns("h"), host.netns("i"));
+        host.ok("ip", &["-n", &h, "link", "add", "up0", "type", "veth", "peer", "name", "up0", "netns", &i]);
+        for (ns, four, six) in [(&h, HOST4, HOST6), (&i, BEYOND4, BEYOND6)] {
+            host.ok("ip", &["-n", ns, "addr", "add", &format!("{four}/24"), "dev", "up0"]);
+            host.ok("ip", &["-n", ns, "addr", "add", &format!("{six}/64"), "dev", "up0", "nodad"]);
+            host.ok("ip", &["-n", ns, "link", "set", "up0", "up"]);
+        }
+        // A host that forwards nothing by itself.
+        host.on_host(&["sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"]);
+        host.ok("ip", &["-n", &h, "route", "add", "default", "via", BEYOND4]);
+        host.ok("ip", &["-n", &h, "-6", "route", "add", "default", "via", BEYOND6]);
+        // What clouds tell secrets at, beyond this host.
+        host.ok("ip", &["-n", &i, "addr", "add", "169.254.169.254/32", "dev", "lo"]);
+        for (ns, port, says) in [(&i, "80", "beyond"), (&i, "81", "other"), (&h, "7000", "host")] {
+            let mut listen = inside(ns);
+            listen.args(["busybox", "nc", "-ll", "-p", port, "-e", "echo", says]);
+            host.background(listen);
+        }
+        for (ns, port) in [(&i, "80"), (&i, "81"), (&h, "7000")] {
+            assert!(wait_for(|| !inside(ns)
+                .args(["ss", "-Hltn", &format!("sport = :{port}")])
+                .output()
+                .unwrap()
+                .stdout
+                .is_empty()));
+        }
+        // The kernel adds what is local to a link a moment after that is up.
+        for ns in [&h, &i] {
+            assert!(wait_for(|| host.ok("ip", &["-n", ns, "-6", "route"]).contains("fe80::/64 dev up0")));
+        }
+        host
+    }
+
+    pub(crate) fn netns(&self, which: &str) -> String {
+        format!("spt-{}-{which}", self.name)
+    }
+
+    pub(crate) fn nets(&self) -> PathBuf {
+        self.machine.work().join("nets")
+    }
+
+    /// Ends with the namespace.
+    pub(crate) fn background(&self, mut command: Command) {
+        use std::os::unix::process::CommandExt;
+        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).process_group(0);
+        self.servers.borrow_mut().push(command.spawn().unwrap());
+    }
+
+    #[track_caller]
+    pub(crate) fn ok(&self, program: &str, args: &[&str]) -> String {
+        Output::of(program, Command::new(program).args(args)).ok()
+    }
+
+    /// Runs something on the host, and returns what it prints.
+    #[track_caller]
+    pub(crate) fn on_host(&self, args: &[&str]) -> String {
+        Output::of(&args.join(" "), inside(&self.netns("h")).args(args)).ok()
+    }
+
+    pub(crate) fn spark(&self, args: &[&str]) -> Output {
+        let inner = self.machine.command(args);
+        let mut command = inside(&self.netns("h"));
+        command
+            // Not private: a copy of another test's mount would keep that alive.
+            .args(["unshare", "-m", "--propagation", "slave"])
+            .args(["sh", "-c", "mount --bind \"$0\" /run/spark-nets && exec \"$@\""])
+            .arg(self.nets())
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .current_dir(self.machine.work());
+        for (key, value) in inner.get_envs() {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+        Output::of(&args.join(" "), &mut command)
+    }
+
+    /// Makes a spark that says its name on port 80.
+    pub(crate) fn talker(&self, spark: &str, options: &[&str]) {
+        self.spark(&[&["create", spark], options].concat()).ok();
+        self.talk(spark);
+    }
+
+    pub(crate) fn talk(&self, spark: &str) {
+        self.spark(&["exec", "-d", spark, "--", "busybox", "nc", "-ll", "-p", "80", "-e", "echo", spark])
+            .ok();
+        let listens =
+            || self.spark(&["exec", spark, "--", "sh", "-c", "netstat -ltn | grep -q :80"]).status() == 0;
+        assert!(wait_for(listens));
+    }
+
+    /// What a spark hears at each of several addresses, `-` where it is nothing.
+    pub(crate) fn hears(&self, spark: &str, addresses: &[String]) -> Vec<String> {
+        let each = "for at; do nc -w 10 $at </dev/null 2>/dev/null | grep . || echo -; done";
+        let script = [
+            &["exec", spark, "--", "sh", "-c", each, "sh"][..],
+            &addresses.iter().map(String::as_str).collect::<Vec<_>>(),
+        ]
+        .concat();
+        self.spark(&script).stdout().lines().map(str::to_owned).collect()
+    }
+
+    /// The same for one address.
+    pub(crate) fn hears_at(&self, spark: &str, address: &str) -> String {
+        self.hears(spark, &[address.to_owned()]).concat()
+    }
+
+    /// What the host, or the internet, hears.
+    pub(crate) fn heard_by(&self, which: &str, address: &str) -> String {
+        let mut command = inside(&self.netns(which));
+        command.args(["sh", "-c", &format!("busybox nc -w 10 {address} </dev/null 2>/dev/null")]);
+        Output::of(address, &mut command).stdout().trim().to_owned()
+    }
+
+    pub(crate) fn addresses(&self, spark: &str) -> (String, String) {
+        let network = self.spark(&["--json", "info", spark]).json()["network"].clone();
+        let text =
+            |key: &str| network[key].as_str().unwrap_or_else(|| panic!("{spark}: {network}")).to_owned();
+        (text("ipv4"), text("ipv6"))
+    }
+
+    /// Its state is what it was, once the kernel has done what it does a moment later, such as with local addresses.
+    #[track_caller]
+    pub(crate) fn is_again(&self, before: &str) {
+        if !wait_for(|| self.state() == before) {
+            assert_eq!(self.state(), before);
+        }
+    }
+
+    /// All that a network changes.
+    pub(crate) fn state(&self) -> String {
+        let settings = "cat /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv6/conf/*/*forwarding /proc/sys/net/ipv6/conf/*/accept_ra";
+        self.on_host(&[
+            "sh",
+            "-c",
+            &format!("ip -o link | cut -d' ' -f2; ip route; ip -6 route; nft list ruleset; {settings}"),
+        ])
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for server in self.servers.get_mut() {
+            let _ = Command::new("kill").args(["--", &format!("-{}", server.id())]).status();
+            let _ = server.wait();
+        }
+        for which in ["h", "i"] {
+            let _ = Command::new("ip").args(["netns", "delete", &self.netns(which)]).status();
+        }
+    }
+}
+
+pub(crate) fn inside(netns: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{netns}"));
+    command
+}
