@@ -31,6 +31,7 @@ use crate::sys::locked::Secret;
 use crate::sys::process::ProcessId;
 
 pub use crate::runtime::streams::Pipes;
+pub use crate::sys::held::Held;
 pub use crate::sys::process::Ended;
 pub use crate::sys::tty::{RawMode, is_terminal};
 

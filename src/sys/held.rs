@@ -1,14 +1,15 @@
 //! Signals that wait until they are asked for.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Signals held back from this thread, and told by a descriptor that becomes readable. Those that this process ignores
-/// stay so. Dropping it lets them through again.
+/// stay so. Dropping it lets them through again, unless they are held for good.
 #[derive(Debug)]
 pub struct Held {
     arrived: OwnedFd,
-    before: libc::sigset_t,
+    /// The mask to put back.
+    before: Option<libc::sigset_t>,
 }
 
 impl Held {
@@ -31,10 +32,17 @@ impl Held {
             }
             let arrived = OwnedFd::from_raw_fd(arrived);
             match libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before) {
-                0 => Ok(Held { arrived, before }),
+                0 => Ok(Held { arrived, before: Some(before) }),
                 e => Err(io::Error::from_raw_os_error(e)),
             }
         }
+    }
+
+    /// Does not let the signals through when this is dropped. Programs that this process starts get them again.
+    pub fn for_good(self) -> Held {
+        let mut held = self;
+        held.before = None;
+        held
     }
 
     /// The number of the next one that arrives.
@@ -51,9 +59,51 @@ impl AsFd for Held {
     }
 }
 
+impl AsRawFd for Held {
+    fn as_raw_fd(&self) -> RawFd {
+        self.arrived.as_raw_fd()
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
-        // SAFETY: the set is what the kernel gave.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+        if let Some(before) = &self.before {
+            // SAFETY: the set is what the kernel gave.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, std::ptr::null_mut()) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    const IGNORED: i32 = 60;
+    const CAUGHT: i32 = 61;
+
+    fn has_more(held: &Held) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut [PollFd::new(held, PollFlags::IN)], Some(&now)).unwrap() > 0
+    }
+
+    fn raise(signal: i32) {
+        // SAFETY: raise(3) takes a plain number, and sends to this thread alone.
+        assert_eq!(unsafe { libc::raise(signal) }, 0);
+    }
+
+    #[test]
+    fn an_ignored_signal_stays_ignored_and_what_is_held_for_good_never_gets_through() {
+        // SAFETY: ignoring a signal runs no code of ours, and no other test uses this one.
+        unsafe { libc::signal(IGNORED, libc::SIG_IGN) };
+        let held = Held::new(&[IGNORED, CAUGHT]).unwrap().for_good();
+        raise(IGNORED);
+        raise(CAUGHT);
+        // The kernel gives the lower number first.
+        assert_eq!(held.next().unwrap(), CAUGHT);
+        assert!(!has_more(&held));
+        drop(held);
+        // Ends this process if it gets through.
+        raise(CAUGHT);
     }
 }
