@@ -123,10 +123,12 @@ fn plain(e: io::Error) -> io::Error {
 
 /// Reads a regular file of at most `max` bytes. Never blocks on a fifo.
 pub fn read_bounded(file: File, max: u64) -> io::Result<Vec<u8>> {
-    if !file.metadata()?.is_file() {
+    let meta = file.metadata()?;
+    if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
     }
-    let mut content = Vec::new();
+    // Room for all of it: two reads, the second of which finds the end.
+    let mut content = Vec::with_capacity(meta.len().min(max) as usize + 1);
     file.take(max + 1).read_to_end(&mut content)?;
     if content.len() as u64 > max {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than it may be"));

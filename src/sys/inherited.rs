@@ -136,7 +136,8 @@ fn passed(program: Program) -> BTreeSet<RawFd> {
     }
     let mut kept: BTreeSet<RawFd> = (3..3 + counted.min(1 << 16) as RawFd).collect();
     let texts = std::env::args_os().chain(std::env::vars_os().map(|(_, value)| value));
-    for fd in texts.flat_map(|text| named(&text)) {
+    let own = format!("/proc/{}/fd/", std::process::id());
+    for fd in texts.flat_map(|text| named(&text, &own)) {
         if kept.insert(fd) {
             // Opened by its name, and inherited by nobody.
             // SAFETY: fcntl(2) takes plain numbers, and fails for what is not open.
@@ -147,12 +148,12 @@ fn passed(program: Program) -> BTreeSet<RawFd> {
 }
 
 /// The numbers of descriptors that a text names as files, as `<(…)` of shells does.
-fn named(text: &OsString) -> Vec<RawFd> {
-    let own = format!("/proc/{}/fd/", std::process::id());
+fn named(text: &OsString, own: &str) -> Vec<RawFd> {
     let text = text.as_bytes();
     let mut found = Vec::new();
-    for prefix in ["/dev/fd/", "/proc/self/fd/", "/proc/thread-self/fd/", &own] {
-        for at in 0..text.len() {
+    // Once over each text: all of the environment is looked through whenever a program of ours begins.
+    for at in (0..text.len()).filter(|at| text[*at] == b'/') {
+        for prefix in ["/dev/fd/", "/proc/self/fd/", "/proc/thread-self/fd/", own] {
             let Some(rest) = text[at..].strip_prefix(prefix.as_bytes()) else { continue };
             let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
             let number = std::str::from_utf8(&rest[..digits]).ok().and_then(|n| n.parse::<RawFd>().ok());
@@ -233,18 +234,19 @@ mod tests {
 
     #[test]
     fn descriptors_are_named_by_paths_in_any_argument() {
-        let own = format!("/proc/{}/fd/7", std::process::id());
+        let own = format!("/proc/{}/fd/", std::process::id());
+        let of_us = format!("{own}7");
         for (text, expected) in [
             ("/dev/fd/63", vec![63]),
             ("--env-file=/proc/self/fd/5", vec![5]),
             ("K=file:///dev/fd/12:/dev/fd/3", vec![12, 3]),
-            (&own, vec![7]),
+            (&of_us, vec![7]),
             ("/dev/fd/", vec![]),
             ("/dev/fd/1", vec![]),
             ("/proc/1/fd/4", vec![]),
             ("/dev/fd/99999999999", vec![]),
         ] {
-            assert_eq!(named(&text.into()), expected, "{text}");
+            assert_eq!(named(&text.into(), &own), expected, "{text}");
         }
     }
 
