@@ -1,7 +1,7 @@
-//! Builds the PID 1 of every spark, which the crate then embeds.
+//! Builds the small programs that the crate embeds: the PID 1 of every spark, and the keeper of logs.
 //!
-//! It is compiled by calling rustc directly, not as a crate of its own, because it links with
-//! nothing at all: no libc, no start files. Cargo's flags for the main program must not reach it.
+//! They are compiled by calling rustc directly, not as crates of their own, because they link with
+//! nothing at all: no libc, no start files. Cargo's flags for the main program must not reach them.
 
 #![allow(
     clippy::print_stdout,
@@ -14,7 +14,11 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-const SOURCE: &str = "src/runtime/init/pid1.rs";
+/// The name of each program, and its source.
+const PROGRAMS: [(&str, &str); 2] =
+    [("pid1", "src/runtime/init/pid1.rs"), ("keeper", "src/runtime/init/keeper.rs")];
+/// What they share.
+const SHARED: [&str; 2] = ["src/runtime/init/kernel.rs", "src/runtime/log/bounded.rs"];
 
 /// Makes a static program of one or two pages: no unwinding, no relocations, no alignment of
 /// segments to pages of their own, no notes.
@@ -37,8 +41,10 @@ const FLAGS: &[&str] = &[
 ];
 
 fn main() -> ExitCode {
-    println!("cargo:rerun-if-changed={SOURCE}");
-    match build() {
+    for source in PROGRAMS.map(|(_, source)| source).iter().chain(&SHARED) {
+        println!("cargo:rerun-if-changed={source}");
+    }
+    match PROGRAMS.iter().try_for_each(|(name, source)| build(name, source)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("{message}");
@@ -47,13 +53,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn build() -> Result<(), String> {
+fn build(name: &str, source: &str) -> Result<(), String> {
     let host = variable("HOST")?.to_string_lossy().into_owned();
     let target = variable("TARGET")?.to_string_lossy().into_owned();
-    let image = Path::new(&variable("OUT_DIR")?).join("pid1");
+    let image = Path::new(&variable("OUT_DIR")?).join(name);
 
     let mut rustc = Command::new(variable("RUSTC")?);
-    rustc.args(["--edition", "2024", "--crate-type", "bin"]).args(["--crate-name", "pid1"]);
+    rustc.args(["--edition", "2024", "--crate-type", "bin"]).args(["--crate-name", name]);
     for flag in FLAGS {
         rustc.args(["-C", flag]);
     }
@@ -67,14 +73,14 @@ fn build() -> Result<(), String> {
             rustc.arg("-C").arg(flag);
         }
     }
-    rustc.arg("-o").arg(image).arg(SOURCE);
+    rustc.arg("-o").arg(image).arg(source);
 
     let output = rustc.output().map_err(|error| format!("{rustc:?}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
     Err(format!(
-        "{SOURCE} does not compile ({}):\n{}",
+        "{source} does not compile ({}):\n{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     ))

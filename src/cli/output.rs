@@ -34,6 +34,45 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(json(value)?)
 }
 
+/// Writes a list as one JSON document, as [`print_json`] would, and item by item: it may be long.
+pub(crate) fn print_json_list<T: serde::Serialize>(items: impl Iterator<Item = T>) -> Result<()> {
+    let (mut pieces, mut count) = (Pieces::default(), 0);
+    for item in items {
+        pieces.add(if count == 0 { "[\n  " } else { ",\n  " })?;
+        // No string in it has a line break, which would be escaped.
+        pieces.add(&json(&item)?.trim_end().replace('\n', "\n  "))?;
+        count += 1;
+    }
+    pieces.add(if count == 0 { "[]\n" } else { "\n]\n" })?;
+    pieces.finish()
+}
+
+/// Writes text to standard output in pieces of some size.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces(String);
+
+impl Pieces {
+    pub(crate) fn add(&mut self, text: &str) -> Result<()> {
+        const SIZE: usize = 64 << 10;
+        self.0.push_str(text);
+        if self.0.len() < SIZE {
+            return Ok(());
+        }
+        print(std::mem::take(&mut self.0))
+    }
+
+    pub(crate) fn finish(self) -> Result<()> {
+        print(self.0)
+    }
+}
+
+/// A value as JSON in one line, to become a part of a document.
+pub(crate) fn json_of(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value)
+        .map(|text| escape_json(&text))
+        .map_err(|e| Error::sys("write JSON")(e.into()))
+}
+
 /// Writes a line to standard error. Where that is closed, nobody is left to be told.
 pub(crate) fn eprint(line: impl std::fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");

@@ -2,10 +2,8 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -23,6 +21,7 @@ use crate::runtime::cgroup::Cgroup;
 use crate::runtime::confine::Confinement;
 use crate::runtime::enter::{Entered, Entry, Failure};
 use crate::runtime::live::{self, Service};
+use crate::runtime::log::Keeper;
 use crate::runtime::streams::{self, Replaced};
 use crate::runtime::{secrets as delivered, users};
 use crate::sys;
@@ -159,7 +158,7 @@ impl Sparks {
                 .entry(&opened, command, detached)
                 .and_then(|entry| self.with_secrets(entry, &opened, (command, &own)));
             let mut entry = match entry {
-                Err(_) if self.live(&opened.record).is_none() => continue,
+                Err(_) if self.live(&opened.record).is_none_or(|live| live.has_ended()) => continue,
                 entry => entry?,
             };
             let mut pipes = Pipes::default();
@@ -212,6 +211,11 @@ impl Sparks {
         let wanted = command.user.as_deref().or(record.options.user.as_deref()).unwrap_or("0");
         let user = users::find(&paths.root(), wanted)?;
 
+        let container = self.handle(record);
+        let streams = match detached {
+            true => Keeper::start(self.open_log(&opened.dir)?, &container, &live)?,
+            false => Replaced::default(),
+        };
         let mut argv = command.argv.clone();
         let mut shown_as = None;
         if argv.is_empty() {
@@ -244,7 +248,7 @@ impl Sparks {
             set_env(&mut env, key, value);
         }
         Ok(Entry {
-            container: self.handle(record),
+            container,
             confinement: Confinement::of(&process, filter)?,
             workdir_optional: given.is_none(),
             workdir: given.unwrap_or_else(|| user.home.clone()),
@@ -255,7 +259,7 @@ impl Sparks {
             env: env.into_iter().map(OsString::from).collect(),
             secrets: Vec::new(),
             terminal: command.terminal,
-            streams: if detached { log_streams(&paths.log())? } else { Replaced::default() },
+            streams,
             window: command.terminal.then(sys::tty::window).flatten(),
             is_service: command.stop_signal.is_some(),
             may_leave: record.options.idle_stop.is_some_and(|seconds| seconds > 0),
@@ -283,17 +287,4 @@ impl Sparks {
         }
         Ok(entry)
     }
-}
-
-/// The streams of a detached command: nothing, and the log twice.
-fn log_streams(log: &Path) -> Result<Replaced> {
-    let open = || -> io::Result<Replaced> {
-        let null = File::open("/dev/null")?;
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(log)?;
-        // A command opens its output anew through /dev/stdout, as a user that owns nothing of the host's. Nobody
-        // else gets here: the pool's top is closed to all but root.
-        file.set_permissions(PermissionsExt::from_mode(0o622))?;
-        Ok([Some(null.into()), Some(file.try_clone()?.into()), Some(file.into())])
-    };
-    open().map_err(Error::io("open", log))
 }

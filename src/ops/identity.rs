@@ -38,7 +38,7 @@ pub(super) fn clean(root: &Path) -> io::Result<()> {
     }
     // Empty, and not away: then systemd knows that it has to be made.
     if let Some(dir) = there(beneath::open_dir(&top, Path::new("etc")))?
-        && tree::names(&dir)?.iter().any(|name| name == b"machine-id")
+        && tree::find_name(&dir, |name| name == b"machine-id")?
     {
         tree::remove(&dir, b"machine-id")?;
         tree::set_owner_and_mode(tree::create_file(&dir, b"machine-id")?, (0, 0), 0o444)?;
@@ -54,10 +54,23 @@ pub(super) fn remove_host_keys(root: &Path) -> Result<()> {
 
 fn remove_keys(top: &OwnedFd) -> io::Result<()> {
     let Some(dir) = there(beneath::open_dir(top, Path::new(SSH)))? else { return Ok(()) };
-    for name in tree::names(&dir)?.into_iter().filter(|name| is_host_key(name)) {
-        tree::remove(&dir, &name)?;
+    // Some at a time: a hostile root may have as many as its disk holds.
+    const SOME: usize = 1000;
+    loop {
+        let mut keys = Vec::new();
+        tree::find_name(&dir, |name| {
+            if is_host_key(name) {
+                keys.push(name.to_owned());
+            }
+            keys.len() == SOME
+        })?;
+        for name in &keys {
+            tree::remove(&dir, name)?;
+        }
+        if keys.len() < SOME {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// Gives the ssh server in a root a key, if it has lost its keys or never had any. The key is made here: no program of the
@@ -93,7 +106,7 @@ fn lacks_host_keys(top: &OwnedFd) -> io::Result<Option<File>> {
         return Ok(None);
     }
     let dir = there(beneath::open_dir(top, Path::new(SSH)))?;
-    let is_bare = |dir: &File| Ok::<_, io::Error>(!tree::names(dir)?.iter().any(|name| is_host_key(name)));
+    let is_bare = |dir: &File| Ok::<_, io::Error>(!tree::find_name(dir, is_host_key)?);
     Ok(match dir {
         Some(dir) if is_bare(&dir)? => Some(dir),
         _ => None,

@@ -1,12 +1,9 @@
 //! `create --run`: what an image runs, as a detached command at each start of a spark.
 
-use std::io::Write;
-
 use super::Sparks;
 use super::exec::Command;
 use super::spark::SparkId;
 use crate::domain::options::SparkOptions;
-use crate::domain::place::SparkPaths;
 use crate::error::{Error, Result};
 
 /// Fails for a spark that is to run what its image runs, and whose image says nothing, or that has none.
@@ -48,10 +45,6 @@ impl Sparks {
         let options = self.record(spark)?.options;
         let Err(failed) = self.run_service(spark, &options) else { return Ok(()) };
         tracing::warn!(%spark, "{failed}");
-        let path = SparkPaths(&self.dir(spark)).log();
-        let mut log = std::fs::OpenOptions::new().append(true).create(true).open(&path);
-        let written =
-            log.as_mut().map_err(|e| e.kind().into()).and_then(|log| writeln!(log, "spark: {failed}"));
-        written.map_err(Error::io("write", path))
+        self.note_in_log(spark, &failed.to_string())
     }
 }

@@ -135,7 +135,7 @@ impl Sparks {
         let bundle = self.bundle(record);
         let container = self.handle(record);
         // What a crash, an idle stop or a kill of PID 1 left.
-        self.note_killed(&record.id);
+        self.complete_log(&record.id);
         container.remove()?;
         self.clear_bundle(&bundle, None);
         for (dir, mode) in [

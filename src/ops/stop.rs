@@ -40,7 +40,7 @@ impl Sparks {
             ending.run(live::service(&bundle), grace)?;
         }
         fault::point("stop.ended")?;
-        self.note_killed(id);
+        self.complete_log(id);
         handle.remove()?;
         fault::point("stop.removed")?;
         self.nets().leave(id)?;

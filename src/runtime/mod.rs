@@ -14,6 +14,7 @@ pub mod ids;
 pub mod init;
 pub mod launch;
 pub mod live;
+pub mod log;
 pub mod place;
 pub mod report;
 pub mod secrets;

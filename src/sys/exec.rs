@@ -32,6 +32,12 @@ pub fn without_core_dumps() -> io::Result<()> {
     Ok(setrlimit(Resource::Core, limit)?)
 }
 
+/// Lets this process and what it executes write no file longer than so many bytes, for good.
+pub fn limit_files(bytes: u64) -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    Ok(setrlimit(Resource::Fsize, Rlimit { current: Some(bytes), maximum: Some(bytes) })?)
+}
+
 /// Forbids gaining privileges by executing, for good.
 pub fn set_no_new_privs() -> io::Result<()> {
     // SAFETY: PR_SET_NO_NEW_PRIVS takes plain numbers.
@@ -98,6 +104,26 @@ pub fn close_from(first: RawFd, kept: RawFd) -> io::Result<()> {
         close(first, kept as libc::c_uint - 1, 0)?;
     }
     close(first.max(kept + 1), libc::c_uint::MAX, 0)
+}
+
+/// Has the program that is executed next find these descriptors as 0, 1, 2 and so on, and no others. Those that this process
+/// has with such numbers are gone: nothing may use or drop one afterwards.
+pub fn pass_on(fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let count = RawFd::try_from(fds.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // First out of the way of each other.
+    let copies = fds.iter().map(|fd| Ok(rustix::io::fcntl_dupfd_cloexec(fd, count)?));
+    let copies = copies.collect::<io::Result<Vec<OwnedFd>>>()?;
+    for (number, copy) in (0..).zip(&copies) {
+        // SAFETY: dup2(2) takes plain numbers. The caller executes a program or ends, so no owner of what had the number
+        // comes to use or to close it.
+        if unsafe { libc::dup2(copy.as_raw_fd(), number) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: close_range(2) takes plain numbers, and only marks here what is open.
+    check(unsafe {
+        libc::syscall(libc::SYS_close_range, count, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    })
 }
 
 /// Installs a seccomp filter made of ready instructions, with flags of seccomp(2). With `NEW_LISTENER` among them, the

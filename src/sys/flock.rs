@@ -50,6 +50,28 @@ pub fn lock_dir(path: &Path, mode: Mode) -> io::Result<OwnedFd> {
     }
 }
 
+/// Locks an open file, and waits for that no longer than `limit`. False if somebody else has it locked still.
+pub fn lock_file(file: impl AsFd, mode: Mode, limit: Duration) -> io::Result<bool> {
+    let operation = match mode {
+        Mode::Shared | Mode::SharedToo => FlockOperation::NonBlockingLockShared,
+        Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
+    };
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_micros(50);
+    loop {
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE);
+    }
+}
+
 fn wait_for(fd: &OwnedFd, mode: Mode, path: &Path) -> io::Result<()> {
     let operation = match mode {
         Mode::Shared | Mode::SharedToo => FlockOperation::NonBlockingLockShared,

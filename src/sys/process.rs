@@ -305,6 +305,23 @@ pub fn fork_into(
     forked
 }
 
+/// Runs `work` in a process that outlives this one, and that nobody here waits for: its parent is who adopts orphans. It is
+/// born in a cgroup of version 2 if that is given. Whatever it does not close it has from this process.
+///
+/// # Errors
+/// Those of fork(2) and clone3(2), as [`fork`] has them.
+pub fn fork_orphan(cgroup: Option<BorrowedFd<'_>>, work: impl FnOnce() -> i32) -> io::Result<()> {
+    let between = fork(|| match fork_with(|| clone_into(cgroup), work) {
+        Ok(_) => 0,
+        Err(e) => e.raw_os_error().unwrap_or(libc::EIO),
+    })?;
+    match reap(between, true)? {
+        Some(Ended::Exited(0)) => Ok(()),
+        Some(Ended::Exited(error)) => Err(io::Error::from_raw_os_error(error)),
+        _ => Err(io::ErrorKind::Interrupted.into()),
+    }
+}
+
 /// As fork(2) does, but into a cgroup. Moving there later has the kernel wait for all processors, some milliseconds.
 fn clone_into(cgroup: Option<BorrowedFd<'_>>) -> i32 {
     const CLONE_INTO_CGROUP: u64 = 1 << 33;

@@ -348,6 +348,18 @@ pub fn names_at_most(dir: impl AsFd, most: usize) -> io::Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
+/// Looks at the names in a directory, without `.` and `..`, until one of them is it. However many there are, none is kept.
+pub fn find_name(dir: impl AsFd, mut is_it: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." && is_it(name) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Sets the owner of `name` in `dir`, a link itself.
 pub fn set_owner(dir: impl AsFd, name: &[u8], uid: u32, gid: u32) -> io::Result<()> {
     let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
@@ -447,6 +459,8 @@ pub fn xattr(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
     match rustix::fs::fgetxattr(fd, OsStr::from_bytes(name), &mut value[..]) {
         Ok(n) => {
             value.truncate(n);
+            // Whoever keeps all values of a file keeps thousands.
+            value.shrink_to_fit();
             Ok(Some(value))
         }
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),

@@ -150,7 +150,7 @@ fn a_running_spark_is_renamed_and_goes_on() {
     machine.spark(&["rename", "web", "app"]).ok();
     let info = machine.spark(&["--json", "info", "app"]).json();
     assert_eq!((info["id"].as_str().unwrap(), &info["pid"]), (before.as_str(), &pid));
-    assert_eq!(processes(&before).len(), 2);
+    assert_eq!(processes(&before).len(), 3, "its first process, the command and the keeper of its log");
     sh(&machine, "app", "echo x > /after");
     assert_eq!(sh(&machine, "app", "hostname"), "web\n", "until its next start");
     machine.spark(&["exec", "-d", "app", "--", "echo", "logged"]).ok();

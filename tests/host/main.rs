@@ -42,6 +42,8 @@ mod images;
 mod inside;
 mod lifecycle;
 mod limits;
+mod logs;
+mod memory;
 mod messages;
 mod netns;
 mod network;

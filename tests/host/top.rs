@@ -24,7 +24,8 @@ fn a_look_shows_every_spark_and_what_it_uses() {
     machine.spark(&["exec", "-d", "busy", "--", "sh", "-c", "sleep 1000 & while :; do :; done"]).ok();
     assert!(wait_for(|| top(&machine, "busy")["cpu_percent"].as_f64().unwrap() > 1.0));
     let row = top(&machine, "busy");
-    assert_eq!((&row["state"], &row["pids"]), (&"running".into(), &3.into()));
+    // The first process, the two of the command, and the keeper of its log.
+    assert_eq!((&row["state"], &row["pids"]), (&"running".into(), &4.into()));
     assert_eq!(row["memory_limit_bytes"], 64 << 20);
     let memory = row["memory_bytes"].as_u64().unwrap();
     assert!(memory > 4096 && memory < 64 << 20, "{memory}");

@@ -74,11 +74,13 @@ pub(crate) fn diff(ctx: &Ctx, args: DiffArgs) -> Result<Status> {
     }
     let changes = sparks.diff(&pair)?;
     if args.stat {
-        output::print_record(ctx.json, &Stat::of(&changes))?;
+        output::print_record(ctx.json, &Stat::of(changes))?;
     } else if ctx.json {
-        output::print_json(&changes)?;
+        output::print_json_list(changes)?;
     } else {
-        output::print(changes.iter().map(line).collect::<Result<String>>()?)?;
+        let mut lines = output::Pieces::default();
+        changes.map(|change| line(&change)).try_for_each(|line| lines.add(&line?))?;
+        lines.finish()?;
     }
     Ok(0)
 }

@@ -20,6 +20,18 @@ use crate::sys::output::Output;
 /// What a write to a stream is called that nobody reads any more.
 const WRITE: &str = super::super::transfer::WRITE;
 
+/// Why two trees cannot be compared, if that is the reason of an error.
+fn incomparable(e: &Error) -> Option<&'static str> {
+    match e {
+        // The kernel compares no paths that are longer than it takes.
+        Error::Sys { source, .. } if source.raw_os_error() == Some(libc::ENAMETOOLONG) => {
+            Some("a path is too long")
+        }
+        Error::NotSupported { .. } => Some("too much differs"),
+        _ => None,
+    }
+}
+
 /// Writes, and remembers the error of a write.
 struct Watched {
     file: File,
@@ -146,14 +158,12 @@ impl Sparks {
                         });
                         whole.and(finish(pack::pack(root, steps, create()?, &progress)?)?)
                     }
-                    // The kernel compares no paths that are longer than it takes.
-                    Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(libc::ENAMETOOLONG) => {
-                        observer.notice(
-                            "a path is too long to be compared: the image gets one layer of all files",
-                        );
+                    Err(e) => {
+                        let why = incomparable(&e).ok_or(e)?;
+                        observer
+                            .notice(&format!("{why} to be compared: the image gets one layer of all files"));
                         whole.instead(finish(pack::pack_all(root, create()?, &progress)?)?)
                     }
-                    Err(e) => return Err(e),
                 }
             }
             None => {

@@ -76,7 +76,7 @@ pub struct Stat {
 
 impl Stat {
     /// Sums up.
-    pub fn of(changes: &[Change]) -> Stat {
+    pub fn of(changes: impl Iterator<Item = Change>) -> Stat {
         let mut stat = Stat::default();
         for change in changes {
             *match change.kind {
@@ -119,7 +119,7 @@ impl Sparks {
     ///
     /// # Errors
     /// `not_found`, `corrupt`, `wrong_state` if the base that a spark was made from is no longer there.
-    pub fn diff(&self, pair: &Pair) -> Result<Vec<Change>> {
+    pub fn diff(&self, pair: &Pair) -> Result<impl Iterator<Item = Change> + use<>> {
         let (before, after) = self.roots(pair)?;
         // Of each a snapshot of our own: the kernel compares only what cannot change, and nothing has to stay locked.
         let stage = self.pool.stage()?;
@@ -127,7 +127,8 @@ impl Sparks {
         btrfs::snapshot_read_only(&before.path, &a)?;
         btrfs::snapshot_read_only(&after.path, &b)?;
         drop((before, after));
-        Ok(changes::between(&a, &b)?.changes.into_iter().map(Change::from).collect())
+        // One by one, since there may be many.
+        Ok(changes::between(&a, &b)?.changes.into_iter().map(Change::from))
     }
 
     /// Compares one file. `path` is as inside; no link is followed on the way to it, nor at its end.

@@ -143,7 +143,7 @@ impl Sparks {
     }
 
     fn remove_container(&self, id: &Id, bundle: &Path) -> Result<()> {
-        self.note_killed(id);
+        self.complete_log(id);
         self.handle_of(id).remove()?;
         self.clear_bundle(bundle, ids::claimed_by(bundle));
         Ok(())

@@ -95,7 +95,7 @@ impl Author {
 pub(crate) fn remove(root: &Path, user: &User) -> io::Result<()> {
     let top = file::open_dir(root)?;
     let Ok(dir) = beneath::open_dir(&top, &user.home.join(DIR)) else { return Ok(()) };
-    if tree::names(&dir)?.iter().any(|name| name == AUTHOR) {
+    if tree::find_name(&dir, |name| name == AUTHOR)? {
         tree::remove(&dir, AUTHOR)?;
         if config(&dir)? == INCLUDE {
             tree::remove(&dir, b"config")?;

@@ -11,15 +11,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Stat, StatxFlags};
 
 use super::What;
+use super::memory::Memory;
 use crate::error::{Error, Result};
 use crate::sys;
 
 /// Files up to this size are read to see whether what was written is what was there. A sparse file of a hostile
 /// spark could be of any size.
 const MAX_READ: i64 = 16 << 20;
-
-/// The name and the value of an extended attribute.
-type Attribute = (Vec<u8>, Option<Vec<u8>>);
 
 /// A read-only tree.
 #[derive(Debug)]
@@ -79,12 +77,18 @@ impl Tree {
             .map_err(Error::io(action, self.path.join(OsStr::from_bytes(path))))
     }
 
-    /// The names in a directory.
-    pub(super) fn names(&self, path: &[u8]) -> Result<BTreeSet<Vec<u8>>> {
+    /// The names in a directory. Who drops them gives them back.
+    pub(super) fn names(&self, path: &[u8], memory: &Memory) -> Result<BTreeSet<Vec<u8>>> {
+        let (mut names, mut refused) = (BTreeSet::new(), None);
+        let mut keep = |name: &[u8]| {
+            refused = memory.take::<Vec<u8>>(name.len()).err();
+            names.insert(name.to_owned());
+            refused.is_some()
+        };
         sys::tree::open_dir(&self.top, path)
-            .and_then(sys::tree::names)
-            .map(BTreeSet::from_iter)
-            .map_err(Error::io("list", self.path.join(OsStr::from_bytes(path))))
+            .and_then(|dir| sys::tree::find_name(dir, &mut keep))
+            .map_err(Error::io("list", self.path.join(OsStr::from_bytes(path))))?;
+        refused.map_or(Ok(names), Err)
     }
 
     pub(super) fn open_file(&self, path: &[u8]) -> Result<File> {
@@ -95,19 +99,37 @@ impl Tree {
         self.with(path, "read", |dir, name| sys::tree::read_link(sys::tree::open_node(dir, name)?))
     }
 
-    /// The extended attributes of a file or directory. What is neither has none that anybody could set.
-    fn attributes(&self, path: &[u8], stat: &Stat) -> Result<Vec<Attribute>> {
+    /// What has the extended attributes of a file or directory, and their names. What is neither has none that anybody could set.
+    fn attributes(&self, path: &[u8], stat: &Stat) -> Result<Option<(OwnedFd, Vec<Vec<u8>>)>> {
         self.with(path, "read attributes of", |dir, name| {
             let node: OwnedFd = match kind(stat) {
                 FileType::RegularFile => sys::tree::open_file(dir, name)?.into(),
                 FileType::Directory => sys::tree::open_child(dir, name)?,
-                _ => return Ok(Vec::new()),
+                _ => return Ok(None),
             };
             let mut names = sys::tree::xattr_names(&node)?;
             names.sort();
-            names.into_iter().map(|name| sys::tree::xattr(&node, &name).map(|value| (name, value))).collect()
+            Ok(Some((node, names)))
         })
     }
+}
+
+/// Whether two files have the same attributes. One value of each is held at a time: all of a file may be 128 MiB.
+fn has_other_attributes(a: (&Tree, &[u8], &Stat), b: (&Tree, &[u8], &Stat)) -> Result<bool> {
+    let (Some((x, of_x)), Some((y, of_y))) = (a.0.attributes(a.1, a.2)?, b.0.attributes(b.1, b.2)?) else {
+        return Ok(false);
+    };
+    if of_x != of_y {
+        return Ok(true);
+    }
+    for name in &of_x {
+        let values = sys::tree::xattr(&x, name).and_then(|value| Ok((value, sys::tree::xattr(&y, name)?)));
+        let (value, other) = values.map_err(Error::sys("compare attributes"))?;
+        if value != other {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 pub(super) fn kind(stat: &Stat) -> FileType {
@@ -131,7 +153,7 @@ pub(super) fn compare(a: (&Tree, &[u8], &Stat), b: (&Tree, &[u8], &Stat), look: 
     if (a.2.st_uid, a.2.st_gid) != (b.2.st_uid, b.2.st_gid) {
         what.push(What::Owner);
     }
-    if look.attributes && same_kind && a.0.attributes(a.1, a.2)? != b.0.attributes(b.1, b.2)? {
+    if look.attributes && same_kind && has_other_attributes(a, b)? {
         what.push(What::Xattr);
     }
     Ok(what)

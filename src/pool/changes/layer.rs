@@ -1,12 +1,13 @@
 //! What differs between two trees by path: what a layer of an image has to write, and what it has to hide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use rustix::fs::{FileType, Stat};
 
 use super::compare::{Tree, kind};
-use super::{File, Kind, between};
+use super::memory::Memory;
+use super::{File, Kind, MOST, between};
 use crate::error::{Error, Result};
 
 /// What a layer does with a path.
@@ -23,10 +24,12 @@ pub enum Step {
 /// where the two do not differ, times aside.
 ///
 /// # Errors
-/// As [`between`].
+/// As [`between`]; `not_supported` also if what the layer writes is too much to be held in memory.
 pub fn layer(before: &Path, after: &Path) -> Result<BTreeMap<Vec<u8>, Step>> {
     let changes = between(before, after)?.changes;
-    let mut found = Found { a: Tree::open(before)?, b: Tree::open(after)?, steps: BTreeMap::new() };
+    // What was held before is given back by now, but for the list.
+    let memory = Memory::new(MOST);
+    let mut found = Found { a: Tree::open(before)?, b: Tree::open(after)?, steps: BTreeMap::new(), memory };
     for change in &changes {
         found.look(&change.path)?;
         let Some(from) = &change.from else { continue };
@@ -37,7 +40,7 @@ pub fn layer(before: &Path, after: &Path) -> Result<BTreeMap<Vec<u8>, Step>> {
             found.look_inside(from)?;
         }
     }
-    found.add_parents();
+    found.add_parents()?;
     Ok(found.steps)
 }
 
@@ -45,6 +48,7 @@ struct Found {
     a: Tree,
     b: Tree,
     steps: BTreeMap<Vec<u8>, Step>,
+    memory: Memory,
 }
 
 fn there(stat: Result<Stat>) -> Result<Option<Stat>> {
@@ -76,17 +80,23 @@ impl Found {
         let Some(now) = there(self.b.stat(path))? else {
             // What is in a directory that is gone goes with it.
             if there(self.a.stat(path))?.is_some() && is_dir(&there(self.b.stat(parent(path)))?) {
-                self.steps.insert(path.to_owned(), Step::Hide);
+                self.add(path, Step::Hide)?;
             }
             return Ok(());
         };
-        self.steps.insert(path.to_owned(), Step::Write);
+        self.add(path, Step::Write)?;
         if kind(&now) == FileType::RegularFile && now.st_nlink > 1 {
             // A layer that has one of its names only would make two files of it.
             for other in self.b.paths_of(now.st_ino)? {
-                self.steps.insert(other, Step::Write);
+                self.add(&other, Step::Write)?;
             }
         }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &[u8], step: Step) -> Result<()> {
+        self.memory.take::<(Vec<u8>, Step)>(path.len())?;
+        self.steps.insert(path.to_owned(), step);
         Ok(())
     }
 
@@ -98,30 +108,33 @@ impl Found {
             if !is_dir(&is) {
                 continue;
             }
-            let mut names = self.b.names(&dir)?;
+            let mut names = self.b.names(&dir, &self.memory)?;
             if is_dir(&was) {
-                names.extend(self.a.names(&dir)?);
+                names.extend(self.a.names(&dir, &self.memory)?);
             }
             for name in names {
                 let child = if dir.is_empty() { name } else { [&dir[..], &name].join(&b'/') };
                 self.look(&child)?;
+                self.memory.take::<Vec<u8>>(child.len())?;
                 todo.push(child);
             }
         }
         Ok(())
     }
 
-    fn add_parents(&mut self) {
-        let mut parents = Vec::new();
+    fn add_parents(&mut self) -> Result<()> {
+        let mut parents = BTreeSet::new();
         for path in self.steps.keys() {
             let mut at = &path[..];
             while !at.is_empty() {
                 at = parent(at);
-                parents.push(at.to_owned());
+                if self.steps.contains_key(at) || !parents.insert(at.to_owned()) {
+                    continue;
+                }
+                self.memory.take::<(Vec<u8>, Step)>(2 * at.len())?;
             }
         }
-        for path in parents {
-            self.steps.entry(path).or_insert(Step::Write);
-        }
+        self.steps.extend(parents.into_iter().map(|path| (path, Step::Write)));
+        Ok(())
     }
 }

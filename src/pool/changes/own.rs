@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::rc::Rc;
 
 use super::compare::{Tree, kind};
-use super::{FileType, replayed};
+use super::memory::Memory;
+use super::{FileType, MOST, replayed};
 use crate::error::{Error, Result};
 use crate::pool::btrfs;
 use crate::sys;
@@ -18,7 +20,7 @@ use crate::sys;
 /// As [`between`](super::between); also where the kernel cannot tell the two apart.
 pub fn own_bytes(subvolume: &Path, relative: &Path) -> Result<u64> {
     let tree = Tree::open(subvolume)?;
-    let (replay, _) = replayed(&tree, btrfs::info(relative)?.id)?;
+    let (replay, _) = replayed(&tree, btrfs::info(relative)?.id, &Rc::new(Memory::new(MOST)))?;
     let (mut own, mut seen) = (0, HashSet::new());
     for link in replay.links.iter().filter(|link| replay.nodes[link.node].written) {
         let Some(place) = &link.after else { continue };

@@ -6,12 +6,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::rc::Rc;
 
+use super::memory::Memory;
 use crate::error::{Error, Result};
 use crate::pool::stream::Command;
 
-/// What may be held in memory: a few hundred bytes for each.
-const MAX_NAMES: usize = 4_000_000;
 /// More than fit in a path.
 const MAX_DEPTH: usize = 4096;
 
@@ -27,7 +27,10 @@ pub(super) struct Link {
     pub(super) after: Option<Place>,
 }
 
-pub(super) type Place = (usize, Vec<u8>);
+pub(super) type Place = (usize, Rc<[u8]>);
+
+/// Names in a directory, as far as they are known. No number where there was one, and is no longer.
+type Children = HashMap<Rc<[u8]>, Option<usize>>;
 
 /// A file, directory or whatever else has names.
 #[derive(Debug, Default)]
@@ -36,8 +39,8 @@ pub(super) struct Node {
     pub(super) new: bool,
     /// The first of its names; of a directory the only one.
     link: usize,
-    /// Names in it, as far as they are known. No number where there was one, and is no longer.
-    children: HashMap<Vec<u8>, Option<usize>>,
+    /// Most have none.
+    children: Option<Box<Children>>,
     /// Whether any of its attributes may have changed.
     pub(super) touched: bool,
     /// Whether its bytes may have.
@@ -49,12 +52,19 @@ pub(super) struct Node {
 pub(super) struct Replay {
     pub(super) nodes: Vec<Node>,
     pub(super) links: Vec<Link>,
+    memory: Rc<Memory>,
+}
+
+impl Node {
+    fn child(&self, name: &[u8]) -> Option<&Option<usize>> {
+        self.children.as_ref()?.get(name)
+    }
 }
 
 impl Replay {
-    pub(super) fn new() -> Replay {
+    pub(super) fn new(memory: Rc<Memory>) -> Replay {
         let top = Link { node: TOP, before: None, after: None };
-        Replay { nodes: vec![Node::default()], links: vec![top] }
+        Replay { nodes: vec![Node::default()], links: vec![top], memory }
     }
 
     /// Applies one command.
@@ -71,8 +81,7 @@ impl Replay {
             | C::MkFifo { path }
             | C::MkSock { path }
             | C::Symlink { path, .. } => {
-                let node = self.nodes.len();
-                self.nodes.push(Node { new: true, link: self.links.len(), ..Node::default() });
+                let node = self.add_node(true)?;
                 self.name(node, path)?;
             }
             C::Link { path, link } => {
@@ -121,7 +130,7 @@ impl Replay {
         let mut before = Some(Vec::new());
         let mut parts = path.split(|b| *b == b'/');
         for part in parts.by_ref() {
-            match self.nodes[dir].children.get(part) {
+            match self.nodes[dir].child(part) {
                 Some(Some(link)) => {
                     let link = &self.links[*link];
                     before = link.before.as_ref().map(|place| self.path_before(place)).transpose()?;
@@ -155,7 +164,7 @@ impl Replay {
     }
 
     fn path_of(&self, place: &Place, at: impl Fn(&Link) -> Option<&Place>) -> Result<Vec<u8>> {
-        let mut parts = vec![place.1.as_slice()];
+        let mut parts = vec![&*place.1];
         let mut dir = place.0;
         while dir != TOP {
             let (parent, name) = at(&self.links[self.nodes[dir].link])
@@ -172,37 +181,53 @@ impl Replay {
     fn find(&mut self, path: &[u8]) -> Result<(usize, usize)> {
         let mut found = (TOP, TOP);
         for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
-            let link = self.child(found.1, part).ok_or_else(|| absurd("has lost", path))?;
+            let link = self.child(found.1, part)?.ok_or_else(|| absurd("has lost", path))?;
             found = (link, self.links[link].node);
-        }
-        if self.links.len() > MAX_NAMES {
-            return Err(Error::NotSupported {
-                what: format!("more than {MAX_NAMES} names differ"),
-                hint: Some("compare what is nearer to each other".into()),
-            });
         }
         Ok(found)
     }
 
-    fn child(&mut self, dir: usize, name: &[u8]) -> Option<usize> {
-        if let Some(known) = self.nodes[dir].children.get(name) {
-            return *known;
+    fn child(&mut self, dir: usize, name: &[u8]) -> Result<Option<usize>> {
+        if let Some(known) = self.nodes[dir].child(name) {
+            return Ok(*known);
         }
         if self.nodes[dir].new {
-            return None;
+            return Ok(None);
         }
         // Nothing was said of it yet, so it is where it was.
-        let (node, link) = (self.nodes.len(), self.links.len());
-        let place = Some((dir, name.to_owned()));
-        self.nodes.push(Node { link, ..Node::default() });
-        self.links.push(Link { node, before: place.clone(), after: place });
-        self.nodes[dir].children.insert(name.to_owned(), Some(link));
-        Some(link)
+        let node = self.add_node(false)?;
+        let name: Rc<[u8]> = name.into();
+        let place = Some((dir, Rc::clone(&name)));
+        let link = self.add_link(Link { node, before: place.clone(), after: place })?;
+        self.set_child(dir, name, Some(link))?;
+        Ok(Some(link))
+    }
+
+    /// Adds a node whose first name is the next one that is added.
+    fn add_node(&mut self, new: bool) -> Result<usize> {
+        self.memory.take::<Node>(0)?;
+        self.nodes.push(Node { new, link: self.links.len(), ..Node::default() });
+        Ok(self.nodes.len() - 1)
+    }
+
+    fn add_link(&mut self, link: Link) -> Result<usize> {
+        self.memory.take::<Link>(0)?;
+        self.links.push(link);
+        Ok(self.links.len() - 1)
+    }
+
+    /// Says what has a name in a directory. Returns what had it.
+    fn set_child(&mut self, dir: usize, name: Rc<[u8]>, link: Option<usize>) -> Result<Option<usize>> {
+        let children = self.nodes[dir].children.get_or_insert_default();
+        if !children.contains_key(&name) {
+            self.memory.take::<(Rc<[u8]>, Option<usize>)>(name.len() + 2 * size_of::<usize>())?;
+        }
+        Ok(children.insert(name, link).flatten())
     }
 
     fn name(&mut self, node: usize, path: &[u8]) -> Result<()> {
-        self.links.push(Link { node, before: None, after: None });
-        self.place(self.links.len() - 1, path)
+        let link = self.add_link(Link { node, before: None, after: None })?;
+        self.place(link, path)
     }
 
     /// Puts a link where nothing is.
@@ -212,10 +237,11 @@ impl Replay {
             None => (&b""[..], path),
         };
         let dir = self.find(parent)?.1;
-        if let Some(Some(_)) = self.nodes[dir].children.insert(name.to_owned(), Some(link)) {
+        let name: Rc<[u8]> = name.into();
+        if self.set_child(dir, Rc::clone(&name), Some(link))?.is_some() {
             return Err(absurd("has two of", path));
         }
-        self.links[link].after = Some((dir, name.to_owned()));
+        self.links[link].after = Some((dir, name));
         Ok(())
     }
 
@@ -223,7 +249,7 @@ impl Replay {
     fn unname(&mut self, path: &[u8]) -> Result<usize> {
         let link = self.find(path)?.0;
         if let Some((dir, name)) = self.links[link].after.take() {
-            self.nodes[dir].children.insert(name, None);
+            self.set_child(dir, name, None)?;
         }
         Ok(link)
     }
@@ -239,7 +265,7 @@ mod tests {
     use Command as C;
 
     fn replayed(commands: &[Command]) -> Result<Replay> {
-        let mut replay = Replay::new();
+        let mut replay = Replay::new(Rc::new(Memory::new(1 << 20)));
         commands.iter().try_for_each(|command| replay.apply(command)).map(|()| replay)
     }
 
@@ -269,6 +295,24 @@ mod tests {
             .collect();
         let (old, inside) = (b"old".to_vec(), b"old/in".to_vec());
         assert_eq!(ends, [(None, Some(old.clone())), (Some(old), Some(inside))]);
+    }
+
+    #[test]
+    fn names_are_counted_whether_they_came_or_went_or_were_passing() {
+        let name = |n: u32| format!("{n:0>200}").into_bytes();
+        type Speak = fn(Vec<u8>) -> Vec<Command>;
+        let ways: [Speak; 4] = [
+            |path| vec![C::MkFile { path }],
+            |path| vec![C::Unlink { path }],
+            |path| vec![C::MkDir { path: path.clone() }, C::RmDir { path }],
+            |path| vec![C::Truncate { path, size: 0 }],
+        ];
+        for speak in ways {
+            let commands: Vec<Command> = (0..10_000).flat_map(|n| speak(name(n))).collect();
+            let e = replayed(&commands).unwrap_err();
+            assert_eq!(e.code(), crate::error::Code::NotSupported, "{e}");
+            replayed(&commands[..1000]).unwrap();
+        }
     }
 
     #[test]

@@ -9,15 +9,23 @@ use std::collections::BTreeSet;
 use rustix::fs::{FileType, Stat};
 
 use super::compare::{Look, Tree, compare, kind};
+use super::memory::Memory;
 use super::{Change, Kind, change};
 use crate::error::Result;
 
+/// A path to look at, and on which sides it is.
+type Todo = (Vec<u8>, [bool; 2]);
+
 /// Finds what differs by path. What was renamed is deleted in one place and added in another.
-pub(super) fn walk(a: &Tree, b: &Tree) -> Result<Vec<Change>> {
+pub(super) fn walk(a: &Tree, b: &Tree, memory: &Memory) -> Result<Vec<Change>> {
     let look = Look { content: true, attributes: true };
     let mut found = Vec::new();
-    let mut todo = vec![(Vec::new(), Some(a.stat(b"")?), Some(b.stat(b"")?))];
-    while let Some((path, before, after)) = todo.pop() {
+    let mut todo: Vec<Todo> = vec![(Vec::new(), [true, true])];
+    memory.take::<Todo>(0)?;
+    while let Some((path, [is_before, is_after])) = todo.pop() {
+        memory.give_back::<Todo>(path.len());
+        let before = is_before.then(|| a.stat(&path)).transpose()?;
+        let after = is_after.then(|| b.stat(&path)).transpose()?;
         let stats = (before.as_ref(), after.as_ref());
         let told = match stats {
             (Some(x), Some(y)) => {
@@ -28,24 +36,23 @@ pub(super) fn walk(a: &Tree, b: &Tree) -> Result<Vec<Change>> {
             _ => Some((Kind::Added, Vec::new())),
         };
         if let Some((kind, what)) = told {
+            memory.take::<Change>(path.len())?;
             found.push(change(kind, path.clone(), what, stats));
         }
-        let (left, right) = (names(a, &path, stats.0)?, names(b, &path, stats.1)?);
+        let (left, right) = (names(a, &path, stats.0, memory)?, names(b, &path, stats.1, memory)?);
         for name in left.union(&right) {
             let child = if path.is_empty() { name.clone() } else { [&path[..], name].join(&b'/') };
-            let stat = |tree: &Tree, names: &BTreeSet<_>| {
-                names.contains(name).then(|| tree.stat(&child)).transpose()
-            };
-            let (x, y) = (stat(a, &left)?, stat(b, &right)?);
-            todo.push((child, x, y));
+            memory.take::<Todo>(child.len())?;
+            todo.push((child, [&left, &right].map(|side| side.contains(name))));
         }
+        left.iter().chain(&right).for_each(|name| memory.give_back::<Vec<u8>>(name.len()));
     }
     Ok(found)
 }
 
-fn names(tree: &Tree, path: &[u8], stat: Option<&Stat>) -> Result<BTreeSet<Vec<u8>>> {
+fn names(tree: &Tree, path: &[u8], stat: Option<&Stat>, memory: &Memory) -> Result<BTreeSet<Vec<u8>>> {
     match stat {
-        Some(stat) if kind(stat) == FileType::Directory => tree.names(path),
+        Some(stat) if kind(stat) == FileType::Directory => tree.names(path, memory),
         _ => Ok(BTreeSet::new()),
     }
 }

@@ -1,9 +1,9 @@
-//! The host's side of PID 1: the program as bytes, as a sealed file, and its execution.
+//! The host's side of the programs without a libc: each as bytes, as a sealed file, and its execution.
 //!
-//! Owns how the program gets into a spark: from memory, never from a path, so that no root file
+//! Owns how PID 1 gets into a spark: from memory, never from a path, so that no root file
 //! system has to contain it and none can replace it. Must not know anything about sparks beyond
-//! that; what the program does is in `pid1.rs`, which is not part of this crate but compiled by
-//! the build script.
+//! that; what the programs do is in `pid1.rs` and `keeper.rs`, which are not part of this crate but
+//! compiled by the build script.
 
 use std::ffi::CStr;
 use std::io;
@@ -13,8 +13,11 @@ use std::ptr;
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
 use rustix::io::Errno;
 
-/// The program: a static ELF image that needs nothing but the kernel.
+/// PID 1: a static ELF image that needs nothing but the kernel.
 pub static PID1: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pid1"));
+
+/// The keeper of logs: another such image.
+pub static KEEPER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/keeper"));
 
 /// F_SEAL_EXEC, from Linux 6.3.
 const SEAL_EXEC: SealFlags = SealFlags::from_bits_retain(0x20);
@@ -22,17 +25,22 @@ const SEAL_EXEC: SealFlags = SealFlags::from_bits_retain(0x20);
 /// The most arguments that [`exec`] takes.
 const MAX_ARGS: usize = 15;
 
-/// Puts the program into an anonymous file that nobody can change any more, not even root inside a
+/// Puts PID 1 into an anonymous file that nobody can change any more, not even root inside a
 /// spark through `/proc/1/exe`. One file serves all sparks.
 pub fn sealed() -> io::Result<OwnedFd> {
+    seal(c"spark-init", PID1)
+}
+
+/// Puts a program into an anonymous file of that name, which nobody can change any more.
+pub fn seal(name: &CStr, program: &[u8]) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let file = match rustix::fs::memfd_create("spark-init", flags | MemfdFlags::EXEC) {
+    let file = match rustix::fs::memfd_create(name, flags | MemfdFlags::EXEC) {
         // Linux before 6.3 does not know the flag, and all such files are executable there.
-        Err(Errno::INVAL) => rustix::fs::memfd_create("spark-init", flags)?,
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags)?,
         other => other?,
     };
 
-    let mut rest = PID1;
+    let mut rest = program;
     while !rest.is_empty() {
         let written = rustix::io::retry_on_intr(|| rustix::io::write(&file, rest))?;
         rest = &rest[written..];
@@ -55,7 +63,7 @@ pub fn sealed() -> io::Result<OwnedFd> {
 }
 
 /// Replaces this process with the program in `fd`, without any environment, and returns only if
-/// that fails. `args` includes the program's own name, "spark-init".
+/// that fails. `args` includes the program's own name.
 ///
 /// All signals are blocked across the change, so that none is lost before the program is ready to
 /// take them. Does not allocate: it may be called in a child that was forked from a process with

@@ -14,9 +14,12 @@
 #![no_std]
 #![no_main]
 
-use core::arch::{asm, naked_asm};
+mod kernel;
+
 use core::ffi::c_char;
 use core::mem::MaybeUninit;
+
+use kernel::{exit, syscall};
 
 #[cfg(target_arch = "x86_64")]
 mod nr {
@@ -27,12 +30,10 @@ mod nr {
     pub const RT_SIGTIMEDWAIT: usize = 128;
     pub const PRCTL: usize = 157;
     pub const CLOCK_GETTIME: usize = 228;
-    pub const EXIT_GROUP: usize = 231;
 }
 
 #[cfg(target_arch = "aarch64")]
 mod nr {
-    pub const EXIT_GROUP: usize = 94;
     pub const CLOCK_GETTIME: usize = 113;
     pub const KILL: usize = 129;
     pub const RT_SIGPROCMASK: usize = 135;
@@ -76,22 +77,8 @@ struct SigInfo {
 /// A stop under way: its deadline, and how long to pause before the next look.
 struct Stop(i64, i64);
 
-#[cfg(target_arch = "x86_64")]
-#[unsafe(naked)]
-#[unsafe(no_mangle)]
-extern "C" fn _start() -> ! {
-    naked_asm!("xor ebp, ebp", "mov rdi, rsp", "and rsp, -16", "call {run}", run = sym run)
-}
-
-#[cfg(target_arch = "aarch64")]
-#[unsafe(naked)]
-#[unsafe(no_mangle)]
-extern "C" fn _start() -> ! {
-    naked_asm!("mov x29, xzr", "mov x0, sp", "b {run}", run = sym run)
-}
-
 /// All of it; `stack` is what the kernel left for a new program: argc, argv, a null.
-extern "C" fn run(stack: *const *const c_char) -> ! {
+pub extern "C" fn run(stack: *const *const c_char) -> ! {
     // Anywhere else, its signals to all processes would go to those of the whole machine.
     // SAFETY: the call takes no arguments and cannot fail.
     if unsafe { syscall(nr::GETPID, 0, 0, 0, 0) } != 1 {
@@ -218,35 +205,4 @@ fn seconds(mut text: *const c_char) -> i64 {
         text = text.wrapping_add(1);
     }
     sum
-}
-
-fn exit(code: usize) -> ! {
-    loop {
-        // SAFETY: the call takes no pointers and does not return.
-        unsafe { syscall(nr::EXIT_GROUP, code, 0, 0, 0) };
-    }
-}
-
-/// # Safety
-/// Pointers among the arguments have to be valid for what the call reads and writes.
-unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
-    let result: isize;
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: this is the kernel's convention, with what it clobbers; the rest is the caller's.
-    unsafe {
-        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c,
-            in("r10") d, lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above.
-    unsafe {
-        asm!("svc 0", in("x8") number, inlateout("x0") a => result, in("x1") b, in("x2") c,
-            in("x3") d, options(nostack));
-    }
-    result
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    exit(2)
 }
