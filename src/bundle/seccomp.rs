@@ -12,8 +12,10 @@ use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
 };
 
+use self::numbers::Numbered;
 use crate::error::{Error, Result};
 
+mod numbers;
 mod unknown;
 
 /// The profile of every template that does not bring its own.
@@ -48,20 +50,24 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
     for (_, arch) in &architectures {
         filter.add_arch(*arch).map_err(wrap)?;
     }
+    let mut numbered = Numbered::default();
     for rule in profile.syscalls().iter().flatten() {
         let act = action(rule.action(), rule.errno_ret())?;
         if act == default {
             continue;
         }
         for name in rule.names() {
-            // A name that this libseccomp does not know gets the default action, or `ENOSYS` as an unknown number does.
-            let Ok(call) = ScmpSyscall::from_name(name) else { continue };
-            add_rule(&mut filter, act, call, rule.args().as_deref().unwrap_or_default())?;
+            match ScmpSyscall::from_name(name) {
+                Ok(call) => add_rule(&mut filter, act, call, rule.args().as_deref().unwrap_or_default())?,
+                // Where the default forbids it, it gets that, or `ENOSYS` as an unknown number does.
+                Err(_) => numbered.add(profile, rule, name)?,
+            }
         }
     }
     let mut out = tempfile::tempfile().map_err(Error::sys("hold the filter"))?;
     filter.export_bpf(out.as_fd()).map_err(wrap)?;
     let mut bytes = unknown::answer(profile, &architectures);
+    bytes.extend(numbered.code(&architectures));
     out.rewind().and_then(|()| out.read_to_end(&mut bytes)).map_err(Error::sys("read the filter"))?;
     Ok(bytes)
 }

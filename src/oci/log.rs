@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 
 use chrono::{SecondsFormat, Utc};
+use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::writer::OptionalWriter;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::args::{Format, Global};
@@ -38,27 +40,48 @@ impl Log {
         }
     }
 
-    /// Writes the program's own messages there too, if many are wanted.
+    /// Writes the program's own messages there too. Those of libcontainer do not belong there unless all are wanted: who reads
+    /// the log takes its last line, or all of it, for the error.
     pub(super) fn listen(&self, debug: bool) {
-        let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
-        let builder = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_target(false);
+        let builder = tracing_subscriber::fmt().with_ansi(false).with_target(false);
         // Only a second subscriber would be refused, and this is called once.
         let _ = match (self.open(), debug) {
-            (Some(file), _) if self.format == Format::Json => tracing::subscriber::set_global_default(
-                builder.event_format(Json).with_writer(Mutex::new(file)).finish(),
+            (Some(file), true) if self.format == Format::Json => tracing::subscriber::set_global_default(
+                builder
+                    .with_max_level(Level::DEBUG)
+                    .event_format(Lines { format: self.format, all: true })
+                    .with_writer(Mutex::new(file))
+                    .finish(),
             ),
-            (Some(file), _) => {
-                tracing::subscriber::set_global_default(builder.with_writer(Mutex::new(file)).finish())
-            }
-            (None, true) => {
-                tracing::subscriber::set_global_default(builder.with_writer(std::io::stderr).finish())
-            }
-            (None, false) => {
-                let Some(file) = reasons() else { return };
-                let builder = builder.with_max_level(tracing::Level::ERROR).without_time().with_level(false);
-                tracing::subscriber::set_global_default(builder.with_writer(Mutex::new(file)).finish())
+            (Some(file), true) => tracing::subscriber::set_global_default(
+                builder.with_max_level(Level::DEBUG).with_writer(Mutex::new(file)).finish(),
+            ),
+            (None, true) => tracing::subscriber::set_global_default(
+                builder.with_max_level(Level::DEBUG).with_writer(std::io::stderr).finish(),
+            ),
+            (own, false) => {
+                let Some(reasons) = reasons() else { return };
+                tracing::subscriber::set_global_default(
+                    builder
+                        .with_max_level(Level::WARN)
+                        .event_format(Lines { format: self.format, all: false })
+                        .with_writer(Split { own, reasons })
+                        .finish(),
+                )
             }
         };
+    }
+
+    /// Tells of something that the caller should know, and that keeps nothing from being done.
+    pub(super) fn warning(&self, text: &str) {
+        self.write("warning", text);
+        eprintln(format_args!("warning: {text}"));
+    }
+
+    fn write(&self, level: &str, text: &str) {
+        if let Some(mut file) = self.open() {
+            let _ = writeln!(file, "{}", line(self.format, level, text));
+        }
     }
 
     /// Tells of what kept the command from being done.
@@ -77,16 +100,7 @@ impl Log {
                 text = format!("{text}: {reason}");
             }
         }
-        if let Some(mut file) = self.open() {
-            let line = match self.format {
-                Format::Json => line("error", &text),
-                Format::Text => {
-                    let time = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
-                    format!("time=\"{time}\" level=error msg={text:?}")
-                }
-            };
-            let _ = writeln!(file, "{line}");
-        }
+        self.write("error", &text);
         let shown: String = text.chars().flat_map(escaped).collect();
         match error.hint() {
             Some(hint) => eprintln(format_args!("error: {shown}\nhint: {hint}")),
@@ -118,10 +132,40 @@ fn reasons_given() -> Vec<String> {
     text.lines().take(2).map(|line| line.trim().to_owned()).collect()
 }
 
-/// A message as logrus writes it, which containerd and podman read.
-struct Json;
+/// Whether a message is this program's, and not a library's.
+fn is_own(message: &Metadata<'_>) -> bool {
+    message.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"))
+}
 
-impl<S, N> FormatEvent<S, N> for Json
+/// This program's messages go to the log, if there is one. The errors of its libraries are reasons.
+struct Split {
+    own: Option<File>,
+    reasons: File,
+}
+
+impl<'a> MakeWriter<'a> for Split {
+    type Writer = OptionalWriter<&'a File>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        OptionalWriter::some(&self.reasons)
+    }
+
+    fn make_writer_for(&'a self, message: &Metadata<'_>) -> Self::Writer {
+        match &self.own {
+            Some(file) if is_own(message) => OptionalWriter::some(file),
+            _ if *message.level() == Level::ERROR => OptionalWriter::some(&self.reasons),
+            _ => OptionalWriter::none(),
+        }
+    }
+}
+
+/// Messages in the format of the log. Unless `all` are, a library's message is its text alone.
+struct Lines {
+    format: Format,
+    all: bool,
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -134,14 +178,24 @@ where
     ) -> std::fmt::Result {
         let mut text = String::new();
         DefaultFields::new().format_fields(Writer::new(&mut text), event)?;
-        let level = event.metadata().level().as_str().to_ascii_lowercase();
-        writeln!(writer, "{}", line(&level, &text))
+        let level = match *event.metadata().level() {
+            Level::WARN => "warning".to_owned(),
+            level => level.as_str().to_ascii_lowercase(),
+        };
+        match self.all || is_own(event.metadata()) {
+            true => writeln!(writer, "{}", line(self.format, &level, &text)),
+            false => writeln!(writer, "{text}"),
+        }
     }
 }
 
-fn line(level: &str, text: &str) -> String {
+/// A line as logrus writes it, which containerd and podman read.
+fn line(format: Format, level: &str, text: &str) -> String {
     let time = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
-    serde_json::json!({"level": level, "msg": text, "time": time}).to_string()
+    match format {
+        Format::Json => serde_json::json!({"level": level, "msg": text, "time": time}).to_string(),
+        Format::Text => format!("time=\"{time}\" level={level} msg={text:?}"),
+    }
 }
 
 /// A character as a terminal may see it: some of them come from inside a container.

@@ -20,6 +20,7 @@ mod list;
 mod log;
 mod print;
 mod resources;
+mod streams;
 
 use args::{Cli, Verb};
 
@@ -44,7 +45,7 @@ pub fn main_of(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let log = log::Log::of(&cli.global);
     log.listen(cli.global.debug);
     let stands_for_a_command = matches!(cli.verb, Verb::Exec(_) | Verb::Run(_));
-    match begun.and_then(|()| run(cli)) {
+    match begun.and_then(|()| run(cli, &log)) {
         Ok(status) => status.into(),
         Err(e) => {
             log.error(&e);
@@ -53,9 +54,13 @@ pub fn main_of(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<u8> {
+fn run(cli: Cli, log: &log::Log) -> Result<u8> {
     if matches!(cli.verb, Verb::Create(_) | Verb::Run(_) | Verb::Exec(_)) {
         crate::ops::oci::protect_program()?;
+    }
+    // Once: what protects the program executes it again.
+    if let Some(text) = streams::warning(&cli.verb) {
+        log.warning(&text);
     }
     let run = match std::env::var_os("SPARK_RUN").filter(|v| !v.is_empty()) {
         Some(dir) => std::path::absolute(&dir).map_err(Error::io("find", &dir))?,

@@ -154,12 +154,17 @@ impl Sparks {
     }
 
     pub(crate) fn handle(&self, record: &SparkRecord) -> Handle {
-        Handle { id: record.oci_id.clone(), oci: self.pool.place.oci(), cgroup: cgroup(&record.id) }
+        Handle {
+            id: record.oci_id.clone(),
+            oci: self.pool.place.oci(),
+            cgroup: cgroup(&record.id),
+            before: Vec::new(),
+        }
     }
 
     /// The container of a spark of which nothing but its id is known.
     pub(crate) fn handle_of(&self, id: &Id) -> Handle {
-        Handle { id: id.to_string(), oci: self.pool.place.oci(), cgroup: cgroup(id) }
+        Handle { id: id.to_string(), oci: self.pool.place.oci(), cgroup: cgroup(id), before: Vec::new() }
     }
 
     pub(crate) fn bundle(&self, record: &SparkRecord) -> PathBuf {

@@ -211,13 +211,18 @@ fn stands_still(cgroup: &Path) -> bool {
 
 /// The processes of a cgroup, as pidfds: certainly its own, whatever number they get or lose meanwhile.
 pub fn members(cgroup: &Path) -> Vec<(i32, OwnedFd)> {
-    let opened: Vec<_> = processes(cgroup)
+    members_beside(cgroup, &[])
+}
+
+/// Those of a cgroup but for what is in some directories below it, which are others'.
+pub(super) fn members_beside(cgroup: &Path, others: &[PathBuf]) -> Vec<(i32, OwnedFd)> {
+    let opened: Vec<_> = processes_beside(cgroup, others)
         .into_iter()
         .filter_map(|pid| Some((pid, crate::sys::process::pidfd_open(pid).ok()?)))
         .collect();
     // A number may have gone to a process of the host before it was opened. If it is there still, and the process
     // that was opened lives, it is that one.
-    let still = processes(cgroup);
+    let still = processes_beside(cgroup, others);
     let ended = |fd: &OwnedFd| crate::sys::process::wait_end(fd, Some(Duration::ZERO)).unwrap_or(true);
     opened.into_iter().filter(|(pid, fd)| still.contains(pid) && !ended(fd)).collect()
 }
@@ -237,24 +242,34 @@ pub fn is_used(cgroup: &Path) -> bool {
 
 /// The processes of a cgroup and of those below it, as the host numbers them: who is inside may make some.
 pub fn processes(cgroup: &Path) -> Vec<i32> {
+    processes_beside(cgroup, &[])
+}
+
+/// Those of a cgroup but for what is in some directories below it, which are others'.
+pub(super) fn processes_beside(cgroup: &Path, others: &[PathBuf]) -> Vec<i32> {
     let below = cgroup.strip_prefix("/").unwrap_or(cgroup);
     let fs = Path::new("/sys/fs/cgroup");
     let mut tops =
         [fs.join("pids"), fs.to_owned(), fs.join("unified")].into_iter().map(|top| top.join(below));
     let Some(top) = tops.find(|top| top.join("cgroup.procs").exists()) else { return Vec::new() };
     let listed = |dir: PathBuf| std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    let lists: Vec<String> = with_below(&top).into_iter().map(listed).collect();
+    let lists: Vec<String> = own_of(&top, others).into_iter().map(listed).collect();
     lists.iter().flat_map(|text| text.lines()).filter_map(|line| line.parse().ok()).collect()
 }
 
 /// A directory of a cgroup hierarchy and those below it, each before what is above it.
 pub(super) fn with_below(top: &Path) -> Vec<PathBuf> {
+    own_of(top, &[])
+}
+
+/// The same without some directories below it, and what is in those.
+pub(super) fn own_of(top: &Path, others: &[PathBuf]) -> Vec<PathBuf> {
     let mut found = vec![top.to_owned()];
     let mut next = 0;
     while let Some(dir) = found.get(next) {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
         let dirs = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path());
-        let dirs: Vec<PathBuf> = dirs.collect();
+        let dirs: Vec<PathBuf> = dirs.filter(|dir| !others.contains(dir)).collect();
         found.extend(dirs);
         next += 1;
     }

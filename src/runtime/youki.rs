@@ -24,6 +24,9 @@ pub struct Handle {
     /// libcontainer's root.
     pub oci: PathBuf,
     pub cgroup: PathBuf,
+    /// Directories of its cgroup, and below it, that were there before the container, in all hierarchies. They stay, and
+    /// what is in those below is not the container's.
+    pub before: Vec<PathBuf>,
 }
 
 /// The ways into a container's cgroups that make no processor wait, as a write to `cgroup.procs` does.
@@ -114,10 +117,42 @@ impl Handle {
         {
             tracing::debug!("libcontainer could not delete {}: {e}", self.id);
         }
-        if self.dir().exists() || !self.cgroups().is_empty() {
+        if self.dir().exists() || self.has_cgroup() {
             self.purge()?;
         }
         Ok(())
+    }
+
+    /// Whether something is there still of the cgroups that were made for it.
+    pub(super) fn has_cgroup(&self) -> bool {
+        self.cgroups().iter().flat_map(|top| self.made_in(top)).next().is_some()
+    }
+
+    /// What was made for it, or by it, of its cgroup in one hierarchy: each directory before what is above it.
+    fn made_in(&self, top: &Path) -> Vec<PathBuf> {
+        let mut own = live::own_of(top, &self.before);
+        own.retain(|dir| !self.before.contains(dir));
+        own
+    }
+
+    /// Makes directories of its cgroup anew that were there before: libcontainer removes them when it fails to make a container.
+    pub(super) fn put_back(&self) -> Result<()> {
+        for dir in self.before.iter().rev().filter(|dir| !dir.exists()) {
+            std::fs::create_dir(dir).map_err(Error::io("create", dir))?;
+            // Version 1 has no processors in a new one.
+            for name in ["cpuset.cpus", "cpuset.mems"] {
+                let above = dir.parent().map(|above| std::fs::read(above.join(name)));
+                if let Some(Ok(content)) = above {
+                    std::fs::write(dir.join(name), content).map_err(Error::io("write", dir.join(name)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Its processes.
+    pub(super) fn members(&self) -> Vec<(i32, OwnedFd)> {
+        live::members_beside(&self.cgroup, &self.before)
     }
 
     /// What `remove` does where libcontainer cannot: its own record is damaged or half-written.
@@ -125,22 +160,24 @@ impl Handle {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let left = self.cgroups();
-            for dir in &left {
-                let all = live::with_below(dir);
+            for top in &left {
+                let all = live::own_of(top, &self.before);
                 for dir in &all {
                     let _ = std::fs::write(dir.join("freezer.state"), "THAWED");
                 }
-                let _ = std::fs::write(dir.join("cgroup.kill"), "1");
-                for (_, fd) in live::members(&self.cgroup) {
+                if !self.before.contains(top) {
+                    let _ = std::fs::write(top.join("cgroup.kill"), "1");
+                }
+                for (_, fd) in self.members() {
                     let _ = sys::process::signal(&fd, rustix::process::Signal::KILL);
                     let _ = sys::process::wait_end(&fd, Some(Duration::from_secs(1)));
                 }
                 // One that a process made meanwhile keeps its parent, and is found in the next round.
-                for dir in &all {
+                for dir in all.iter().filter(|dir| !self.before.contains(dir)) {
                     let _ = std::fs::remove_dir(dir);
                 }
             }
-            if left.iter().all(|d| !d.exists()) {
+            if !self.has_cgroup() {
                 break;
             }
             if Instant::now() > deadline {
@@ -162,8 +199,9 @@ impl Handle {
     pub(super) fn remove_inner_groups(&self) {
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
-            let all: Vec<PathBuf> = self.cgroups().iter().flat_map(|top| live::with_below(top)).collect();
-            let inner = || all.iter().filter(|dir| !self.cgroups().contains(dir));
+            let tops = self.cgroups();
+            let all: Vec<PathBuf> = tops.iter().flat_map(|top| self.made_in(top)).collect();
+            let inner = || all.iter().filter(|dir| !tops.contains(dir));
             for dir in inner() {
                 let _ = std::fs::remove_dir(dir);
             }
@@ -237,6 +275,14 @@ impl Entrances {
             return Err(busy());
         }
         sys::file::open_dir(&Path::new("/sys/fs/cgroup").join(path))
+    }
+}
+
+/// Goes to `/` if the working directory was deleted: libcontainer notes where it is, to come back to it, and would fail.
+pub(super) fn leave_deleted_directory() -> Result<()> {
+    match rustix::process::getcwd(Vec::new()) {
+        Err(rustix::io::Errno::NOENT) => std::env::set_current_dir("/").map_err(Error::sys("change to /")),
+        _ => Ok(()),
     }
 }
 

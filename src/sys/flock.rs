@@ -229,6 +229,28 @@ pub fn try_lock_dir(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// How long the kernel may take to let go of what a process had that ends.
+const LETTING_GO: Duration = Duration::from_secs(2);
+
+/// Locks a directory whose lock nobody has that lives, and ends [`orphans`] for that. None if who has taken it lives: it is at
+/// work.
+///
+/// What is asked is the lock itself: between two looks at `/proc`, an orphan may have forked another, and left.
+pub fn lock_abandoned(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let deadline = Instant::now() + LETTING_GO;
+    loop {
+        if let Some(lock) = try_lock_dir(path)? {
+            return Ok(Some(lock));
+        }
+        let held = super::file::open_dir(path)?;
+        end_orphans(&held)?;
+        if is_held(&held)? || Instant::now() > deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -246,6 +246,22 @@ pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
     fork_with(|| unsafe { libc::fork() }, bound)
 }
 
+/// The same with a child that outlives this process: in a session of its own, and with none of its descriptors but one.
+pub fn fork_apart(kept: BorrowedFd<'_>, work: impl FnOnce() -> i32) -> io::Result<i32> {
+    let leave = || -> io::Result<()> {
+        rustix::process::setsid()?;
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        std::mem::forget(null);
+        super::exec::close_others(kept.as_raw_fd())
+    };
+    let apart = move || if leave().is_ok() { work() } else { 101 };
+    // SAFETY: fork(2) takes nothing; what the child may do is up to `fork_with`.
+    fork_with(|| unsafe { libc::fork() }, apart)
+}
+
 /// Has the kernel kill this process when its parent ends.
 ///
 /// # Errors

@@ -9,16 +9,16 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::{Machine, is_running, wait_for};
 
-fn children(pid: i32) -> Vec<i32> {
+pub(crate) fn children(pid: i32) -> Vec<i32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-fn comm(pid: i32) -> String {
+pub(crate) fn comm(pid: i32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
-fn kill(pid: i32) {
+pub(crate) fn kill(pid: i32) {
     let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
 }
 
@@ -38,7 +38,7 @@ fn resume(machine: &Machine, fault: &str) -> Child {
 
 /// Reads what a killed command wrote, to the end: as long as anybody has the other side, there is none.
 #[track_caller]
-fn output_ends(mut child: Child) {
+pub(crate) fn output_ends(mut child: Child) {
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     for stream in [out.as_raw_fd(), err.as_raw_fd()] {
         // SAFETY: fcntl(2) on a descriptor that is open.

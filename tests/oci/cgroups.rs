@@ -103,3 +103,97 @@ fn a_container_that_may_write_cgroups_reaches_none_but_those_below_its_own() {
     assert!(made > 0, "it could make no cgroup at all");
     assert!(cgroups("reach").is_empty(), "{:?}", cgroups("reach"));
 }
+
+/// A process of another's in a cgroup, and the directory of that: gone with this.
+struct Other {
+    process: std::process::Child,
+    dirs: Vec<PathBuf>,
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let gone = |dir: &PathBuf| std::fs::remove_dir(dir).is_ok() || !dir.exists();
+        // Those of the container too, should a test fail.
+        let all = self.dirs.iter().map(|dir| dir.join("service")).chain(self.dirs.iter().cloned());
+        let all: Vec<PathBuf> = all.collect();
+        wait_for(|| all.iter().map(&gone).fold(true, |all, one| all & one));
+    }
+}
+
+fn inode(dir: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(dir).unwrap())
+}
+
+#[test]
+fn a_cgroup_that_was_there_stays_and_what_others_run_below_it_lives() {
+    let dirs: Vec<PathBuf> = tops().iter().map(|top| top.join("spark-oci-parent")).collect();
+    for dir in &dirs {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    let process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut other = Other { process, dirs: dirs.clone() };
+    // Gone before those cgroups are removed.
+    let host = Host::new();
+    let configure = |args: &[&str]| {
+        host.configure(args, |c| {
+            c["linux"]["cgroupsPath"] = json!("/spark-oci-parent");
+            // Version 1 refuses rules for devices where there is a cgroup below.
+            c["linux"]["resources"] = json!({"pids": {"limit": 50}});
+            writable(c);
+        });
+    };
+    // One that fails when libcontainer has made its cgroups, and removes them.
+    configure(&["nosuch"]);
+    for below in ["", "service"] {
+        for dir in &dirs {
+            std::fs::create_dir_all(dir.join(below)).unwrap();
+        }
+        let refused = host.oci(&["create", "parent"]);
+        assert!(refused.stderr().contains("executable file not found"), "{}", refused.stderr());
+        assert!(dirs.iter().all(|dir| dir.join(below).exists()), "{below}");
+        let used = dirs
+            .iter()
+            .all(|dir| std::fs::write(dir.join("cgroup.procs"), other.process.id().to_string()).is_ok());
+        assert!(used, "a process can be put there as before");
+        for top in tops() {
+            std::fs::write(top.join("cgroup.procs"), other.process.id().to_string()).unwrap();
+        }
+    }
+    let before: Vec<u64> = dirs.iter().map(|dir| inode(dir)).collect();
+    let stays = |when: &str| {
+        let now: Vec<u64> = dirs.iter().map(|dir| inode(dir)).collect();
+        assert_eq!(now, before, "{when}");
+        let below = dirs.iter().flat_map(|dir| std::fs::read_dir(dir).unwrap().flatten());
+        let below: Vec<_> = below.filter(|e| e.path().is_dir()).map(|e| e.file_name()).collect();
+        assert!(below.len() == dirs.len() && below.iter().all(|name| name == "service"), "{when}: {below:?}");
+    };
+
+    let script = "for dir in /sys/fs/cgroup/*/ /sys/fs/cgroup/; do mkdir ${dir}made 2>/dev/null; done; exec sleep 1000";
+    configure(&["sh", "-c", script]);
+    host.start("parent");
+    let mut placed = 0;
+    for dir in &dirs {
+        let procs = dir.join("service/cgroup.procs");
+        // Version 1 has no processors in a new one.
+        placed += usize::from(std::fs::write(procs, other.process.id().to_string()).is_ok());
+    }
+    assert!(placed > 0);
+    // As runc has it: what is limited is the cgroup that was named.
+    let limits = dirs.iter().filter_map(|dir| std::fs::read_to_string(dir.join("pids.max")).ok());
+    assert_eq!(limits.collect::<Vec<_>>(), ["50\n"]);
+    assert!(wait_for(|| dirs.iter().any(|dir| dir.join("made").exists())));
+    let listed: Vec<u32> = serde_json::from_str(&host.oci(&["ps", "-f", "json", "parent"]).ok()).unwrap();
+    assert!(!listed.is_empty() && !listed.contains(&other.process.id()), "{listed:?}");
+    host.oci(&["kill", "--all", "parent", "KILL"]).ok();
+    assert!(wait_for(|| host.state("parent")["status"] == "stopped"));
+    host.oci(&["delete", "parent"]).ok();
+    stays("after a delete");
+    assert!(other.process.try_wait().unwrap().is_none());
+
+    // Now somebody else is in there.
+    assert!(host.oci(&["create", "parent"]).stderr().contains("is busy"));
+    stays("after a create that was refused");
+    assert!(other.process.try_wait().unwrap().is_none());
+}

@@ -8,6 +8,7 @@
 mod common;
 
 mod bundle;
+mod caller;
 mod cgroups;
 mod confine;
 mod devices;

@@ -247,6 +247,33 @@ fn calls_that_a_profile_is_too_old_for_are_enosys_and_others_what_it_says() {
     }
 }
 
+/// libseccomp 2.5.4 knows no call after 449.
+#[test]
+fn calls_that_a_list_forbids_are_forbidden_though_the_library_is_older_than_they_are() {
+    let host = Host::new();
+    for architectures in
+        [json!(["SCMP_ARCH_X86_64"]), json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"])]
+    {
+        with_python(&host, &format!("others = []\n{CALLS}"), |c| {
+            c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures,
+                "syscalls": [{"names": ["personality", "mseal", "fchmodat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+        });
+        let said = host.oci(&["run", "c"]).ok();
+        for forbidden in [135, 452, 462] {
+            assert!(said.contains(&format!("{forbidden} ENOTSUP\n")), "{said}");
+        }
+        // Those beside them are what the kernel says.
+        assert!(!said.contains("450 ENOTSUP") && !said.contains("457 ENOTSUP"), "{said}");
+    }
+    host.configure(&["true"], |c| {
+        c["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["nosuchcall"], "action": "SCMP_ACT_ERRNO"}]});
+    });
+    let refused = host.oci(&["run", "c"]);
+    assert_eq!(refused.status(), 255);
+    assert!(refused.stderr().contains("`nosuchcall`"), "{}", refused.stderr());
+}
+
 #[test]
 fn a_rule_with_two_conditions_on_one_argument_holds_where_either_is_met() {
     let host = Host::new();

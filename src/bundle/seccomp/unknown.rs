@@ -20,16 +20,18 @@ const REFUSE: u32 = 0x0005_0000;
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// What calls of x32 have in their number, which share an architecture with those of 64 bits.
-const X32_BIT: u32 = 0x4000_0000;
+pub(super) const X32_BIT: u32 = 0x4000_0000;
+
+/// Whether an action lets a call happen.
+pub(super) fn is_permissive(action: LinuxSeccompAction) -> bool {
+    use LinuxSeccompAction as Action;
+    matches!(action, Action::ScmpActAllow | Action::ScmpActLog | Action::ScmpActTrace)
+}
 
 /// The instructions, or none where the profile allows what it does not list, or answers `ENOSYS` anyway.
 pub(super) fn answer(profile: &LinuxSeccomp, architectures: &[(Arch, ScmpArch)]) -> Vec<u8> {
     let mut code = Code::default();
-    let permissive = matches!(
-        profile.default_action(),
-        LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog | LinuxSeccompAction::ScmpActTrace
-    );
-    if permissive || profile.default_errno_ret() == Some(libc::ENOSYS as u32) {
+    if is_permissive(profile.default_action()) || profile.default_errno_ret() == Some(libc::ENOSYS as u32) {
         return code.0;
     }
     let highest = |arch: &ScmpArch| {
@@ -52,13 +54,27 @@ pub(super) fn answer(profile: &LinuxSeccomp, architectures: &[(Arch, ScmpArch)])
 
 /// Instructions as the kernel reads them.
 #[derive(Default)]
-struct Code(Vec<u8>);
+pub(super) struct Code(pub(super) Vec<u8>);
 
 impl Code {
     fn push(&mut self, code: u16, (if_true, if_false): (u8, u8), value: u32) {
         self.0.extend(code.to_ne_bytes());
         self.0.extend([if_true, if_false]);
         self.0.extend(value.to_ne_bytes());
+    }
+
+    /// Answers calls of one architecture by their numbers. Others go on behind the section.
+    pub(super) fn answers(&mut self, arch: u32, rules: &[(u32, u32)]) {
+        let Some(length) = u8::try_from(1 + 2 * rules.len()).ok().filter(|_| !rules.is_empty()) else {
+            return;
+        };
+        self.push(LOAD, (0, 0), ARCHITECTURE);
+        self.push(IF_EQUAL, (0, length), arch);
+        self.push(LOAD, (0, 0), NUMBER);
+        for (number, answer) in rules {
+            self.push(IF_EQUAL, (0, 1), *number);
+            self.push(RETURN, (0, 0), *answer);
+        }
     }
 
     /// Answers calls of one architecture whose number is too high. Others go on behind the section.

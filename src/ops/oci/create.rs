@@ -52,7 +52,10 @@ impl Runtime {
                 hint: Some("put a directory there".into()),
             });
         }
-        let console_socket = create.console_socket.as_deref().map(absolute).transpose()?;
+        let [console_socket, pid_file, pidfd_socket] =
+            [&create.console_socket, &create.pid_file, &create.pidfd_socket]
+                .map(|path| path.as_deref().map(absolute).transpose());
+        let (console_socket, pid_file, pidfd_socket) = (console_socket?, pid_file?, pidfd_socket?);
         self.prepare()?;
         let creation = Creation {
             cgroup: group(&config, &container, create.systemd)?,
@@ -68,8 +71,8 @@ impl Runtime {
         };
         let init = creation.run()?;
         let tell = || {
-            create.pidfd_socket.as_deref().map_or(Ok(()), |path| send_pidfd(path, "standard", init.pid))?;
-            create.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, init.pid))
+            pidfd_socket.as_deref().map_or(Ok(()), |path| send_pidfd(path, "standard", init.pid))?;
+            pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, init.pid))
         };
         tell().map_err(|first| match container.delete(true) {
             Ok(()) => first,
@@ -115,6 +118,6 @@ fn group(config: &Value, container: &Container, systemd: bool) -> Result<Group> 
 }
 
 /// Whether the first process of a bundle is to have a terminal.
-pub(super) fn wants_terminal(bundle: &Path) -> Result<bool> {
+pub fn wants_terminal(bundle: &Path) -> Result<bool> {
     Ok(config::read(bundle)?.pointer("/process/terminal") == Some(&Value::Bool(true)))
 }

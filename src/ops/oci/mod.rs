@@ -22,7 +22,7 @@ pub use crate::runtime::strict::{Below, HOOK, Heard, State, Status, Watch, becom
 pub use crate::sys::process::signal_child;
 pub use all::Row;
 pub use config::read_process;
-pub use create::Create;
+pub use create::{Create, wants_terminal};
 pub use exec::{Exec, add_capabilities};
 pub use oci_spec::runtime::Process;
 pub use spec::write_spec;
@@ -110,6 +110,13 @@ fn write_pid(path: &Path, pid: i32) -> Result<()> {
 fn send_pidfd(path: &Path, word: &str, pid: i32) -> Result<()> {
     let pidfd = sys::process::pidfd_open(pid).map_err(Error::sys("watch the process"))?;
     sys::net::send_descriptor_to(path, word.as_bytes(), pidfd).map_err(Error::io("send a pidfd to", path))
+}
+
+/// Which of the standard streams are terminals, by their names.
+pub fn standard_terminals() -> Vec<&'static str> {
+    let named = ["standard input", "standard output", "standard error"].into_iter().enumerate();
+    let is_terminal = |fd: usize| sys::tty::is_terminal(sys::exec::standard_stream(fd as i32));
+    named.filter(|(fd, _)| is_terminal(*fd)).map(|(_, name)| name).collect()
 }
 
 /// Executes this program again in a way in which no container can write to it.

@@ -28,7 +28,10 @@ impl Container {
     pub fn processes(&self) -> Result<Vec<i32>> {
         match self.state()? {
             State::Creating => Err(self.refused("look into", State::Creating)),
-            _ => Ok(live::processes(&self.cgroup()?)),
+            _ => {
+                let handle = self.handle()?;
+                Ok(live::processes_beside(&handle.cgroup, &handle.before))
+            }
         }
     }
 

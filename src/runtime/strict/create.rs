@@ -30,7 +30,7 @@ use crate::runtime::devices;
 use crate::runtime::enter::{candidates, execute};
 use crate::runtime::live;
 use crate::runtime::place::no_mount_namespace;
-use crate::runtime::youki::Handle;
+use crate::runtime::youki::{Handle, leave_deleted_directory};
 use crate::sys;
 use crate::sys::process::ProcessId;
 
@@ -78,6 +78,7 @@ impl Creation {
         if container.dir().exists() {
             return Err(Error::Exists { kind: "container", name: container.id.clone(), in_project: None });
         }
+        leave_deleted_directory()?;
         // libcontainer lets the first process keep these where the configuration names none.
         sys::exec::leave_groups().map_err(Error::sys("leave the caller's groups"))?;
         if self.new_keyring {
@@ -96,19 +97,28 @@ impl Creation {
             let what = format!("the cgroup {}", path.display());
             return Err(Error::Busy { what, why: "other processes are in it".into() });
         }
+        let handle = group.map(|path| self.handle(path));
+        if let Some(handle) = &handle {
+            making.note(&handle.cgroup, &handle.before)?;
+        }
+        let _watcher = making.watch()?;
         self.make(&making).map_err(|first| {
             // libcontainer removes what it has begun, but for where it fails early, or is not patient enough.
             let removed = if container.dir().exists() { container.remove() } else { Ok(()) };
-            let handle = group.map(|path| Handle {
-                id: container.id.clone(),
-                oci: container.root.clone(),
-                cgroup: path.into(),
-            });
-            match removed.and_then(|()| handle.map_or(Ok(()), |handle| handle.purge())) {
+            let purge = |handle: Handle| handle.purge().and_then(|()| handle.put_back());
+            match removed.and_then(|()| handle.map_or(Ok(()), purge)) {
                 Ok(()) => first,
                 Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
             }
         })
+    }
+
+    /// The container with a cgroup that nobody uses, before anything is made of it.
+    fn handle(&self, cgroup: &Path) -> Handle {
+        let (id, oci) = (self.container.id.clone(), self.container.root.clone());
+        let mut handle = Handle { id, oci, cgroup: cgroup.into(), before: Vec::new() };
+        handle.before = handle.cgroups().iter().flat_map(|top| live::with_below(top)).collect();
+        handle
     }
 
     fn make(&self, making: &Making) -> Result<ProcessId> {
@@ -129,8 +139,9 @@ impl Creation {
                 (Some(listener), self.confinement.heard_by(to))
             }
         };
+        let payload = Payload::of(&self.config, confinement)?;
         let joined = Cgroup::new(Path::new(&group)).join_unmanaged()?;
-        let built = self.build(&staged.link(), Payload::of(&self.config, confinement)?);
+        let built = self.build(&staged.link(), payload);
         // Before anything is removed: this process would be ended with what is in there.
         joined.leave()?;
         let pid = built?;

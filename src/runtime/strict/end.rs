@@ -2,16 +2,22 @@
 
 use std::time::Duration;
 
+use libcontainer::config::YoukiConfig;
+
 use super::making::Making;
 use super::scope;
 use super::state::{Container, State};
 use crate::error::{Error, Result};
 use crate::runtime::live;
+use crate::runtime::youki::{Handle, leave_deleted_directory};
 use crate::sys;
 use crate::sys::flock::Mode;
 
 /// How long a container that runs may take to end by itself where it is to be deleted.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// The name of a cgroup that is never there.
+const NOBODYS: &str = ".spark-oci-removed";
 
 impl Container {
     /// Starts the program of a container that is made.
@@ -22,6 +28,7 @@ impl Container {
             State::Created => {}
             other => return Err(self.refused("start", other)),
         }
+        leave_deleted_directory()?;
         let mut container =
             libcontainer::container::Container::load(self.dir()).map_err(|e| self.failed("start", &e))?;
         container.start().map_err(|e| self.failed("start", &e))
@@ -58,9 +65,9 @@ impl Container {
             State::Stopped if all => {}
             other => return Err(self.refused("kill", other)),
         }
-        let cgroup = self.cgroup()?;
+        let handle = self.handle()?;
         if all {
-            for (_, process) in live::members(&cgroup) {
+            for (_, process) in handle.members() {
                 // What has ended meanwhile needs none.
                 let _ = sys::process::signal_number(process, signal);
             }
@@ -71,7 +78,7 @@ impl Container {
         }
         if signal == libc::SIGKILL && state == State::Paused {
             // With cgroup v1, what is frozen does not even die.
-            live::thaw(&cgroup).map_err(Error::sys("thaw the container"))?;
+            live::thaw(&handle.cgroup).map_err(Error::sys("thaw the container"))?;
         }
         Ok(())
     }
@@ -117,36 +124,50 @@ impl Container {
             // Killed before it was known which cgroup it gets, and so before anything ran.
             Err(_) => return std::fs::remove_dir_all(self.dir()).map_err(Error::io("remove", self.dir())),
         };
+        if self.init().is_none() && YoukiConfig::load(self.dir()).is_err() {
+            // Killed before libcontainer knew of it.
+            return handle.purge();
+        }
         let scope = scope::of(&handle.cgroup);
-        self.end_all(&handle.cgroup);
+        self.end_all(&handle);
         if let Some(name) = scope {
             // It takes the cgroup with it: two who remove that would be in each other's way.
             scope::stop(&name);
         }
         // libcontainer removes no cgroup that has others below.
         handle.remove_inner_groups();
+        if !handle.before.is_empty() {
+            self.keep_cgroup(&handle)?;
+        }
         let removed = self.libcontainer().and_then(|mut state| {
             // Nobody may have that number but the one who is dead.
             state.pid = None;
             let mut container = libcontainer::container::Container { state, root: self.dir() };
             container.delete(true).map_err(|e| self.failed("delete", &e))
         });
-        if self.dir().exists() || !handle.cgroups().is_empty() {
+        if self.dir().exists() || handle.has_cgroup() {
             handle.purge()?;
         }
         removed
     }
 
+    /// Keeps libcontainer from removing a cgroup that was there before: it gets one to remove that nobody has.
+    fn keep_cgroup(&self, handle: &Handle) -> Result<()> {
+        let Ok(mut config) = YoukiConfig::load(self.dir()) else { return Ok(()) };
+        config.cgroup_path = handle.cgroup.join(NOBODYS);
+        live::write_json(&self.dir().join("youki_config.json"), &config)
+    }
+
     /// Ends every process, and waits for that.
-    fn end_all(&self, cgroup: &std::path::Path) {
+    fn end_all(&self, handle: &Handle) {
         let init = self.init().and_then(|init| init.open().ok());
-        let members = live::members(cgroup);
+        let members = handle.members();
         let all: Vec<_> = init.into_iter().chain(members.into_iter().map(|(_, fd)| fd)).collect();
         for process in &all {
             let _ = sys::process::signal(process, rustix::process::Signal::KILL);
         }
         if !all.is_empty() {
-            let _ = live::thaw(cgroup);
+            let _ = live::thaw(&handle.cgroup);
         }
         for process in &all {
             let _ = sys::process::wait_end(process, Some(sys::process::TO_END));

@@ -2,20 +2,20 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use super::state::Container;
 use crate::error::{Error, Result};
+use crate::runtime::live;
 use crate::sys;
 use crate::sys::flock::Mode;
 
 /// What its directory beside the containers begins with. No container's name does.
 pub(super) const PREFIX: &str = ".new-";
 
-/// How long the kernel may take to let go of what a process had that ends.
-const LETTING_GO: Duration = Duration::from_secs(2);
+/// The file in it that says which cgroup the container gets.
+const NOTED: &str = "cgroup.json";
 
 /// The name of a container, held for whoever makes or ends it.
 ///
@@ -57,25 +57,28 @@ impl Making {
     fn abandoned(container: &Container) -> Result<Option<Making>> {
         let dir = dir(container);
         let failed = Error::io("lock", &dir);
-        let free = || -> io::Result<Option<OwnedFd>> {
-            let deadline = Instant::now() + LETTING_GO;
-            loop {
-                if let Some(lock) = sys::flock::try_lock_dir(&dir)? {
-                    return Ok(Some(lock));
-                }
-                // libcontainer's clones of it may be left, which wait for it.
-                let held = sys::file::open_dir(&dir)?;
-                sys::flock::end_orphans(&held)?;
-                if sys::flock::is_held(&held)? || Instant::now() > deadline {
-                    return Ok(None);
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        };
-        match free() {
+        match sys::flock::lock_abandoned(&dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             free => free.map_err(failed).map(|lock| lock.map(|lock| Making { dir, lock })),
         }
+    }
+
+    /// Has another process watch over this one until the result is dropped: if this one is killed, what libcontainer has
+    /// forked ends with it. What that is cannot depend on its maker by itself, since a container outlives that.
+    pub(super) fn watch(&self) -> Result<Watcher> {
+        let failed = |e| Error::sys("watch over this process")(e);
+        let maker = sys::process::pidfd_open(std::process::id() as i32).map_err(failed)?;
+        let end = || {
+            let ended = sys::process::wait_end(&maker, None);
+            i32::from(ended.and_then(|_| sys::flock::lock_abandoned(&self.dir)).is_err())
+        };
+        sys::process::fork_apart(maker.as_fd(), end).map(Watcher).map_err(failed)
+    }
+
+    /// Notes the container's cgroup before anything of it is made, and what was there before.
+    pub(super) fn note(&self, cgroup: &Path, before: &[PathBuf]) -> Result<()> {
+        let noted = Noted { cgroup: cgroup.to_owned(), before: before.to_vec() };
+        live::write_json(&self.dir.join(NOTED), &noted)
     }
 
     /// Where it may put what it needs: gone when it is done.
@@ -87,11 +90,40 @@ impl Making {
     fn sweep(&self, container: &Container) -> Result<()> {
         let mut before = fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))?;
         let begun = before.next().is_some();
-        if begun && container.init().is_none() && container.dir().exists() {
+        if begun && container.init().is_none() {
             tracing::info!("removing {}, whose maker was killed", container.id);
-            container.remove()?;
+            match container.dir().exists() {
+                true => container.remove()?,
+                false => container.handle().map_or(Ok(()), |handle| handle.purge())?,
+            }
         }
         Ok(())
+    }
+}
+
+/// The process that watches over a maker.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Watcher(i32);
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = sys::process::kill_child(self.0);
+        let _ = sys::process::reap(self.0, true);
+    }
+}
+
+/// What is known of a container's cgroup while the container is made.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub(super) struct Noted {
+    pub(super) cgroup: PathBuf,
+    /// Its directories, and those below, that were there before.
+    pub(super) before: Vec<PathBuf>,
+}
+
+impl Noted {
+    pub(super) fn of(container: &Container) -> Option<Noted> {
+        live::read_json(&dir(container).join(NOTED), 1 << 20)
     }
 }
 

@@ -13,7 +13,7 @@ use libcontainer::container::ContainerStatus;
 use serde_json::Value;
 
 use super::create::Creation;
-use super::making::PREFIX;
+use super::making::{Noted, PREFIX};
 use crate::error::{Error, Result};
 use crate::runtime::live;
 use crate::runtime::youki::Handle;
@@ -84,6 +84,9 @@ struct Own {
     bundle: Option<PathBuf>,
     #[serde(default)]
     created: Option<DateTime<Utc>>,
+    /// Directories of its cgroup that were there before.
+    #[serde(default)]
+    before: Vec<PathBuf>,
 }
 
 /// What libcontainer calls a first process that waits for the start.
@@ -186,7 +189,9 @@ impl Container {
     pub(super) fn record(&self, init: ProcessId, creation: &Creation) -> Result<()> {
         live::write_json(&self.dir().join("config.json"), &creation.config)?;
         let (bundle, created) = (Some(creation.bundle.clone()), Some(Utc::now()));
-        live::write_json(&self.own_path(), &Own { init, keyring: creation.new_keyring, bundle, created })
+        let before = Noted::of(self).map(|noted| noted.before).unwrap_or_default();
+        let own = Own { init, keyring: creation.new_keyring, bundle, created, before };
+        live::write_json(&self.own_path(), &own)
     }
 
     /// The configuration that it was made of, which may have changed in the bundle since.
@@ -239,13 +244,18 @@ impl Container {
 
     /// Its cgroup, in every hierarchy.
     pub fn cgroup(&self) -> Result<PathBuf> {
-        let config = YoukiConfig::load(self.dir()).map_err(|e| self.failed("look at", &e))?;
-        Ok(config.cgroup_path)
+        match YoukiConfig::load(self.dir()) {
+            Ok(config) => Ok(config.cgroup_path),
+            // It is noted before libcontainer is called.
+            Err(e) => Noted::of(self).map(|noted| noted.cgroup).ok_or_else(|| self.failed("look at", &e)),
+        }
     }
 
     /// The same container for those who deal with a spark's.
     pub fn handle(&self) -> Result<Handle> {
-        Ok(Handle { id: self.id.clone(), oci: self.root.clone(), cgroup: self.cgroup()? })
+        let before = self.own().map(|own| own.before).or_else(|| Noted::of(self).map(|noted| noted.before));
+        let (id, oci) = (self.id.clone(), self.root.clone());
+        Ok(Handle { id, oci, cgroup: self.cgroup()?, before: before.unwrap_or_default() })
     }
 
     pub(super) fn failed(&self, action: &'static str, e: &dyn std::error::Error) -> Error {
