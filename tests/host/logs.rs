@@ -82,43 +82,45 @@ fn a_command_cannot_get_at_the_file_of_its_log() {
     let path = log(&machine, "web");
     let script = "echo first; dd if=/dev/null of=/proc/self/fd/1 bs=1 seek=1T 2>/dev/null || echo refused
         : > /dev/stdout; echo again > /dev/stdout; su -s /bin/sh nobody -c 'echo other > /dev/stderr'; echo end";
-    for user in ["0", USER] {
-        let script = if user == "0" { script } else { "echo mine > /dev/stdout; echo end" };
+    for (user, script, end) in
+        [("0", script, "end\n"), (USER, "echo mine > /dev/stdout; echo last", "last\n")]
+    {
         machine.spark(&["exec", "-d", "-u", user, "web", "--", "sh", "-c", script]).ok();
-        assert!(wait_for(|| machine.spark(&["logs", "web", "-n", "1"]).ok() == "end\n"));
+        assert!(wait_for(|| machine.spark(&["logs", "web", "-n", "1"]).ok() == end));
     }
     let all = machine.spark(&["logs", "web"]).ok();
-    assert_eq!(all, "first\nrefused\nagain\nother\nend\nmine\nend\n");
+    assert_eq!(all, "first\nrefused\nagain\nother\nend\nmine\nlast\n");
     assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+}
+
+/// Keeps the keeper of a log from running, and lets it go on half a second later.
+fn hold(id: &str) -> std::process::Child {
+    let keepers = keepers(id);
+    let [keeper] = keepers[..] else { panic!("{keepers:?}") };
+    signal("-STOP", keeper);
+    Command::new("sh").args(["-c", &format!("sleep 0.5; kill -CONT {keeper}")]).spawn().unwrap()
 }
 
 #[test]
 fn what_was_written_is_in_the_log_at_once_and_when_the_spark_has_ended() {
     let machine = web();
-    let stop = |args: &[&str]| machine.spark(args).ok();
-    for round in 0..5 {
-        let script = format!(
-            "trap 'head -c 60000 /dev/zero | tr \"\\0\" x; echo; echo bye {round}; exit' TERM
-             echo {round} > /begun; while :; do sleep 0.01; done"
-        );
-        detach(&machine, &script);
-        assert!(wait_for(
-            || machine.spark(&["exec", "web", "cat", "/begun"]).stdout() == format!("{round}\n")
-        ));
-        stop(&["stop", "web"]);
-        let last = machine.spark(&["logs", "web", "-n", "1"]).ok();
-        assert_eq!(last, format!("bye {round}\n"));
-        machine.spark(&["resume", "web"]).ok();
-    }
-    // One that was told over a pipe that it may write, and answers that it has: no wait in between.
-    let script = "mkfifo /go /done; while read -r word < /go; do echo \"$word\"; echo > /done; done";
+    let id = id(&machine, "web");
+    // One that is told through a pipe to write, and answers when it has.
+    let script = "trap 'head -c 60000 /dev/zero | tr \"\\0\" x; echo; echo bye; exit' TERM
+        mkfifo /go /done; while :; do read -r word < /go && echo \"$word\" && echo > /done; done";
     detach(&machine, script);
     assert!(wait_for(|| machine.spark(&["exec", "web", "test", "-p", "/done"]).status() == 0));
-    for n in 0..20 {
+    for n in 0..3 {
+        let mut held = hold(&id);
         let ask = format!("echo word-{n} > /go; read -r x < /done");
         machine.spark(&["exec", "web", "--", "sh", "-c", &ask]).ok();
         assert_eq!(machine.spark(&["logs", "web", "-n", "1"]).ok(), format!("word-{n}\n"));
+        held.wait().unwrap();
     }
+    let mut held = hold(&id);
+    machine.spark(&["stop", "web"]).ok();
+    assert_eq!(machine.spark(&["logs", "web", "-n", "1"]).ok(), "bye\n");
+    held.wait().unwrap();
 }
 
 #[test]
@@ -187,7 +189,7 @@ fn a_command_ends_without_its_keeper_and_a_keeper_without_its_command_or_its_spa
     let ended = |pid: i32| wait_for(|| !Path::new(&format!("/proc/{pid}")).exists());
     let writer = "while echo x; do sleep 0.01; done; sleep 1000";
     let command = detach(&machine, writer);
-    assert_eq!(kill(keepers(&id)[0]), 0);
+    signal("-KILL", keepers(&id)[0]);
     assert!(ended(command), "SIGPIPE ends who writes on: access is closed, not open");
     // It goes on for who has its pipe, and ends with the last of these.
     detach(&machine, "(sleep 1; echo later; mkfifo /go; read x < /go) & echo now");
@@ -205,7 +207,7 @@ fn a_command_ends_without_its_keeper_and_a_keeper_without_its_command_or_its_spa
         assert_eq!(keepers(&id).len(), 3);
         match end {
             "kill" => {
-                assert_eq!(kill(init(&machine, "web")), 0);
+                signal("-KILL", init(&machine, "web"));
                 assert!(wait_for(|| keepers(&id).is_empty()));
             }
             "pause" => {
@@ -231,8 +233,8 @@ fn holders(dir: &Path) -> Vec<PathBuf> {
     links.filter(|path| path.starts_with(dir) && path.to_string_lossy().contains("/log")).collect()
 }
 
-fn kill(pid: i32) -> i32 {
-    Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().code().unwrap()
+fn signal(signal: &str, pid: i32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
 }
 
 #[test]
