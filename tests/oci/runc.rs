@@ -247,7 +247,7 @@ fn calls_that_a_profile_is_too_old_for_are_enosys_and_others_what_it_says() {
     }
 }
 
-/// libseccomp 2.5.4 knows no call after 449.
+/// libseccomp 2.5.4 does not know `mseal`.
 #[test]
 fn calls_that_a_list_forbids_are_forbidden_though_the_library_is_older_than_they_are() {
     let host = Host::new();

@@ -11,7 +11,7 @@ use super::failed;
 use super::unknown::{Code, X32_BIT, is_permissive};
 use crate::error::Result;
 
-/// System calls that are newer than those of libseccomp 2.5.4. All architectures give them the same number; those of mips
+/// System calls that libseccomp 2.5.4 as released does not know; distributions add some. All architectures give them the same number; those of mips
 /// add to it, and no kernel that Sparks runs on has one of those.
 const NEWER: [(&str, u32); 21] = [
     ("set_mempolicy_home_node", 450),
