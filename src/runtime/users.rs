@@ -107,8 +107,14 @@ fn lookup(passwd: &str, group: &str, wanted: &str) -> Result<User> {
     Ok(found)
 }
 
+/// Where the user of a number is at home in the root filesystem of this process, if that says so.
+pub fn home_here(uid: u32) -> Option<String> {
+    let root = File::from(sys::file::open_dir(Path::new("/")).ok()?);
+    home_of(&read(&root, "etc/passwd").ok()?, uid)
+}
+
 /// Where the user of a number is at home, if that user is known.
-pub fn home_of(passwd: &str, uid: u32) -> Option<String> {
+fn home_of(passwd: &str, uid: u32) -> Option<String> {
     let mut lines = passwd.lines().map(|l| l.split(':').collect::<Vec<_>>());
     let line = lines.find(|f| f.len() >= 7 && f[2].parse() == Ok(uid))?;
     Some(line[5].to_owned()).filter(|home| home.starts_with('/'))

@@ -177,3 +177,37 @@ fn a_command_that_enters_a_paused_container_runs_when_it_is_thawed() {
     host.oci(&["resume", "held"]).ok();
     assert_eq!(child.wait_with_output().unwrap().stdout, b"thawed\n");
 }
+
+/// A fifo without a writer, a device without an end and links without an end: who reads `/etc/passwd` of a container must not
+/// wait for any of them.
+#[test]
+fn whatever_the_container_has_as_etc_passwd_nobody_waits_for_it() {
+    let host = running();
+    let passwd = host.rootfs().join("etc/passwd");
+    let make = |script: &str| {
+        std::fs::remove_file(&passwd).unwrap();
+        let at = passwd.to_str().unwrap();
+        let made = std::process::Command::new("sh").args(["-c", script, at]).status().unwrap();
+        assert!(made.success(), "{script}");
+    };
+    for script in [
+        "mkfifo $0",
+        "ln -s passwd $0",
+        "mknod $0 c 1 5",
+        "mkdir $0.d; ln -s passwd.d $0",
+        "truncate -s 1T $0",
+    ] {
+        make(script);
+        let out = host.oci(&["exec", "c", "sh", "-c", "echo $HOME"]);
+        assert_eq!((out.stdout(), out.status()), ("/\n".into(), 0), "{script}");
+    }
+    make("mkfifo $0");
+    assert_eq!(host.quietly(&["exec", "-d", "c", "sleep", "1000"]), 0);
+    for command in [&["pause", "c"][..], &["resume", "c"], &["delete", "--force", "c"]] {
+        host.oci(command).ok();
+    }
+    // So does the first process of a container.
+    host.configure(&["sh", "-c", "echo $HOME > /out/home"], |_| ());
+    host.oci(&["run", "--bundle", host.bundle().to_str().unwrap(), "d"]).ok();
+    assert_eq!(std::fs::read_to_string(host.out("home")).unwrap(), "/\n");
+}

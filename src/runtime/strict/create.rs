@@ -30,6 +30,7 @@ use crate::runtime::devices;
 use crate::runtime::enter::{candidates, execute};
 use crate::runtime::live;
 use crate::runtime::place::no_mount_namespace;
+use crate::runtime::users;
 use crate::runtime::youki::{Handle, leave_deleted_directory};
 use crate::sys;
 use crate::sys::process::ProcessId;
@@ -399,9 +400,7 @@ impl Payload {
 
 /// Where a user is at home, in the container that this process is in by now.
 pub(super) fn home_of(uid: u32) -> String {
-    let passwd =
-        fs::File::open("/etc/passwd").and_then(|f| sys::file::read_bounded(f, 4 << 20)).unwrap_or_default();
-    crate::runtime::users::home_of(&String::from_utf8_lossy(&passwd), uid).unwrap_or_else(|| "/".into())
+    users::home_here(uid).unwrap_or_else(|| "/".into())
 }
 
 impl Executor for Payload {
