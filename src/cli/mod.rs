@@ -11,13 +11,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use clap::Parser;
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use crate::domain::limits::parse_duration;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{Place, ROOT, RUN};
 use crate::error::{Code, Error, Result};
-use crate::ops::begin::{Program, begin};
+use crate::ops::begin::{Program, begin, keep_only_arguments};
 use crate::ops::project::Lost;
 use crate::ops::secrets::Settings;
 use crate::ops::{Context, Sparks, config};
@@ -49,7 +49,7 @@ pub fn main() -> ExitCode {
             std::env::args_os().nth(1).is_some_and(|verb| verb == "exec" || verb == "console");
         return if runs_a_command { report::exec_status(&e) } else { report::FAILED }.into();
     }
-    let cli = match Cli::try_parse() {
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(e) => return usage::explain(&e).into(),
     };
@@ -63,6 +63,29 @@ pub fn main() -> ExitCode {
         }
     };
     status.into()
+}
+
+/// Parses the arguments, and erases them from where all users of the host see them.
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let words = words(&command, &matches);
+    let cli = Cli::from_arg_matches_mut(&mut matches).map_err(|e| e.format(&mut command))?;
+    keep_only_arguments(&words);
+    Ok(cli)
+}
+
+/// The words of the command line that say which command it is, as they were written.
+fn words(mut command: &Command, mut matches: &ArgMatches) -> Vec<OsString> {
+    let mut args = std::env::args_os().skip(1);
+    let mut words = Vec::new();
+    while let Some((name, inner)) = matches.subcommand() {
+        let Some(sub) = command.find_subcommand(name) else { break };
+        let is_it = |arg: &OsString| arg == name || sub.get_all_aliases().any(|alias| arg == alias);
+        words.extend(args.by_ref().find(is_it));
+        (command, matches) = (sub, inner);
+    }
+    words
 }
 
 fn run(mut cli: Cli) -> Result<Status> {

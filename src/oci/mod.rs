@@ -6,11 +6,11 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::domain::place::RUN;
 use crate::error::{Error, Result};
-use crate::ops::begin::{Program, begin};
+use crate::ops::begin::{Program, begin, keep_only_arguments};
 use crate::ops::oci::Runtime;
 
 mod args;
@@ -35,8 +35,12 @@ pub fn main() -> ExitCode {
 /// Runs a command line: the name of the program, and what follows.
 pub fn main_of(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let begun = begin(Program::Oci);
-    let cli = match Cli::try_parse_from(line) {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches_from(line).and_then(|mut matches| {
+        let verb = matches.subcommand_name().map(str::to_owned);
+        Ok((verb, Cli::from_arg_matches_mut(&mut matches)?))
+    });
+    let (verb, cli) = match parsed {
+        Ok(parsed) => parsed,
         Err(e) => {
             let _ = e.print();
             return if e.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
@@ -45,7 +49,10 @@ pub fn main_of(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let log = log::Log::of(&cli.global);
     log.listen(cli.global.debug);
     let stands_for_a_command = matches!(cli.verb, Verb::Exec(_) | Verb::Run(_));
-    match begun.and_then(|()| run(cli, &log)) {
+    let protected = begun.and_then(|()| protect(&cli.verb));
+    let of_the_shim = crate::ops::oci::words().into_iter().skip(1).map(str::to_owned);
+    keep_only_arguments(&of_the_shim.chain(verb).collect::<Vec<_>>());
+    match protected.and_then(|()| run(cli, &log)) {
         Ok(status) => status.into(),
         Err(e) => {
             log.error(&e);
@@ -54,10 +61,15 @@ pub fn main_of(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run(cli: Cli, log: &log::Log) -> Result<u8> {
-    if matches!(cli.verb, Verb::Create(_) | Verb::Run(_) | Verb::Exec(_)) {
-        crate::ops::oci::protect_program()?;
+/// Keeps this program from those that a verb lets it run for. It is executed again for that, with its arguments.
+fn protect(verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Create(_) | Verb::Run(_) | Verb::Exec(_) => crate::ops::oci::protect_program(),
+        _ => Ok(()),
     }
+}
+
+fn run(cli: Cli, log: &log::Log) -> Result<u8> {
     // Once: what protects the program executes it again.
     if let Some(text) = streams::warning(&cli.verb) {
         log.warning(&text);

@@ -1,5 +1,6 @@
 //! What every program of ours does first, whoever called it.
 
+pub use crate::sys::argv::keep_only as keep_only_arguments;
 pub use crate::sys::inherited::{Program, with_callers_umask};
 
 use crate::error::{Error, Result};

@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod argv;
 pub mod ask;
 pub mod beneath;
 pub mod block;

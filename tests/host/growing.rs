@@ -15,7 +15,7 @@ fn watchers(machine: &Machine) -> Vec<i32> {
     let run = format!("SPARK_RUN={}\0", machine.place().run.display());
     let is_one = |pid: &i32| {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        read("cmdline").contains("grow\0--background") && read("environ").contains(&run)
+        read("cmdline").contains("\0pool\0grow\0") && read("environ").contains(&run)
     };
     let pids =
         std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());

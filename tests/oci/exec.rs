@@ -211,3 +211,23 @@ fn whatever_the_container_has_as_etc_passwd_nobody_waits_for_it() {
     host.oci(&["run", "--bundle", host.bundle().to_str().unwrap(), "d"]).ok();
     assert_eq!(std::fs::read_to_string(host.out("home")).unwrap(), "/\n");
 }
+
+#[test]
+fn values_and_commands_are_not_in_the_command_line_of_the_runtime() {
+    let host = running();
+    let secret = "A=hidden-from-ps";
+    let line = |pid: u32| {
+        let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        String::from_utf8(bytes).unwrap().trim_end_matches('\0').to_owned()
+    };
+    let program = env!("CARGO_BIN_EXE_spark-oci");
+    let run = "echo $A; exec sleep 1000";
+    let mut exec = host.command(&["exec", "-e", secret, "c", "sh", "-c", run]);
+    let mut exec = exec.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 15];
+    exec.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"hidden-from-ps\n", "the value has arrived");
+    assert_eq!(line(exec.id()), format!("{program}\0exec"));
+    exec.kill().unwrap();
+    exec.wait().unwrap();
+}

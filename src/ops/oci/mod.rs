@@ -20,6 +20,7 @@ mod stats;
 
 pub use crate::runtime::strict::{Below, HOOK, Heard, State, Status, Watch, become_hook};
 pub use crate::sys::process::signal_child;
+pub use crate::sys::program::words;
 pub use all::Row;
 pub use config::read_process;
 pub use create::{Create, wants_terminal};
