@@ -34,5 +34,7 @@ pub mod runtime;
 pub mod secrets;
 pub mod shim;
 pub mod sys;
+#[cfg(test)]
+mod wrong_values;
 
 pub use error::{Error, Result};

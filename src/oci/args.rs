@@ -2,12 +2,13 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::domain::limits::parse_duration;
-use crate::ops::oci::HOOK;
+use crate::ops::oci::{Capability, HOOK, parse_capability};
 
 /// Runs containers of OCI bundles, doing what their config.json says
 #[derive(Debug, Parser)]
@@ -183,14 +184,14 @@ pub(super) struct ExecArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) cwd: Option<PathBuf>,
     /// Environment variable
-    #[arg(short, long, value_name = "K=V")]
+    #[arg(short, long, value_name = "K=V", value_parser = variable)]
     pub(super) env: Vec<String>,
     /// Give it a terminal
     #[arg(short, long)]
     pub(super) tty: bool,
     /// User, and group
     #[arg(short, long, value_name = "UID[:GID]")]
-    pub(super) user: Option<String>,
+    pub(super) user: Option<Ids>,
     /// Another group
     #[arg(short = 'g', long, value_name = "GID")]
     pub(super) additional_gids: Vec<u32>,
@@ -216,8 +217,8 @@ pub(super) struct ExecArgs {
     #[arg(long)]
     pub(super) no_new_privs: bool,
     /// Add a capability
-    #[arg(short, long, value_name = "CAP")]
-    pub(super) cap: Vec<String>,
+    #[arg(short, long, value_name = "CAP", value_parser = parse_capability)]
+    pub(super) cap: Vec<Capability>,
     /// Pass this many descriptors on, from 3
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) preserve_fds: u32,
@@ -233,6 +234,57 @@ pub(super) struct ExecArgs {
     /// The command
     #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub(super) command: Vec<String>,
+}
+
+/// A user, and a group if one is named.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ids {
+    pub(super) uid: u32,
+    pub(super) gid: Option<u32>,
+}
+
+impl FromStr for Ids {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Ids, String> {
+        let number = |id: &str| {
+            id.parse().map_err(|_| format!("`{}` is not the number of a user or group", id.escape_default()))
+        };
+        let (uid, gid) = text.split_once(':').map_or((text, None), |(uid, gid)| (uid, Some(gid)));
+        Ok(Ids { uid: number(uid)?, gid: gid.map(number).transpose()? })
+    }
+}
+
+/// Checks a variable.
+fn variable(text: &str) -> Result<String, String> {
+    match text.contains('=') {
+        true => Ok(text.to_owned()),
+        false => Err(format!("`{}` has no value: write K=V", text.escape_default())),
+    }
+}
+
+/// Parses bytes as runc takes them: a number, with `k`, `m`, `g` or `t` for powers of 1024; -1 is no limit.
+fn bytes(text: &str) -> Result<i64, String> {
+    let wrong = || {
+        format!(
+            "`{}` is not a number of bytes: write it like 512M, or -1 for no limit",
+            text.escape_default()
+        )
+    };
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches('b').trim_end_matches('i');
+    let (digits, shift) = match digits.chars().last() {
+        Some('k') => (&digits[..digits.len() - 1], 10),
+        Some('m') => (&digits[..digits.len() - 1], 20),
+        Some('g') => (&digits[..digits.len() - 1], 30),
+        Some('t') => (&digits[..digits.len() - 1], 40),
+        _ => (digits, 0),
+    };
+    let number: i64 = digits.parse().map_err(|_| wrong())?;
+    if number < -1 {
+        return Err(wrong());
+    }
+    number.checked_mul(if number < 0 { 1 } else { 1 << shift }).ok_or_else(wrong)
 }
 
 /// How a list is printed.
@@ -309,12 +361,12 @@ pub(super) struct UpdateArgs {
     pub(super) cpuset_cpus: Option<String>,
     #[arg(long, value_name = "LIST")]
     pub(super) cpuset_mems: Option<String>,
-    #[arg(long, value_name = "BYTES")]
-    pub(super) memory: Option<String>,
-    #[arg(long, value_name = "BYTES")]
-    pub(super) memory_reservation: Option<String>,
-    #[arg(long, value_name = "BYTES")]
-    pub(super) memory_swap: Option<String>,
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(super) memory: Option<i64>,
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(super) memory_reservation: Option<i64>,
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(super) memory_swap: Option<i64>,
     #[arg(long, value_name = "N")]
     pub(super) pids_limit: Option<i64>,
     /// Taken for runc's sake: the kernel has no such limit any more
@@ -345,4 +397,52 @@ pub(super) struct SpecArgs {
     /// Directory of the bundle
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     pub(super) bundle: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::wrong_values;
+
+    #[test]
+    fn bytes_have_units_and_may_be_without_limit() {
+        for (text, expected) in
+            [("1024", 1024), ("-1", -1), ("1k", 1024), ("2M", 2 << 20), ("1GiB", 1 << 30), ("3mb", 3 << 20)]
+        {
+            assert_eq!(bytes(text).unwrap(), expected, "{text}");
+        }
+        for text in ["", "x", "-2", "1.5g", "9999999999t"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    /// Options whose values say nothing to a parser: they are checked where they are used.
+    const ANY_TEXT: [&str; 18] = [
+        "--apparmor",
+        "--bundle",
+        "--cgroup",
+        "--console-socket",
+        "--cpuset-cpus",
+        "--cpuset-mems",
+        "--criu",
+        "--cwd",
+        "--kernel-memory",
+        "--kernel-memory-tcp",
+        "--log",
+        "--pid-file",
+        "--pidfd-socket",
+        "--process",
+        "--process-label",
+        "--resources",
+        "--root",
+        "--rootless",
+    ];
+
+    #[test]
+    fn a_wrong_value_is_told_with_its_option() {
+        let told = |line: &[String]| Some(Cli::try_parse_from(line).err()?.to_string());
+        assert_eq!(wrong_values::taken(Cli::command(), told), ANY_TEXT);
+    }
 }

@@ -1,6 +1,6 @@
 //! `exec` and `run`.
 
-use super::args::{ExecArgs, RunArgs};
+use super::args::{ExecArgs, Ids, RunArgs};
 use crate::error::{Error, Result};
 use crate::foreground::Supervisor;
 use crate::ops::oci::{Below, Exec, Process, Runtime, read_process};
@@ -54,15 +54,17 @@ fn of_words(runtime: &Runtime, args: &ExecArgs) -> Result<Process> {
     }
     let mut env = process.env().clone().unwrap_or_default();
     for entry in &args.env {
-        let (key, _) = entry
-            .split_once('=')
-            .ok_or_else(|| Error::usage(format!("`{}` is no K=V", entry.escape_default())))?;
+        let key = entry.split('=').next().unwrap_or(entry);
         env.retain(|e| e.split_once('=').is_none_or(|(known, _)| known != key));
         env.push(entry.clone());
     }
     process.set_env(Some(env));
-    if let Some(user) = &args.user {
-        set_user(&mut process, user)?;
+    if let Some(Ids { uid, gid }) = args.user {
+        let user = process.user_mut();
+        user.set_uid(uid);
+        if let Some(gid) = gid {
+            user.set_gid(gid);
+        }
     }
     if !args.additional_gids.is_empty() {
         let user = process.user_mut();
@@ -76,25 +78,11 @@ fn of_words(runtime: &Runtime, args: &ExecArgs) -> Result<Process> {
     if args.apparmor.is_some() {
         process.set_apparmor_profile(args.apparmor.clone());
     }
-    crate::ops::oci::add_capabilities(&mut process, &args.cap)?;
-    Ok(process)
-}
-
-fn set_user(process: &mut Process, text: &str) -> Result<()> {
-    let (uid, gid) = match text.split_once(':') {
-        Some((uid, gid)) => (uid, Some(gid)),
-        None => (text, None),
-    };
-    let number = |text: &str| {
-        text.parse::<u32>()
-            .map_err(|_| Error::usage(format!("`{}` is no number of a user or group", text.escape_default())))
-    };
-    let user = process.user_mut();
-    user.set_uid(number(uid)?);
-    if let Some(gid) = gid {
-        user.set_gid(number(gid)?);
+    if args.process_label.is_some() {
+        process.set_selinux_label(args.process_label.clone());
     }
-    Ok(())
+    crate::ops::oci::add_capabilities(&mut process, &args.cap);
+    Ok(process)
 }
 
 pub(super) fn run(runtime: &Runtime, args: RunArgs, systemd: bool) -> Result<u8> {

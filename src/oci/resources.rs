@@ -16,7 +16,7 @@ const MAX: u64 = 1 << 20;
 
 pub(super) fn update(runtime: &Runtime, args: &UpdateArgs) -> Result<u8> {
     let resources = match args.resources.as_deref() {
-        None => of_options(args)?,
+        None => of_options(args),
         Some(path) => {
             let mut text = String::new();
             let read = match path.to_str() {
@@ -31,7 +31,7 @@ pub(super) fn update(runtime: &Runtime, args: &UpdateArgs) -> Result<u8> {
 }
 
 /// The specification's `linux.resources` of what the options say.
-fn of_options(args: &UpdateArgs) -> Result<Value> {
+fn of_options(args: &UpdateArgs) -> Value {
     let mut made = json!({});
     let mut set = |group: &str, key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -47,31 +47,12 @@ fn of_options(args: &UpdateArgs) -> Result<Value> {
     set("cpu", "idle", args.cpu_idle.map(Value::from));
     set("cpu", "cpus", args.cpuset_cpus.clone().map(Value::from));
     set("cpu", "mems", args.cpuset_mems.clone().map(Value::from));
-    set("memory", "limit", args.memory.as_deref().map(bytes).transpose()?);
-    set("memory", "reservation", args.memory_reservation.as_deref().map(bytes).transpose()?);
-    set("memory", "swap", args.memory_swap.as_deref().map(bytes).transpose()?);
+    set("memory", "limit", args.memory.map(Value::from));
+    set("memory", "reservation", args.memory_reservation.map(Value::from));
+    set("memory", "swap", args.memory_swap.map(Value::from));
     set("pids", "limit", args.pids_limit.map(Value::from));
     set("blockIO", "weight", args.blkio_weight.map(Value::from));
-    Ok(made)
-}
-
-/// Bytes as runc takes them: a number, with `k`, `m`, `g` or `t` for powers of 1024; -1 is no limit.
-fn bytes(text: &str) -> Result<Value> {
-    let wrong = || Error::usage(format!("`{}` is no number of bytes", text.escape_default()));
-    let lower = text.to_ascii_lowercase();
-    let digits = lower.trim_end_matches('b').trim_end_matches('i');
-    let (digits, shift) = match digits.chars().last() {
-        Some('k') => (&digits[..digits.len() - 1], 10),
-        Some('m') => (&digits[..digits.len() - 1], 20),
-        Some('g') => (&digits[..digits.len() - 1], 30),
-        Some('t') => (&digits[..digits.len() - 1], 40),
-        _ => (digits, 0),
-    };
-    let number: i64 = digits.parse().map_err(|_| wrong())?;
-    if number < -1 {
-        return Err(wrong());
-    }
-    number.checked_mul(if number < 0 { 1 } else { 1 << shift }).map(Value::from).ok_or_else(wrong)
+    made
 }
 
 pub(super) fn events(runtime: &Runtime, args: &EventsArgs) -> Result<u8> {
@@ -120,21 +101,4 @@ pub(super) fn ps(runtime: &Runtime, args: &PsArgs) -> Result<u8> {
     };
     let lines = std::iter::once(title).chain(text.lines().skip(1).filter(of_it));
     print::text(&lines.map(|line| format!("{line}\n")).collect::<String>())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_have_units_and_may_be_without_limit() {
-        for (text, expected) in
-            [("1024", 1024), ("-1", -1), ("1k", 1024), ("2M", 2 << 20), ("1GiB", 1 << 30), ("3mb", 3 << 20)]
-        {
-            assert_eq!(bytes(text).unwrap(), json!(expected), "{text}");
-        }
-        for text in ["", "x", "-2", "1.5g", "9999999999t"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
-    }
 }

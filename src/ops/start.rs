@@ -15,6 +15,7 @@ use crate::fault;
 use crate::pool::index::Identity;
 use crate::runtime::confine::{self, Confinement};
 use crate::runtime::ids;
+use crate::runtime::labels;
 use crate::runtime::launch::{Launch, Starting};
 use crate::runtime::live::{self, Live};
 use crate::runtime::place;
@@ -196,6 +197,7 @@ impl Sparks {
             resolv: &resolv,
         };
         let bundle = spec::compose(&input)?;
+        labels::check_mounts(&bundle.spec)?;
         let mut inner = confine::without(&bundle.inner);
         let filter = write::write(&bundle, &mut inner, &input)?;
         let process =

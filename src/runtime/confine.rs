@@ -6,6 +6,7 @@ use std::rc::Rc;
 use libcontainer::syscall::syscall::create_syscall;
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 
+use super::labels;
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -23,6 +24,8 @@ pub struct Confinement {
     listener: Option<Rc<OwnedFd>>,
     /// Whether a user other than root keeps what the lists say, to make it ambient. A spark's never does.
     as_listed: bool,
+    /// The AppArmor profile that the bundle names.
+    profile: Option<String>,
 }
 
 /// A system call filter that is ready to be loaded.
@@ -63,12 +66,16 @@ impl Confinement {
             filter: Some(Filter::new(filter, 0)),
             listener: None,
             as_listed: false,
+            profile: labels::profile_of(process)?,
         })
     }
 
     /// The limits exactly as a process of a strict bundle states them: a list that is not there is empty, and so are
     /// all of them where there are no lists.
-    pub fn strict(process: &Process, filter: Option<Filter>) -> Confinement {
+    ///
+    /// # Errors
+    /// `not_supported` if the process names a label that this host cannot apply.
+    pub fn strict(process: &Process, filter: Option<Filter>) -> Result<Confinement> {
         let given = process.capabilities().clone();
         let mut capabilities = LinuxCapabilities::default();
         let list = |get: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
@@ -80,13 +87,14 @@ impl Confinement {
             .set_permitted(list(LinuxCapabilities::permitted))
             .set_inheritable(list(LinuxCapabilities::inheritable))
             .set_ambient(list(LinuxCapabilities::ambient));
-        Confinement {
+        Ok(Confinement {
             capabilities,
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             filter,
             listener: None,
             as_listed: true,
-        }
+            profile: labels::profile_of(process)?,
+        })
     }
 
     /// The same, passing on the descriptor of a filter that another process is to listen to.
@@ -106,6 +114,12 @@ impl Confinement {
             (Some(fd), Some(listener)) => sys::net::send_descriptor(listener, b"seccomp", fd),
             _ => Ok(()),
         }
+    }
+
+    /// Has a process that joins get the AppArmor profile that the first process has from libcontainer. Call it before
+    /// joining the namespaces: it writes to the host's `/proc`.
+    pub fn enter_profile(&self) -> std::io::Result<()> {
+        self.profile.as_deref().map_or(Ok(()), labels::enter_profile)
     }
 
     /// Installs the filter where that needs a privilege which `drop` gives up. Call it right after entering the

@@ -247,7 +247,7 @@ impl Plan {
         if self.is_service {
             sys::inherited::leave_schedule();
         }
-        Ok(())
+        self.confinement.enter_profile()
     }
 
     /// The order matters: see docs/security.md before changing it.

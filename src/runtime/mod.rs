@@ -12,6 +12,7 @@ mod devices;
 pub mod enter;
 pub mod ids;
 pub mod init;
+pub mod labels;
 pub mod launch;
 pub mod live;
 pub mod log;

@@ -449,3 +449,37 @@ fn the_source_of_a_mount_may_be_where_the_roots_user_cannot_go() {
     assert_eq!(agreed(&host, "no source"), None);
     assert!(host.oci(&["run", "c"]).stderr().contains("/nosuch/source"));
 }
+
+#[test]
+fn a_label_that_the_host_cannot_apply_is_refused_and_not_left_out() {
+    let host = Host::new();
+    let has = |path: &str| std::path::Path::new(path).exists();
+    assert!(
+        !has("/sys/module/apparmor") && !has("/sys/fs/selinux"),
+        "this test is for a host without AppArmor and SELinux"
+    );
+    let sleep = &["sleep", "1000"];
+    for (path, value) in [
+        ("process.apparmorProfile", "a-profile"),
+        ("process.selinuxLabel", "system_u:system_r:container_t:s0"),
+        ("linux.mountLabel", "system_u:object_r:container_file_t:s0"),
+    ] {
+        let at = format!("/{}", path.replace('.', "/"));
+        host.configure(&["true"], |config| {
+            let (object, name) = at.rsplit_once('/').unwrap();
+            config.pointer_mut(object).unwrap()[name] = json!(value);
+        });
+        assert_eq!(agreed(&host, path), None);
+        let said = host.oci(&["run", "labelled"]).stderr();
+        assert!(said.contains(path) && said.contains(value) && said.contains("this host has no"), "{said}");
+    }
+    host.configure(sleep, |_| ());
+    host.start("plain");
+    for (option, field) in
+        [("--apparmor", "process.apparmorProfile"), ("--process-label", "process.selinuxLabel")]
+    {
+        let out = host.oci(&["exec", option, "a-label", "plain", "true"]);
+        assert_eq!(out.status(), 255);
+        assert!(out.stderr().contains(field), "{}", out.stderr());
+    }
+}

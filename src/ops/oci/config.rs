@@ -75,7 +75,7 @@ fn add_user(process: &mut Value) {
 pub(super) fn confinement(bundle: &Path, config: &Value) -> Result<Confinement> {
     let process = process_of(config["process"].clone())
         .map_err(|e| Error::corrupt(&bundle.join("config.json"), format!("process: {e}")))?;
-    Ok(Confinement::strict(&process, filter(config)?))
+    Confinement::strict(&process, filter(config)?)
 }
 
 /// The system call filter of a container, compiled.

@@ -77,26 +77,23 @@ impl Runtime {
     }
 }
 
+/// Parses the name of a capability, with or without capital letters.
+pub fn parse_capability(name: &str) -> Result<Capability, String> {
+    serde_json::from_value(Value::from(name.to_ascii_uppercase()))
+        .map_err(|_| format!("`{}` is not a capability: write it like CAP_KILL", name.escape_default()))
+}
+
 /// Adds capabilities to all sets that a process has, but for those that outlive an execution.
-///
-/// # Errors
-/// `usage` for a name that is none.
-pub fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
-    let parse = |name: &String| {
-        let known: Result<Capability, _> = serde_json::from_value(Value::from(name.to_ascii_uppercase()));
-        known.map_err(|_| Error::usage(format!("`{}` is no capability", name.escape_default())))
-    };
-    let more = names.iter().map(parse).collect::<Result<Capabilities>>()?;
+pub fn add_capabilities(process: &mut Process, more: &[Capability]) {
     if more.is_empty() {
-        return Ok(());
+        return;
     }
     let mut lists = process.capabilities().clone().unwrap_or_default();
-    let with = |list: &Option<Capabilities>| Some(list.iter().flatten().chain(&more).copied().collect());
+    let with = |list: &Option<Capabilities>| Some(list.iter().flatten().chain(more).copied().collect());
     let (bounding, effective, permitted) =
         (with(lists.bounding()), with(lists.effective()), with(lists.permitted()));
     lists.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
     process.set_capabilities(Some(lists));
-    Ok(())
 }
 
 fn enter(container: &Container, exec: &Exec) -> Result<Running> {
@@ -109,7 +106,7 @@ fn enter(container: &Container, exec: &Exec) -> Result<Running> {
     }
     let entry = Entry {
         init,
-        confinement: Confinement::strict(&exec.process, filter),
+        confinement: Confinement::strict(&exec.process, filter)?,
         process: exec.process.clone(),
         cgroup: exec.cgroup.clone(),
         preserve_fds: exec.preserve_fds,

@@ -24,8 +24,8 @@ pub use crate::sys::program::words;
 pub use all::Row;
 pub use config::read_process;
 pub use create::{Create, wants_terminal};
-pub use exec::{Exec, add_capabilities};
-pub use oci_spec::runtime::Process;
+pub use exec::{Exec, add_capabilities, parse_capability};
+pub use oci_spec::runtime::{Capability, Process};
 pub use spec::write_spec;
 
 /// The containers of one root.

@@ -235,9 +235,7 @@ impl Plan {
         if let Some(score) = self.process.oom_score_adj() {
             std::fs::write("/proc/self/oom_score_adj", score.to_string())?;
         }
-        if let Some(profile) = self.process.apparmor_profile() {
-            libcontainer::apparmor::apply_profile(profile).map_err(io::Error::other)?;
-        }
+        self.confinement.enter_profile()?;
         for limit in self.process.rlimits().iter().flatten() {
             set_limit(limit)?;
         }

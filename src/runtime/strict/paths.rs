@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::runtime::labels::check_mount_label;
 use crate::sys;
 use crate::sys::mount::Limits;
 
@@ -28,13 +29,14 @@ pub(super) struct Paths {
 
 impl Paths {
     /// # Errors
-    /// `usage` where there is no mount namespace to do it in.
+    /// `usage` where there is no mount namespace to do it in; `not_supported` if mounts cannot have the label.
     pub(super) fn of(config: &Value) -> Result<Paths> {
         let list = |at: &str| -> Vec<String> {
             let list = config.pointer(at).and_then(Value::as_array);
             list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
         };
-        let label = config.pointer("/linux/mountLabel").and_then(Value::as_str);
+        let label = config.pointer("/linux/mountLabel").and_then(Value::as_str).filter(|l| !l.is_empty());
+        label.map_or(Ok(()), check_mount_label)?;
         let paths = Paths {
             masked: list("/linux/maskedPaths"),
             read_only: list("/linux/readonlyPaths"),
@@ -42,7 +44,7 @@ impl Paths {
             mounts: mounts(config)
                 .filter_map(|mount| Some(mount["destination"].as_str()?.to_owned()))
                 .collect(),
-            label: label.filter(|label| !label.is_empty()).map(str::to_owned),
+            label: label.map(str::to_owned),
         };
         let namespaces = config.pointer("/linux/namespaces").and_then(Value::as_array);
         let has_own = namespaces.into_iter().flatten().any(|n| n["type"] == "mount");
