@@ -1,6 +1,7 @@
 //! Wrong usage: what clap found, in the words of this program.
 
 use std::error::Error as _;
+use std::num::ParseIntError;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -37,15 +38,18 @@ fn wants_json(args: impl Iterator<Item = std::ffi::OsString>) -> bool {
 }
 
 fn translate(error: &clap::Error) -> Error {
-    if let Some(invalid) = error.source().and_then(|s| s.downcast_ref::<InvalidName>()) {
-        return Error::InvalidName(invalid.clone());
-    }
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         // The likeliest is the last.
         Some(ContextValue::Strings(texts)) => texts.last().cloned(),
         _ => None,
     };
+    if let Some(invalid) = error.source().and_then(|s| s.downcast_ref::<InvalidName>()) {
+        let value = context(ContextKind::InvalidValue).unwrap_or_default();
+        // What has no option is a name because of where it stands, and the name is enough.
+        let option = context(ContextKind::InvalidArg).filter(|arg| arg.starts_with('-'));
+        return Error::InvalidName(invalid.clone().given(option.as_deref().map(option_of), &value));
+    }
     let near = |kind| context(kind).map(|near| format!("did you mean `{near}`?"));
     let (message, hint) = match (error.kind(), context(ContextKind::InvalidSubcommand)) {
         (ErrorKind::InvalidSubcommand, Some(verb)) => {
@@ -61,6 +65,9 @@ fn translate(error: &clap::Error) -> Error {
                 "there is an argument that is none of this command's".into(),
                 Some("a value is read from standard input: `spark secrets set KEY < FILE`".into()),
             ),
+            Some(arg) if arg.strip_prefix('-').is_some_and(|rest| rest.parse::<f64>().is_ok()) => {
+                (format!("`{arg}` is no option, and no option takes a number below 0"), None)
+            }
             Some(arg) if arg.starts_with('-') => {
                 (format!("there is no option `{arg}`"), near(ContextKind::SuggestedArg))
             }
@@ -68,8 +75,17 @@ fn translate(error: &clap::Error) -> Error {
             None => (first_paragraph(error), None),
         },
         (ErrorKind::ValueValidation, _) => match (context(ContextKind::InvalidArg), error.source()) {
-            // `--size <SIZE>`: the name is enough, since the reason says what is wrong with the value.
-            (Some(arg), Some(why)) => (format!("{}: {why}", arg.split(" <").next().unwrap_or(&arg)), None),
+            (Some(arg), Some(why)) if why.is::<ParseIntError>() => {
+                let value = context(ContextKind::InvalidValue).unwrap_or_default();
+                let value = value.escape_default();
+                (format!("{}: `{value}` is not a whole number, or is too large", option_of(&arg)), None)
+            }
+            // The name is enough, since the reason says what is wrong with the value.
+            (Some(arg), Some(why)) => {
+                // Of ranges, clap says `0 is not in 1..=9`.
+                let why = why.to_string().replace(" is not in ", " is not from ").replace("..=", " to ");
+                (format!("{}: {why}", option_of(&arg)), None)
+            }
             _ => (first_paragraph(error), None),
         },
         (ErrorKind::MissingRequiredArgument, _) => match error.get(ContextKind::InvalidArg) {
@@ -87,6 +103,11 @@ fn translate(error: &clap::Error) -> Error {
         _ => Some("list the commands with `spark help`".into()),
     });
     Error::Usage { message, hint }
+}
+
+/// `--size`, of what clap calls `--size <SIZE>`. What has no option stays `<SIZE>`.
+fn option_of(arg: &str) -> &str {
+    arg.split([' ', '=', '[']).next().filter(|name| name.starts_with('-')).unwrap_or(arg)
 }
 
 /// What clap says, on one line and without its prefix.
@@ -108,10 +129,36 @@ mod tests {
     use super::super::args::Cli;
     use super::*;
     use crate::error::Code;
-    use clap::Parser;
+    use crate::wrong_values;
+    use clap::{CommandFactory, Parser};
 
     fn wrong(line: &str) -> Error {
         translate(&Cli::try_parse_from(line.split(' ')).unwrap_err())
+    }
+
+    /// Options whose values say nothing to a parser: paths, text of people, and what may be a secret.
+    const ANY_TEXT: [&str; 11] = [
+        "--clone",
+        "--device",
+        "--docker-archive",
+        "--env-file",
+        "--install",
+        "--label",
+        "--oci-layout",
+        "--secret",
+        "--tar",
+        "--unlabel",
+        "--user",
+    ];
+
+    #[test]
+    fn a_wrong_value_is_told_with_its_option() {
+        let told = |line: &[String]| {
+            let e = translate(&Cli::try_parse_from(line).err()?);
+            assert!(e.hint().is_some() || e.to_string().contains(':'), "{line:?}: {e}");
+            Some(e.to_string())
+        };
+        assert_eq!(wrong_values::taken(Cli::command(), told), ANY_TEXT);
     }
 
     #[test]

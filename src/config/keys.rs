@@ -6,6 +6,7 @@ use crate::domain::limits::{
     DEFAULT_PIDS, parse_cpus, parse_disk, parse_duration, parse_idle_stop, parse_memory, parse_pids,
     parse_rate,
 };
+use crate::domain::name::Name;
 use crate::domain::options::{BindMount, HARDENED, parse_env, parse_inside, parse_label, parse_user};
 use crate::domain::port::{Ports, Published};
 use crate::domain::secret::{Secret, parse_secret};
@@ -117,7 +118,7 @@ pub static KEYS: &[Key] = &[
     key("shared", Kind::Text, |s, _, v| set(&mut s.create.shared, v.parse()))
         .stranger(not_writable)
         .looseness(|v| rank(v, &["none", "ro", "default"])),
-    key("bundle", Kind::Text, |s, _, v| set(&mut s.create.bundle, v.with(|text| Ok(text.to_owned()))))
+    key("bundle", Kind::Text, |s, _, v| set(&mut s.create.bundle, v.parse::<Name>().map(String::from)))
         .own()
         .default("default"),
     // After `bundle`: a template of the user's own is not exchanged for ours.

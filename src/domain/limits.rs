@@ -159,7 +159,8 @@ pub fn parse_disk(text: &str) -> Result<u64, String> {
 
 /// Parses `1.5` processors into thousandths.
 pub fn parse_cpus(text: &str) -> Result<u64, String> {
-    let value: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of processors"))?;
+    let value: f64 =
+        text.parse().map_err(|_| format!("`{text}` is not a number of processors: write it like 1.5"))?;
     if !(0.01..=4096.0).contains(&value) {
         return Err(format!("`{text}` is out of range: 0.01 to 4096 processors"));
     }

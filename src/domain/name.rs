@@ -13,14 +13,29 @@ pub struct Name(String);
 
 /// Why a text is not a [`Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{shown}` is not a name: {why}")]
+#[error("{place}`{shown}` is not a name: {why}")]
 pub struct InvalidName {
+    /// Where it stands, with a colon and a blank behind, or nothing.
+    place: String,
     shown: String,
     why: &'static str,
     near: Option<String>,
 }
 
+/// A text as a message shows it.
+fn shown(text: &str) -> String {
+    text.chars().take(80).flat_map(char::escape_default).collect()
+}
+
 impl InvalidName {
+    /// Says to which option it was given, and in which value if it is a part of one.
+    pub fn given(self, option: Option<&str>, value: &str) -> InvalidName {
+        let value = Some(shown(value)).filter(|value| *value != self.shown).map(|value| format!("`{value}`"));
+        let words: Vec<_> = option.map(str::to_owned).into_iter().chain(value).collect();
+        let place = if words.is_empty() { String::new() } else { words.join(" ") + ": " };
+        InvalidName { place, ..self }
+    }
+
     /// Advice, with the nearest valid name where there is one.
     pub fn hint(&self) -> String {
         match &self.near {
@@ -72,8 +87,8 @@ impl FromStr for Name {
         } else {
             return Ok(Name(s.to_owned()));
         };
-        let shown: String = s.chars().take(80).flat_map(char::escape_default).collect();
-        Err(InvalidName { shown, why, near: Name::nearest(s).map(String::from) })
+        let near = Name::nearest(s).map(String::from);
+        Err(InvalidName { place: String::new(), shown: shown(s), why, near })
     }
 }
 

@@ -117,8 +117,12 @@ impl SparkOptions {
 
 /// Checks a user of a spark, as far as that can be done without its files.
 pub fn parse_user(user: &str) -> Result<String, String> {
-    if user.is_empty() || user.len() > 256 || user.chars().any(char::is_control) {
-        return Err(format!("`{}` is not a user", user.escape_default()));
+    let parts = user.split(':').count();
+    if user.is_empty() || parts > 2 || user.len() > 256 || user.chars().any(char::is_control) {
+        return Err(format!(
+            "`{}` is not a user: write a name or a number, or USER:GROUP",
+            user.escape_default()
+        ));
     }
     Ok(user.to_owned())
 }
@@ -286,7 +290,7 @@ impl FromStr for BindMount {
             }
         }
         let (Some(src), Some(dst)) = (src, dst) else {
-            return Err("src and dst are both needed: type=bind,src=DIR,dst=DIR[,ro]".into());
+            return Err(format!("`{s}` needs src and dst: write type=bind,src=DIR,dst=DIR[,ro]"));
         };
         check_place("dst", &dst)?;
         Ok(BindMount { src, dst, ro })
@@ -317,7 +321,11 @@ pub fn parse_env(text: &str) -> Result<(String, String), String> {
             }
             Ok((key.to_owned(), value.to_owned()))
         }
-        Some((key, _)) => Err(format!("`{}` is not a variable's name", key.escape_default())),
+        Some(("", _)) => Err("`=…` has no name: write KEY=VALUE".into()),
+        Some((key, _)) => Err(format!(
+            "`{}` is not a variable's name: it has no blanks and does not begin with a digit",
+            key.escape_default()
+        )),
         None => Err(format!("`{}` has no value: write KEY=VALUE", text.escape_default())),
     }
 }
@@ -366,7 +374,10 @@ pub fn parse_hostname(text: &str) -> Result<String, String> {
     if text.len() <= 64 && text.split('.').all(label) {
         Ok(text.to_owned())
     } else {
-        Err(format!("`{}` is not a host name", text.escape_default()))
+        Err(format!(
+            "`{}` is not a host name: use letters, digits, `-` and `.`, at most 64",
+            text.escape_default()
+        ))
     }
 }
 

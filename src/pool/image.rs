@@ -267,7 +267,11 @@ pub fn grow(place: &Place, size: Option<u64>, overcommit: bool) -> Result<()> {
             let now = now.map(|image| image.size).unwrap_or_default();
             if size < now {
                 return Err(Error::Usage {
-                    message: format!("the pool has {now} bytes already, and cannot shrink"),
+                    message: format!(
+                        "the pool has {} already, and cannot shrink to {}",
+                        crate::domain::limits::size(now),
+                        crate::domain::limits::size(size)
+                    ),
                     hint: None,
                 });
             }

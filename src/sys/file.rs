@@ -16,13 +16,17 @@ pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
 /// Makes a directory, and those above it that are missing, with a mode that no umask narrows. One that is there gets the
 /// bits of the mode that it lacks: an older version, or another program, may have made it under a narrow umask.
 pub fn make_dirs(path: &Path, mode: u32) -> io::Result<()> {
-    match std::fs::DirBuilder::new().mode(mode).create(path) {
+    let make = || match std::fs::DirBuilder::new().mode(mode).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    };
+    match make() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let above = path.parent().filter(|above| !above.as_os_str().is_empty()).ok_or(e)?;
             make_dirs(above, mode)?;
-            return make_dirs(path, mode);
+            // Once more, and not until it succeeds: /proc answers so although it is there.
+            make()?;
         }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         made => made?,
     }
     let is = std::fs::metadata(path)?.permissions().mode() & 0o7777;
@@ -181,6 +185,13 @@ pub fn same_file(fd: impl AsFd, path: &Path) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_an_error_and_not_tried_for_good() {
+        // The kernel says of all new names there that they are not found.
+        let e = make_dirs(Path::new("/proc/nosuch/x"), 0o700).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn a_directory_has_its_mode_whatever_the_umask_was_and_keeps_more_than_that() {

@@ -14,7 +14,7 @@ use crate::domain::limits::{
 use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::options::{
     BindMount, Changes, CloneOf, HARDENED, Network, parse_env, parse_env_file, parse_hostname, parse_inside,
-    parse_label,
+    parse_label, parse_user,
 };
 use crate::domain::port::Ports;
 use crate::domain::secret::{Key, Secret, parse_secret};
@@ -38,7 +38,7 @@ pub(crate) struct ProcessArgs {
     #[arg(long, value_name = "KEY=REF")]
     secret: Vec<String>,
     /// User to run as: a name or number, with `:GROUP` if wanted [default: root]
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = parse_user)]
     pub(crate) user: Option<String>,
     /// Directory to run in [default: the user's home]
     #[arg(short, long, value_name = "DIR", value_parser = parse_inside)]
@@ -82,7 +82,10 @@ pub(super) fn read_env_file(path: &Path) -> Result<Vec<(String, String)>> {
         return Err(Error::usage(format!("environment file {} is larger than 1 MiB", path.display())));
     }
     String::from_utf8(text)
-        .map_err(|_| "it is not UTF-8".to_owned())
+        .map_err(|e| {
+            let before = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+            format!("line {}: it is not UTF-8", before.split(|byte| *byte == b'\n').count())
+        })
         .and_then(|text| parse_env_file(&text))
         .map_err(|why| Error::usage(format!("environment file {}: {why}", path.display())))
 }
@@ -155,7 +158,7 @@ pub(crate) struct NewArgs {
     label: Vec<(String, String)>,
     /// Bundle template to make its container from [default: default]
     #[arg(long, value_name = "TEMPLATE", conflicts_with = "hardened")]
-    bundle: Option<String>,
+    bundle: Option<Name>,
     /// Confine it further: short for `--bundle hardened`
     #[arg(long)]
     hardened: bool,
@@ -298,7 +301,7 @@ impl NewArgs {
             workdir: process.workdir.clone(),
             hostname: self.hostname.clone(),
             labels: self.label.iter().cloned().collect(),
-            bundle: if self.hardened { Some(HARDENED.into()) } else { self.bundle.clone() },
+            bundle: if self.hardened { Some(HARDENED.into()) } else { self.bundle.clone().map(String::from) },
             shared: self.shared,
             clone: self.clone.as_ref().map(|repo| self.clone_of(repo)).transpose()?,
             idle_stop: self.idle_stop,

@@ -11,7 +11,7 @@ use crate::cli::{Ctx, output};
 use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::error::Result;
 use crate::ops::exec::Command;
-use crate::ops::fork::{Forked, Request};
+use crate::ops::fork::{Forked, MOST, Request};
 use crate::ops::race::Runner;
 use crate::ops::spark::SparkId;
 
@@ -28,7 +28,7 @@ pub(crate) struct ForkArgs {
     #[arg(value_name = "NEW")]
     name: SparkRef,
     /// Make this many, NEW-1 to NEW-COUNT, all from the same moment
-    #[arg(short = 'n', long, value_name = "COUNT")]
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST)))]
     count: Option<u32>,
     /// Run this command in each of them at once, and print how it ended: its status and its time
     #[arg(last = true, value_name = "CMD", conflicts_with = "no_start")]

@@ -58,7 +58,7 @@ enum Action {
         spark: Option<SparkRef>,
         /// Secrets to delete
         #[arg(required = true, value_name = "KEY")]
-        keys: Vec<String>,
+        keys: Vec<Key>,
     },
     /// Check that every value can be had
     Check {
@@ -135,10 +135,10 @@ fn opened(ctx: &Ctx, spark: Option<&SparkRef>) -> Result<Option<crate::ops::Spar
     }
 }
 
-fn delete(ctx: &Ctx, spark: Option<&SparkRef>, keys: &[String]) -> Result<Status> {
+fn delete(ctx: &Ctx, spark: Option<&SparkRef>, keys: &[Key]) -> Result<Status> {
     let sparks = opened(ctx, spark)?.ok_or_else(super::pool::none)?;
     let scope = sparks.secrets_scope(spark)?;
-    Ok(ctx.each(keys, |key| sparks.secret_delete(&scope, &key.parse::<Key>().map_err(Error::usage)?)))
+    Ok(ctx.each(keys, |key| sparks.secret_delete(&scope, key)))
 }
 
 /// One secret that was checked, as it is printed.

@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -32,7 +34,7 @@ pub(crate) struct UpOnConnectArgs {
     install: Option<PathBuf>,
     /// How long without a connection until CMD is ended, such as 30s or 10m [default: 1m]
     #[arg(long, value_name = "TIME", default_value = "1m", hide_default_value = true)]
-    idle: String,
+    idle: Idle,
     /// Relay: what the service runs, with the socket as systemd passes it
     #[arg(long, hide = true, conflicts_with = "install")]
     serve: bool,
@@ -41,8 +43,22 @@ pub(crate) struct UpOnConnectArgs {
     command: Vec<OsString>,
 }
 
+/// A time, and how it was written: the unit says it in the same words.
+#[derive(Debug, Clone)]
+struct Idle {
+    time: Duration,
+    text: String,
+}
+
+impl FromStr for Idle {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Idle, String> {
+        Ok(Idle { time: parse_duration(text)?, text: text.to_owned() })
+    }
+}
+
 pub(crate) fn up_on_connect(ctx: &Ctx, args: UpOnConnectArgs) -> Result<Status> {
-    let idle = parse_duration(&args.idle).map_err(Error::usage)?;
     let sparks = ctx.having_spark(&args.name)?;
     if args.serve {
         let listener = passed_listener()?.ok_or_else(|| Error::Usage {
@@ -52,10 +68,14 @@ pub(crate) fn up_on_connect(ctx: &Ctx, args: UpOnConnectArgs) -> Result<Status> 
         let command = Command { argv: args.command, ..Command::default() };
         let command = (!command.argv.is_empty()).then_some(command);
         let service = sparks.service(&args.name, args.port.inside, command)?;
-        return forward::serve(service, listener, idle);
+        return forward::serve(service, listener, args.idle.time);
     }
-    let wanted =
-        units::Wanted { spark: &args.name, forward: args.port, idle: &args.idle, command: &args.command };
+    let wanted = units::Wanted {
+        spark: &args.name,
+        forward: args.port,
+        idle: &args.idle.text,
+        command: &args.command,
+    };
     let made = sparks.units(&wanted)?;
     let Some(dir) = args.install else {
         match ctx.json {
