@@ -99,6 +99,42 @@ fn no_source_file_is_longer_than_a_person_reads() {
     assert!(long.is_empty(), "{}", long.join("\n"));
 }
 
+/// What docs/security.md promises is held by tests, whose paths stand there.
+#[test]
+fn each_test_that_holds_a_promise_exists() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/security.md");
+    let text = fs::read_to_string(page).unwrap();
+    let code = text.split('`').skip(1).step_by(2);
+    let named: Vec<&str> =
+        code.filter(|code| code.contains("::") && !code.contains([' ', '…', '/'])).collect();
+    assert!(named.len() > 50, "{named:?}");
+    let wrong: Vec<_> = named.into_iter().filter(|test| !is_a_test(test)).collect();
+    assert!(wrong.is_empty(), "docs/security.md names what is no test: {wrong:?}");
+    assert!(
+        !is_a_test("layers::imported")
+            && !is_a_test("layers::no_such_test")
+            && is_a_test("layers::imports_are_recognised_in_every_form")
+    );
+}
+
+/// Whether there is a test of this path.
+fn is_a_test(path: &str) -> bool {
+    let (modules, name) = path.rsplit_once("::").unwrap();
+    let modules = modules.replace("::", "/");
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = ["tests", "src"].iter().flat_map(|dir| {
+        [format!("{dir}/{modules}.rs"), format!("{dir}/{modules}/mod.rs"), format!("{dir}/{modules}/main.rs")]
+    });
+    files.filter_map(|file| fs::read_to_string(top.join(file)).ok()).any(|text| {
+        let function = format!("fn {name}(");
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let at = lines.iter().position(|line| line.starts_with(&function));
+        at.is_some_and(|at| {
+            lines[..at].iter().rev().take_while(|line| line.starts_with("#[")).any(|line| *line == "#[test]")
+        })
+    })
+}
+
 /// The check has to see what it forbids, or it would pass on anything.
 #[test]
 fn imports_are_recognised_in_every_form() {
