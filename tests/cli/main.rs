@@ -10,6 +10,7 @@ mod config;
 mod errors;
 mod help;
 mod places;
+mod programs;
 mod sparks;
 mod states;
 mod status;
