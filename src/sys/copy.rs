@@ -3,11 +3,19 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-/// What is copied between two reports of progress, and between two times that it is written to disk.
+/// The most that is copied between two reports of progress, and between two times that it is written to disk.
 const PIECE: u64 = 16 << 20;
+
+/// The least that is copied between two times that it is written to disk. Smaller ones cost more than they save.
+const LEAST: u64 = 2 << 20;
+
+/// How long writing to disk may take at a time. A snapshot of the target waits for what is being written, for what has been
+/// copied since, and for its own part: three times this is the most that a copy is to delay it.
+const WAIT: Duration = Duration::from_millis(50);
 
 /// The most that is read of a file that does not say how long it is. Those of /proc and /sys are small, and one that never
 /// ends must not fill the pool.
@@ -18,8 +26,47 @@ const ENDLESS: u64 = 64 << 20;
 pub enum Flush {
     /// When the kernel likes to, or a later sync asks for it.
     Later,
-    /// After each piece: so no snapshot of the target waits for more than one of them.
+    /// Whenever there is as much as the disk takes in a short time: so no snapshot of the target waits for long.
     Often,
+}
+
+/// Writes what was copied to disk, portion by portion. Their size follows the disk: a portion that a fast disk takes at
+/// once keeps a slow or busy one for half a second.
+struct Pace {
+    flush: Flush,
+    portion: u64,
+    unflushed: u64,
+}
+
+impl Pace {
+    fn new(flush: Flush) -> Pace {
+        let portion = match flush {
+            Flush::Later => PIECE,
+            Flush::Often => PIECE / 4,
+        };
+        Pace { flush, portion, unflushed: 0 }
+    }
+
+    /// Counts what was copied, and writes it to disk if it is enough.
+    fn copied(&mut self, to: &File, bytes: u64) -> io::Result<()> {
+        self.unflushed += bytes;
+        if self.flush == Flush::Often && self.unflushed >= self.portion {
+            let begun = Instant::now();
+            rustix::fs::fdatasync(to)?;
+            self.unflushed = 0;
+            self.portion = next_portion(self.portion, begun.elapsed());
+        }
+        Ok(())
+    }
+}
+
+/// The size of the next portion, after one that took so long to be written.
+fn next_portion(portion: u64, took: Duration) -> u64 {
+    match took {
+        _ if took > WAIT => (portion / 2).max(LEAST),
+        _ if took < WAIT / 3 => (portion * 2).min(PIECE),
+        _ => portion,
+    }
 }
 
 /// What was copied.
@@ -46,7 +93,7 @@ pub fn content(from: &File, to: &File, flush: Flush, progress: &mut dyn FnMut(u6
         return Ok(Copied { bytes: size, unflushed: 0 });
     }
     let (mut at, mut end) = (0, 0);
-    let mut copied = Copied { bytes: 0, unflushed: 0 };
+    let (mut copied, mut pace) = (0, Pace::new(flush));
     while at < size {
         let data = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
             Ok(data) => data,
@@ -59,25 +106,21 @@ pub fn content(from: &File, to: &File, flush: Flush, progress: &mut dyn FnMut(u6
         if data >= hole {
             break;
         }
-        at = hole.min(data + PIECE);
+        at = hole.min(data + pace.portion);
         let (mut reader, mut writer) = (from, to);
         reader.seek(SeekFrom::Start(data))?;
         writer.seek(SeekFrom::Start(data))?;
         let bytes = io::copy(&mut reader.take(at - data), &mut writer)?;
-        copied.bytes += bytes;
-        copied.unflushed += bytes;
+        copied += bytes;
+        pace.copied(to, bytes)?;
         if bytes < at - data {
             // It was cut off meanwhile, or is shorter than it says, as files of /sys are.
             cut(from, to, (end, data, bytes))?;
-            return Ok(copied);
+            return Ok(Copied { bytes: copied, unflushed: pace.unflushed });
         }
         end = at;
-        if copied.bytes > ENDLESS && is_of_proc(from)? {
+        if copied > ENDLESS && is_of_proc(from)? {
             return Err(endless());
-        }
-        if flush == Flush::Often && copied.unflushed >= PIECE {
-            rustix::fs::fdatasync(to)?;
-            copied.unflushed = 0;
         }
         progress(at);
     }
@@ -86,7 +129,7 @@ pub fn content(from: &File, to: &File, flush: Flush, progress: &mut dyn FnMut(u6
     if end < size {
         to.set_len(size)?;
     }
-    Ok(copied)
+    Ok(Copied { bytes: copied, unflushed: pace.unflushed })
 }
 
 /// Gives a copy the length of a file that ended early: `bytes` were read at `data`, and what is before it was copied up to
@@ -142,18 +185,15 @@ fn is_of_proc(file: &File) -> io::Result<bool> {
 
 /// Copies what comes out of a stream into an empty file, until it ends.
 pub fn all(from: &File, mut to: &File, flush: Flush, progress: &mut dyn FnMut(u64)) -> io::Result<Copied> {
-    let mut copied = Copied { bytes: 0, unflushed: 0 };
+    let (mut copied, mut pace) = (0, Pace::new(flush));
     loop {
-        let bytes = io::copy(&mut from.take(PIECE), &mut to)?;
-        copied = Copied { bytes: copied.bytes + bytes, unflushed: copied.unflushed + bytes };
+        let bytes = io::copy(&mut from.take(pace.portion), &mut to)?;
         if bytes == 0 {
-            return Ok(copied);
+            return Ok(Copied { bytes: copied, unflushed: pace.unflushed });
         }
-        if flush == Flush::Often && copied.unflushed >= PIECE {
-            rustix::fs::fdatasync(to)?;
-            copied.unflushed = 0;
-        }
-        progress(copied.bytes);
+        copied += bytes;
+        pace.copied(to, bytes)?;
+        progress(copied);
     }
 }
 
@@ -250,6 +290,19 @@ mod tests {
             assert_eq!(there.len(), expected);
             assert!(there.blocks() < 100);
         }
+    }
+
+    #[test]
+    fn portions_are_as_large_as_what_the_disk_takes_in_time() {
+        let slow = |portion| next_portion(portion, WAIT * 2);
+        let fast = |portion| next_portion(portion, WAIT / 10);
+        assert_eq!((slow(PIECE), slow(LEAST)), (PIECE / 2, LEAST));
+        assert_eq!((fast(LEAST), fast(PIECE)), (2 * LEAST, PIECE));
+        assert_eq!(next_portion(PIECE / 2, WAIT / 2), PIECE / 2);
+        // A disk of 100 MB/s.
+        let settled =
+            (0..8).fold(PIECE, |portion, _| next_portion(portion, Duration::from_micros(portion / 100)));
+        assert_eq!(settled, PIECE / 4);
     }
 
     #[test]
