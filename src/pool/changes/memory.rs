@@ -22,7 +22,10 @@ impl Memory {
     /// `not_supported` if it is too much.
     pub(super) fn take<T>(&self, bytes: usize) -> Result<()> {
         match self.left.get().checked_sub(size::<T>(bytes)) {
-            Some(left) => Ok(self.left.set(left)),
+            Some(left) => {
+                self.left.set(left);
+                Ok(())
+            }
             None => Err(Error::NotSupported {
                 what: format!("more differs than {} MiB of memory can hold", self.most >> 20),
                 hint: Some(
