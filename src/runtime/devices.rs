@@ -14,6 +14,8 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType as Type};
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
 const ACCESS: [(char, i32); 3] = [('m', 1), ('r', 2), ('w', 4)];
+/// All of them.
+const ALL: i32 = 7;
 /// More than any bundle has, and few enough for jumps to reach over them.
 const MOST: usize = 500;
 
@@ -109,9 +111,39 @@ impl Rule {
             access,
         })
     }
+
+    /// The accesses that it is about, as the kernel's numbers.
+    fn bits(&self) -> i32 {
+        ACCESS.iter().filter(|(letter, _)| self.access.contains(*letter)).map(|(_, bit)| bit).sum()
+    }
+
+    /// What becomes of a device that it is about. It comes to the program's end, or runs on to the rule before.
+    fn verdict(&self) -> Vec<u64> {
+        let bits = self.bits();
+        match self.allow {
+            allow if bits == ALL => end(allow.into()).to_vec(),
+            true => {
+                let mut code = vec![instruction(0x57, 3, 0, 0, !bits)]; // r3 &= !bits
+                code.extend(end_if_decided());
+                code
+            }
+            false => {
+                let mut code = vec![
+                    instruction(0xbf, 1, 3, 0, 0),    // r1 = r3
+                    instruction(0x57, 1, 0, 0, bits), // r1 &= bits
+                    instruction(0x15, 1, 0, 2, 0),    // if r1 == 0, behind the end
+                ];
+                code.extend(end(0));
+                code
+            }
+        }
+    }
 }
 
-/// The kernel's instructions. Registers: 1 scratch, 2 kind, 3 what is asked for, 4 major, 5 minor.
+/// The kernel's instructions. Registers: 1 scratch, 2 kind, 3 what is asked for and not decided yet, 4 major, 5 minor.
+///
+/// Every rule that decides ends the program, so that the kernel's verifier looks at each instruction about once. A program
+/// that went on to the next access would make it follow every combination of rules, which takes milliseconds.
 fn compile(rules: &[Rule]) -> Vec<u64> {
     let mut code = vec![
         load(2, 0),
@@ -121,46 +153,32 @@ fn compile(rules: &[Rule]) -> Vec<u64> {
         load(4, 4),
         load(5, 8),
     ];
-    // One access after the other: who asks for several at once needs all of them.
-    for (letter, bit) in ACCESS {
-        let judged = judge(rules, letter);
-        code.push(instruction(0xbf, 1, 3, 0, 0)); // r1 = r3
-        code.push(instruction(0x57, 1, 0, 0, bit)); // r1 &= bit
-        code.push(instruction(0x15, 1, 0, judged.len() as i16, 0)); // if r1 == 0, behind it
-        code.extend(judged);
+    code.extend(end_if_decided());
+    // The last rule about an access counts, so it comes first.
+    for rule in rules.iter().rev() {
+        let verdict = rule.verdict();
+        let checks: Vec<(u64, i32)> = [(2, rule.kind), (4, rule.major), (5, rule.minor)]
+            .into_iter()
+            .filter_map(|(register, wanted)| Some((register, wanted?)))
+            .collect();
+        for (n, (register, wanted)) in checks.iter().enumerate() {
+            let over = checks.len() - n - 1 + verdict.len();
+            code.push(instruction(0x56, *register, 0, over as i16, *wanted)); // if it is another, behind the verdict
+        }
+        code.extend(verdict);
+        if checks.is_empty() && rule.bits() == ALL {
+            // The verifier wants no instruction that is never reached.
+            return code;
+        }
     }
     code.extend(end(1));
     code
 }
 
-/// Comes to its end if the access is denied, and runs over it if not. What no rule is about is allowed, as to any process.
-fn judge(rules: &[Rule], letter: char) -> Vec<u64> {
-    // From behind, so that each block knows how far it is over all that follow.
-    let mut code: Vec<u64> = Vec::new();
-    for rule in rules.iter().filter(|rule| rule.access.contains(letter)) {
-        let checks: Vec<(u64, i32)> = [(2, rule.kind), (4, rule.major), (5, rule.minor)]
-            .into_iter()
-            .filter_map(|(register, wanted)| Some((register, wanted?)))
-            .collect();
-        if checks.is_empty() {
-            // Everything before it counts no more.
-            code.clear();
-        }
-        let verdict = match rule.allow {
-            // Nothing to be jumped over: the verifier wants no jump to where it goes anyway.
-            true if code.is_empty() => Vec::new(),
-            true => vec![instruction(0x05, 0, 0, code.len() as i16, 0)],
-            false => end(0).to_vec(),
-        };
-        let mut block = Vec::new();
-        for (n, (register, wanted)) in checks.iter().enumerate() {
-            let over = checks.len() - n - 1 + verdict.len();
-            block.push(instruction(0x56, *register, 0, over as i16, *wanted)); // if it is another, behind the verdict
-        }
-        block.extend(verdict);
-        block.extend(code);
-        code = block;
-    }
+/// Allows, if every access that was asked for is allowed.
+fn end_if_decided() -> Vec<u64> {
+    let mut code = vec![instruction(0x55, 3, 0, 2, 0)]; // if r3 != 0, behind the end
+    code.extend(end(1));
     code
 }
 
@@ -215,6 +233,7 @@ mod tests {
                 }
                 0x05 => true,
                 0x15 => registers[to] == i64::from(value),
+                0x55 => registers[to] != i64::from(value),
                 0x56 => registers[to] as i32 != value,
                 0x95 => return registers[0] == 1,
                 other => panic!("unknown instruction {other:#x}"),
@@ -250,6 +269,52 @@ mod tests {
         assert!(allows(&code, BLOCK, (8, 1), read));
         assert!(!allows(&code, BLOCK, (8, 1), write));
         assert!(!allows(&code, BLOCK, (8, 2), read));
+        assert!(allows(&code, BLOCK, (8, 2), 0), "nothing is asked for");
+    }
+
+    #[test]
+    fn every_access_gets_what_the_last_rule_about_it_says() {
+        let maybe = |n: usize, some: i32| [None, Some(some), Some(some + 1)][n % 3];
+        let accesses = ["r", "w", "m", "rw", "rm", "wm", "rwm"];
+        let all: Vec<Rule> = (0..60)
+            .map(|n| rule(n % 2 == 0, maybe(n / 2, 1), (maybe(n / 3, 8), maybe(n / 5, 1)), accesses[n % 7]))
+            .collect();
+        for (from, to) in (0..60).flat_map(|from| [1, 2, 5, 13].map(|n| (from, (from + n).min(60)))) {
+            let rules = &all[from..to];
+            let code = compile(rules);
+            for (kind, major, minor) in [(1, 8, 1), (1, 9, 2), (2, 8, 2), (2, 7, 7)] {
+                let is_about = |rule: &&Rule| {
+                    [(rule.kind, kind), (rule.major, major), (rule.minor, minor)]
+                        .iter()
+                        .all(|(wanted, is)| wanted.is_none_or(|wanted| wanted == *is))
+                };
+                let allowed = |letter: char| {
+                    let about = rules.iter().filter(is_about).rfind(|rule| rule.access.contains(letter));
+                    about.is_none_or(|rule| rule.allow)
+                };
+                for asked in 1..=ALL {
+                    let all =
+                        ACCESS.iter().filter(|(_, bit)| asked & bit != 0).all(|(letter, _)| allowed(*letter));
+                    assert_eq!(allows(&code, kind, (major, minor), asked), all, "{rules:?} {asked}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_costs_the_verifier_a_few_instructions_and_no_combinations() {
+        let always = |count: i32| -> Vec<Rule> {
+            let one = |n| rule(true, Some(CHARACTER), (Some(1), Some(n)), "rwm");
+            std::iter::once(rule(false, None, (None, None), "rwm")).chain((0..count).map(one)).collect()
+        };
+        // Three comparisons, and an end.
+        assert_eq!(compile(&always(12)).len() - compile(&always(11)).len(), 5);
+        let code = compile(&always(400));
+        // Who is not about a device goes on to the next rule, and who is ends: nothing is reached on two ways.
+        let jumps_back = code
+            .iter()
+            .any(|word| matches!(*word as u8, 0x05 | 0x15 | 0x55 | 0x56) && (*word >> 16) as i16 <= 0);
+        assert!(!jumps_back && !code.iter().any(|word| *word as u8 == 0x05));
     }
 
     #[test]
