@@ -2,14 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{
-    LinuxBlockIoBuilder, LinuxCpuBuilder, LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespaceType,
-    LinuxPidsBuilder, LinuxResources, LinuxThrottleDeviceBuilder, Mount, MountBuilder, Spec,
-};
+use oci_spec::runtime::{LinuxIdMappingBuilder, LinuxNamespaceType, Mount, MountBuilder, Spec};
 
-use super::{etc, seccomp, template};
+use super::{etc, limits, seccomp, template};
 use crate::domain::ids::IDS;
-use crate::domain::limits::{DEFAULT_PIDS, Limits};
+use crate::domain::limits::{Defaults, EffectiveLimits};
 use crate::domain::name::Name;
 use crate::domain::options::{BindMount, Network, SparkOptions};
 use crate::domain::spark::Id;
@@ -38,6 +35,10 @@ pub struct Input<'a> {
     pub shared: [PathBuf; 3],
     /// The disks that the pool is on.
     pub disks: &'a [Device],
+    /// What counts where neither the options nor the template set a limit.
+    pub defaults: Defaults,
+    /// Whether the host counts swap of control groups.
+    pub counts_swap: bool,
     /// Data volumes: where each is, and where it is to be inside.
     pub volumes: &'a [(PathBuf, Attached)],
     /// What its `/etc/resolv.conf` says, where it has a network.
@@ -58,6 +59,7 @@ pub struct Bundle {
     pub volumes: Vec<Planned>,
     /// What `/etc/profile.d/spark.sh` says. None if the spark has no such file.
     pub profile: Option<String>,
+    pub limits: EffectiveLimits,
 }
 
 /// Composes a spark's bundle.
@@ -71,7 +73,7 @@ pub fn compose(input: &Input<'_>) -> Result<Bundle> {
     }
     inner.set_hostname(Some(hostname(options, input.name)));
     fill_process(&mut inner, options)?;
-    fill_linux(&mut inner, input)?;
+    let limits = fill_linux(&mut inner, input)?;
     inner.set_annotations(Some(
         [
             ("dev.sparks.project".to_owned(), input.project.to_string()),
@@ -91,7 +93,7 @@ pub fn compose(input: &Input<'_>) -> Result<Bundle> {
         all.push(bind(&mount.source, &mount.at, flags)?);
     }
     spec.set_mounts(Some(all));
-    Ok(Bundle { spec, inner, mounts, volumes, profile })
+    Ok(Bundle { spec, inner, mounts, volumes, profile, limits })
 }
 
 fn inner_mounts(input: &Input<'_>, has_profile: bool) -> Result<Vec<Planned>> {
@@ -156,7 +158,7 @@ pub fn hostname(options: &SparkOptions, name: &Name) -> String {
     options.hostname.clone().unwrap_or_else(|| name.to_string())
 }
 
-fn bad(e: impl std::fmt::Display) -> Error {
+pub(super) fn bad(e: impl std::fmt::Display) -> Error {
     Error::NotSupported { what: format!("the bundle template cannot be used: {e}"), hint: None }
 }
 
@@ -229,7 +231,7 @@ pub fn set_env(env: &mut Vec<String>, key: &str, value: &str) {
     env.push(format!("{key}={value}"));
 }
 
-fn fill_linux(spec: &mut Spec, input: &Input<'_>) -> Result<()> {
+fn fill_linux(spec: &mut Spec, input: &Input<'_>) -> Result<EffectiveLimits> {
     let options = input.options;
     let linux = spec.linux_mut().as_mut().ok_or_else(|| bad("it has no `linux`"))?;
     let mapping = LinuxIdMappingBuilder::default()
@@ -253,86 +255,12 @@ fn fill_linux(spec: &mut Spec, input: &Input<'_>) -> Result<()> {
         linux.set_seccomp(Some(seccomp::profile()?));
     }
     let resources = linux.resources().clone().unwrap_or_default();
-    linux.set_resources(Some(limited(resources, &options.limits, input.disks)?));
-    Ok(())
-}
-
-/// Processor time is given out anew this often, in microseconds.
-const PERIOD: u64 = 100_000;
-
-fn limited(mut resources: LinuxResources, limits: &Limits, disks: &[Device]) -> Result<LinuxResources> {
-    if let Some(bytes) = limits.memory {
-        let bytes = bytes as i64;
-        resources
-            .set_memory(Some(LinuxMemoryBuilder::default().limit(bytes).swap(bytes).build().map_err(bad)?));
-    }
-    if let Some(milli) = limits.cpus_milli {
-        let quota = (milli * PERIOD / 1000) as i64;
-        resources.set_cpu(Some(LinuxCpuBuilder::default().quota(quota).period(PERIOD).build().map_err(bad)?));
-    }
-    if limits.pids.is_some() || resources.pids().is_none() {
-        let limit = limits.pids.unwrap_or(DEFAULT_PIDS);
-        resources.set_pids(Some(LinuxPidsBuilder::default().limit(limit).build().map_err(bad)?));
-    }
-    if let Some(rate) = limits.io {
-        let throttle = |disk: &Device| {
-            let device = LinuxThrottleDeviceBuilder::default().major(disk.major).minor(disk.minor).rate(rate);
-            device.build().map_err(bad)
-        };
-        let rates = disks.iter().map(throttle).collect::<Result<Vec<_>>>()?;
-        let io = LinuxBlockIoBuilder::default()
-            .throttle_read_bps_device(rates.clone())
-            .throttle_write_bps_device(rates);
-        resources.set_block_io(Some(io.build().map_err(bad)?));
-    }
-    Ok(resources)
-}
-
-/// The limits that a spark starts with: its own, and its template's where it has none.
-pub fn limits(options: &SparkOptions, templates: &Path) -> Result<Limits> {
-    let spec = template::load(options.bundle.as_deref().unwrap_or("default"), templates)?;
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
-    let memory = resources.memory().as_ref().and_then(|m| m.limit()).filter(|bytes| *bytes > 0);
-    let cpu = resources.cpu().as_ref().and_then(|cpu| {
-        let quota = u64::try_from(cpu.quota()?).ok()?;
-        (quota * 1000).checked_div(cpu.period().unwrap_or(PERIOD))
-    });
-    let of_template = Limits {
-        memory: memory.map(|bytes| bytes as u64),
-        cpus_milli: cpu,
-        pids: resources.pids().as_ref().map(|pids| pids.limit()),
-        ..Limits::default()
-    };
-    Ok(options.limits.clone().over(of_template))
+    let limits = limits::effective(&options.limits, &resources, &input.defaults);
+    linux.set_resources(Some(limits::fill(resources, &limits, input)?));
+    Ok(limits)
 }
 
 /// A spark's cgroup, from the top of each hierarchy.
 pub fn cgroup(id: &Id) -> PathBuf {
     Path::new("/spark").join(id.as_str())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_spark_starts_with_its_own_limits_and_else_with_those_of_its_template() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut small = serde_json::to_value(template::load("default", dir.path()).unwrap()).unwrap();
-        small["linux"]["resources"] = serde_json::json!({
-            "memory": { "limit": 1000 }, "pids": { "limit": 7 }, "cpu": { "quota": 25000, "period": 50000 }
-        });
-        std::fs::create_dir(dir.path().join("small")).unwrap();
-        std::fs::write(dir.path().join("small/config.json"), small.to_string()).unwrap();
-        let own = Limits { pids: Some(9), io: Some(3), ..Limits::default() };
-        let of = |bundle: &str, limits: &Limits| {
-            let options =
-                SparkOptions { bundle: Some(bundle.into()), limits: limits.clone(), ..Default::default() };
-            super::limits(&options, dir.path()).unwrap()
-        };
-        let both = Limits { memory: Some(1000), cpus_milli: Some(500), ..own.clone() };
-        assert_eq!(of("small", &own), both);
-        assert_eq!(of("small", &Limits::default()).pids, Some(7));
-        assert_eq!(of("default", &own), own);
-    }
 }

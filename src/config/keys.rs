@@ -3,8 +3,8 @@
 use super::{Settings, Value};
 use crate::domain::egress::Egress;
 use crate::domain::limits::{
-    DEFAULT_PIDS, parse_cpus, parse_disk, parse_duration, parse_idle_stop, parse_memory, parse_pids,
-    parse_rate,
+    DEFAULT_PIDS, Defaults, MEMORY_DEFAULT, Memory, PIDS_DEFAULT, parse_cpus, parse_disk, parse_duration,
+    parse_idle_stop, parse_memory, parse_pids, parse_rate, size,
 };
 use crate::domain::name::Name;
 use crate::domain::options::{BindMount, HARDENED, parse_env, parse_inside, parse_label, parse_user};
@@ -41,6 +41,17 @@ pub(super) enum Stranger {
 
 type Parsed = Result<(), String>;
 
+/// A default that is sized to the host.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sized {
+    /// Its looseness. None where this host has no such limit.
+    pub(super) of: fn(&Defaults) -> Option<u64>,
+    /// How it would be written in a file.
+    pub(super) text: fn(u64) -> String,
+    /// What it is.
+    pub(super) why: &'static str,
+}
+
 /// One key.
 #[derive(Debug)]
 pub struct Key {
@@ -48,6 +59,8 @@ pub struct Key {
     pub kind: Kind,
     /// What counts where no file says anything, if that can be written in one.
     pub default: Option<&'static str>,
+    /// A default that is sized to the host: its looseness, how it is written, and what it is.
+    pub(super) sized: Option<Sized>,
     pub(super) stranger: Stranger,
     /// How little a value confines, where a repository's may confine more than the user's own, but not less.
     pub(super) looseness: Option<fn(&Value) -> u64>,
@@ -56,7 +69,7 @@ pub struct Key {
 }
 
 const fn key(name: &'static str, kind: Kind, apply: fn(&mut Settings, &str, &Value) -> Parsed) -> Key {
-    Key { name, kind, default: None, stranger: Stranger::May, looseness: None, apply }
+    Key { name, kind, default: None, sized: None, stranger: Stranger::May, looseness: None, apply }
 }
 
 impl Key {
@@ -74,6 +87,14 @@ impl Key {
     const fn wish(self, check: fn(&Value) -> Parsed) -> Key {
         Key { stranger: Stranger::Wish(check), ..self }
     }
+    const fn sized(
+        self,
+        of: fn(&Defaults) -> Option<u64>,
+        text: fn(u64) -> String,
+        why: &'static str,
+    ) -> Key {
+        Key { sized: Some(Sized { of, text, why }), ..self }
+    }
     const fn looseness(self, of: fn(&Value) -> u64) -> Key {
         Key { looseness: Some(of), ..self }
     }
@@ -88,13 +109,14 @@ pub static KEYS: &[Key] = &[
         pair(k, v, parse_label).map(|(k, v)| _ = s.create.labels.insert(k, v))
     }),
     key("memory", Kind::Quantity, |s, _, v| set(&mut s.create.limits.memory, v.with(parse_memory)))
-        .looseness(|v| limit(v.with(parse_memory))),
+        .looseness(|v| limit(v.with(parse_memory).map(memory)))
+        .sized(|defaults| defaults.memory, size, MEMORY_DEFAULT),
     key("cpus", Kind::Quantity, |s, _, v| set(&mut s.create.limits.cpus_milli, v.with(parse_cpus)))
         .looseness(|v| limit(v.with(parse_cpus))),
     key("pids", Kind::Quantity, |s, _, v| set(&mut s.create.limits.pids, v.with(parse_pids)))
         .stranger(few_pids)
         .looseness(|v| limit(v.with(parse_pids).map(|pids| pids as u64)))
-        .default("4096"),
+        .sized(|defaults| u64::try_from(defaults.pids).ok(), |pids| pids.to_string(), PIDS_DEFAULT),
     key("io", Kind::Quantity, |s, _, v| set(&mut s.create.limits.io, v.with(parse_rate)))
         .looseness(|v| limit(v.with(parse_rate))),
     key("disk", Kind::Quantity, |s, _, v| set(&mut s.create.limits.disk, v.with(parse_disk)))
@@ -216,6 +238,13 @@ fn rank(value: &Value, strictest_first: &[&str]) -> u64 {
 /// A lower limit confines more.
 fn limit(value: Result<u64, String>) -> u64 {
     value.unwrap_or(u64::MAX)
+}
+
+fn memory(memory: Memory) -> u64 {
+    match memory {
+        Memory::Bytes(bytes) => bytes,
+        Memory::Unlimited => u64::MAX,
+    }
 }
 
 fn few_pids(value: &Value) -> Parsed {

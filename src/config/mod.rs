@@ -14,6 +14,7 @@ use std::time::Duration;
 use keys::Stranger;
 pub use keys::{KEYS, Key};
 
+use crate::domain::limits::Defaults;
 use crate::domain::name::Name;
 use crate::domain::options::Changes;
 use crate::error::{Error, Result};
@@ -91,12 +92,15 @@ pub struct Files {
     /// The user's file was named, and has to be there.
     pub user_is_named: bool,
     pub system: Option<PathBuf>,
+    /// Finds the default limits of this host, which a repository may lower. None if they do not matter.
+    pub defaults: Option<fn() -> Defaults>,
 }
 
 /// What the files say.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     entries: Vec<Entry>,
+    defaults: Option<fn() -> Defaults>,
 }
 
 impl Config {
@@ -105,7 +109,7 @@ impl Config {
     /// # Errors
     /// `usage` with file and line for what no file may say, `denied` for a file that somebody else could write.
     pub fn load(files: &Files, caller: &Caller) -> Result<Config> {
-        let mut config = Config::default();
+        let mut config = Config { entries: Vec::new(), defaults: files.defaults };
         if let Some(path) = &files.user {
             let text = file::of_user(path, caller)?;
             if text.is_none() && files.user_is_named {
@@ -144,10 +148,37 @@ impl Config {
         for entry in self.entries.iter().filter(|entry| !entry.is_wish()) {
             all.entry((entry.key.name, entry.name.as_deref())).or_default().push(entry);
         }
-        let mut chosen: Vec<&Entry> = all.into_values().filter_map(choose).collect();
+        let mut chosen: Vec<&Entry> = all.into_values().filter_map(|entries| self.choose(entries)).collect();
         let place = |key: &Key| KEYS.iter().position(|k| k.name == key.name);
         chosen.sort_by(|a, b| (place(a.key), &a.name).cmp(&(place(b.key), &b.name)));
         chosen
+    }
+
+    /// The first of several wins. A repository's file makes nothing looser than the user or the system has it, or than it is
+    /// by default where neither says anything.
+    fn choose<'a>(&self, entries: Vec<&'a Entry>) -> Option<&'a Entry> {
+        let first = *entries.iter().min_by_key(|e| e.level)?;
+        let own = entries.into_iter().filter(|e| e.level != Level::Repository).min_by_key(|e| e.level);
+        let Some(looseness) = first.key.looseness.filter(|_| first.level == Level::Repository) else {
+            return Some(first);
+        };
+        let most = match own {
+            Some(own) => Some(looseness(&own.value)),
+            None => self.sized(first.key).map(|(most, _)| most),
+        };
+        if most.is_some_and(|most| looseness(&first.value) >= most) { own } else { Some(first) }
+    }
+
+    /// The default of a key, if it is sized to the host, with its looseness.
+    fn sized(&self, key: &Key) -> Option<(u64, &'static str)> {
+        let sized = key.sized?;
+        Some(((sized.of)(&self.defaults?())?, sized.why))
+    }
+
+    /// What counts where no file says anything: how it would be written, and where it comes from.
+    pub fn default_of(&self, key: &Key) -> Option<(String, &'static str)> {
+        let (value, why) = self.sized(key)?;
+        Some(((key.sized?.text)(value), why))
     }
 
     /// What a repository's file asks for, and the user has to grant.
@@ -173,20 +204,6 @@ impl Config {
             applied.map_err(|why| parse::at(&entry.path, entry.line, &why, None))?;
         }
         Ok(settings)
-    }
-}
-
-/// The first of several wins. A repository's file makes nothing looser than the user or the system has it.
-fn choose(entries: Vec<&Entry>) -> Option<&Entry> {
-    let first = *entries.iter().min_by_key(|e| e.level)?;
-    let own = entries.iter().filter(|e| e.level != Level::Repository).min_by_key(|e| e.level);
-    match (first.key.looseness, own) {
-        (Some(looseness), Some(own))
-            if first.level == Level::Repository && looseness(&first.value) >= looseness(&own.value) =>
-        {
-            Some(own)
-        }
-        _ => Some(first),
     }
 }
 

@@ -1,13 +1,15 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::domain::limits::Memory;
 
 fn parse(text: &str, level: Level) -> Result<Vec<Entry>> {
     parse::parse(text, level, Path::new("/x/file.toml"))
 }
 
 fn config(files: &[(Level, &str)]) -> Config {
-    Config { entries: files.iter().flat_map(|(level, text)| parse(text, *level).unwrap()).collect() }
+    let entries = files.iter().flat_map(|(level, text)| parse(text, *level).unwrap()).collect();
+    Config { entries, defaults: None }
 }
 
 #[track_caller]
@@ -57,7 +59,7 @@ fn every_key_can_be_set_and_reaches_its_place() {
     set.dedup();
     assert_eq!(set, KEYS.iter().map(|k| k.name).collect::<Vec<_>>());
     let s = config.settings().unwrap();
-    assert_eq!(s.create.limits.memory, Some(2 << 30));
+    assert_eq!(s.create.limits.memory, Some(Memory::Bytes(2 << 30)));
     assert_eq!((s.create.limits.io, s.create.limits.disk), (Some(20 << 20), Some(10 << 30)));
     assert_eq!((s.create.limits.cpus_milli, s.create.idle_stop), (Some(1500), Some(600)));
     assert_eq!(
@@ -173,7 +175,10 @@ fn the_first_file_wins_by_key_and_by_entry() {
     ]);
     let s = config.settings().unwrap();
     // A repository lowers a limit, and raises none.
-    assert_eq!((s.create.limits.memory, s.create.limits.cpus_milli), (Some(2 << 30), Some(2000)));
+    assert_eq!(
+        (s.create.limits.memory, s.create.limits.cpus_milli),
+        (Some(Memory::Bytes(2 << 30)), Some(2000))
+    );
     let env: Vec<String> = s.create.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(env, ["A=repository", "B=system", "C=user"]);
 }
@@ -198,6 +203,20 @@ fn a_repository_confines_more_than_the_user_wants_and_never_less() {
     );
     assert_eq!(limits(all, more), limits(all, ""));
     assert_eq!(limits(more, all), limits(all, ""));
+    // Where neither the user nor the host says anything, the default is the bound.
+    let over_default = |repository: &str| {
+        let defaults = || Defaults { memory: Some(1 << 30), pids: 50 };
+        let config = Config { defaults: Some(defaults), ..config(&[(Level::Repository, repository)]) };
+        config.settings().unwrap().create.limits
+    };
+    assert_eq!(over_default(all).memory, None, "as much as the default");
+    assert_eq!(
+        (over_default(more), over_default("memory = \"none\"").memory),
+        (over_default("cpus = 2\nio = \"2M\"\ndisk = \"2G\""), None)
+    );
+    assert_eq!(over_default("memory = \"1T\"").memory, None);
+    let less = over_default("memory = \"512M\"\npids = 40");
+    assert_eq!((less.memory, less.pids), (Some(Memory::Bytes(512 << 20)), Some(40)));
     let own = config(&[(Level::User, "bundle = \"ours\""), (Level::Repository, "hardened = true")]);
     assert_eq!(own.settings().unwrap().create.bundle.as_deref(), Some("ours"));
 }

@@ -1,14 +1,128 @@
 //! Resource limits and the notations they are given in.
 
-/// Processes a spark may have unless told otherwise.
+/// Processes a spark may have unless told otherwise, on a host that can run twice as many.
 pub const DEFAULT_PIDS: i64 = 4096;
+/// Files that one process may have open unless told otherwise, on a host that allows eight times as many in all.
+const DEFAULT_FILES: u64 = 524_288;
+
+/// What the default limits are, for those who ask where one comes from.
+pub const MEMORY_DEFAULT: &str = "default: half of the host's memory";
+pub const PIDS_DEFAULT: &str = "default: 4096, or half of what the host can run";
+
+/// The kernel counts memory in pages.
+const PAGE: u64 = 4096;
+
+/// What a host has, for limits that are sized to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostSize {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Processes and threads that the kernel can run.
+    pub tasks: u64,
+}
+
+/// The limits of a spark where neither its own options nor its bundle template say anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defaults {
+    /// Bytes of memory. None on a host that cannot limit it.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: i64,
+}
+
+impl Defaults {
+    /// Half of the host, in memory and in processes, so that one spark cannot take all of it.
+    pub fn of(host: HostSize) -> Defaults {
+        Defaults {
+            memory: Some(host.memory / 2 / PAGE * PAGE),
+            pids: i64::try_from(host.tasks / 2).map_or(DEFAULT_PIDS, |half| half.clamp(64, DEFAULT_PIDS)),
+        }
+    }
+}
+
+/// Files that one process may have open unless told otherwise, of those that all processes of the host may have open.
+pub fn default_files(of_host: u64) -> u64 {
+    (of_host / 8).clamp(1024, DEFAULT_FILES)
+}
+
+/// Where a limit comes from. The first that says something counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitSource {
+    /// The spark's own options.
+    Options,
+    /// The bundle template.
+    Template,
+    /// The default, which is sized to the host.
+    Default,
+}
+
+/// What a spark is limited to, whoever said it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EffectiveLimits {
+    /// Bytes of memory, if there is a limit.
+    pub memory: Option<u64>,
+    pub memory_from: LimitSource,
+    pub cpus_milli: Option<u64>,
+    pub pids: i64,
+    pub pids_from: LimitSource,
+    pub io: Option<u64>,
+}
+
+impl EffectiveLimits {
+    /// The bytes from which on the kernel takes memory back and slows processes down, which only a default limit has:
+    /// nobody chose that, so that what comes near it gets slower before it is killed.
+    pub fn soft_memory(&self) -> Option<u64> {
+        let limit = self.memory.filter(|_| self.memory_from == LimitSource::Default)?;
+        Some((limit - limit / 16) / PAGE * PAGE)
+    }
+}
+
+/// A limit of memory, or that there is to be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "WrittenMemory", into = "WrittenMemory")]
+pub enum Memory {
+    Bytes(u64),
+    Unlimited,
+}
+
+/// How a record has it: a number, or `none`.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+enum WrittenMemory {
+    Bytes(u64),
+    Word(String),
+}
+
+impl From<Memory> for WrittenMemory {
+    fn from(memory: Memory) -> WrittenMemory {
+        match memory {
+            Memory::Bytes(bytes) => WrittenMemory::Bytes(bytes),
+            Memory::Unlimited => WrittenMemory::Word(NONE.into()),
+        }
+    }
+}
+
+impl TryFrom<WrittenMemory> for Memory {
+    type Error = String;
+
+    fn try_from(written: WrittenMemory) -> Result<Memory, String> {
+        match written {
+            WrittenMemory::Bytes(bytes) => Ok(Memory::Bytes(bytes)),
+            WrittenMemory::Word(word) => parse_memory(&word),
+        }
+    }
+}
+
+/// The word for no limit, and for the default.
+const NONE: &str = "none";
+const DEFAULT: &str = "default";
 
 /// What a spark may use of the host.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
     /// Bytes of memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<u64>,
+    pub memory: Option<Memory>,
     /// Processors, in thousandths: 1500 is one and a half.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus_milli: Option<u64>,
@@ -27,7 +141,9 @@ impl Limits {
     /// Fails for what no command line would have taken: they come from elsewhere.
     pub fn check(&self) -> Result<(), String> {
         let text = |n: u64| n.to_string();
-        self.memory.map(|n| parse_memory(&text(n))).transpose()?;
+        if let Some(Memory::Bytes(bytes)) = self.memory {
+            parse_memory(&text(bytes))?;
+        }
         self.cpus_milli.map(|n| parse_cpus(&format!("{}", n as f64 / 1000.0))).transpose()?;
         self.pids.map(|n| parse_pids(&n.to_string())).transpose()?;
         self.io.map(|n| parse_rate(&text(n))).transpose()?;
@@ -47,7 +163,7 @@ impl Limits {
     }
 }
 
-/// What a limit is set to: a value, or none.
+/// What a limit is set to: a value, or what counts where there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setting<T> {
     To(T),
@@ -57,7 +173,7 @@ pub enum Setting<T> {
 /// Limits to set, for a spark that is there. What is `None` stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LimitChanges {
-    pub memory: Option<Setting<u64>>,
+    pub memory: Option<Setting<Memory>>,
     pub cpus_milli: Option<Setting<u64>>,
     pub pids: Option<Setting<i64>>,
     pub io: Option<Setting<u64>>,
@@ -90,7 +206,7 @@ pub fn parse_setting<T>(
     text: &str,
     parse: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<Setting<T>, String> {
-    if text == "none" { Ok(Setting::Lifted) } else { parse(text).map(Setting::To) }
+    if text == NONE { Ok(Setting::Lifted) } else { parse(text).map(Setting::To) }
 }
 
 /// Bytes in powers of 1024, as people read them.
@@ -129,14 +245,22 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// Parses `--memory`, refusing what no process could start in.
-pub fn parse_memory(text: &str) -> Result<u64, String> {
+pub fn parse_memory(text: &str) -> Result<Memory, String> {
     const LEAST: u64 = 4 << 20;
+    if text == NONE {
+        return Ok(Memory::Unlimited);
+    }
     match parse_size(text)? {
         bytes if bytes < LEAST => {
             Err(format!("`{text}` is too little memory to start anything: at least 4M"))
         }
-        bytes => Ok(bytes),
+        bytes => Ok(Memory::Bytes(bytes)),
     }
+}
+
+/// Parses `--memory` of `set`, which can go back to the default too.
+pub fn parse_memory_setting(text: &str) -> Result<Setting<Memory>, String> {
+    if text == DEFAULT { Ok(Setting::Lifted) } else { parse_memory(text).map(Setting::To) }
 }
 
 /// Parses `--io`, such as `20M`, into bytes a second. A `/s` behind it is taken for what it says.
@@ -224,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_limit_is_set_lifted_or_left_as_it_is() {
-        let old = Limits { memory: Some(1), pids: Some(2), io: Some(3), ..Limits::default() };
+        let old = Limits { memory: Some(Memory::Bytes(1)), pids: Some(2), io: Some(3), ..Limits::default() };
         let changes = LimitChanges {
             memory: Some(Setting::Lifted),
             pids: Some(Setting::To(4)),
@@ -232,9 +356,9 @@ mod tests {
         };
         let new = Limits { pids: Some(4), io: Some(3), ..Limits::default() };
         assert_eq!(changes.over(&old), new);
-        assert_eq!(parse_setting("none", parse_memory), Ok(Setting::Lifted));
-        assert_eq!(parse_setting("4M", parse_memory), Ok(Setting::To(4 << 20)));
-        assert!(parse_setting("None", parse_memory).is_err());
+        assert_eq!(parse_setting("none", parse_disk), Ok(Setting::Lifted));
+        assert_eq!(parse_setting("4M", parse_disk), Ok(Setting::To(4 << 20)));
+        assert!(parse_setting("None", parse_disk).is_err());
         assert_eq!((parse_rate("1M/s"), parse_rate("1M")), (Ok(1 << 20), Ok(1 << 20)));
         assert!(parse_rate("1K").is_err() && parse_disk("4K").is_err());
     }
@@ -242,9 +366,9 @@ mod tests {
     #[test]
     fn limits_from_elsewhere_have_the_same_bounds() {
         let none = Limits::default;
-        assert!(Limits { memory: Some(64 << 20), pids: Some(64), ..none() }.check().is_ok());
+        assert!(Limits { memory: Some(Memory::Bytes(64 << 20)), pids: Some(64), ..none() }.check().is_ok());
         for bad in [
-            Limits { memory: Some(u64::MAX), ..none() },
+            Limits { memory: Some(Memory::Bytes(u64::MAX)), ..none() },
             Limits { cpus_milli: Some(0), ..none() },
             Limits { pids: Some(-1), ..none() },
             Limits { io: Some(1), ..none() },
@@ -252,6 +376,27 @@ mod tests {
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn defaults_are_half_of_a_host_and_not_more_than_any_spark_needs() {
+        let small = HostSize { memory: (1 << 30) + 5000, tasks: 7000 };
+        assert_eq!(Defaults::of(small), Defaults { memory: Some(1 << 29), pids: 3500 });
+        let large = HostSize { memory: 1 << 40, tasks: 4_000_000 };
+        assert_eq!(Defaults::of(large), Defaults { memory: Some(1 << 39), pids: 4096 });
+        assert_eq!((default_files(100_000), default_files(u64::MAX)), (12_500, 524_288));
+    }
+
+    #[test]
+    fn no_limit_of_memory_is_written_and_read_as_a_word() {
+        for (memory, written) in [(Memory::Bytes(64 << 20), "67108864"), (Memory::Unlimited, "\"none\"")] {
+            assert_eq!(serde_json::to_string(&memory).unwrap(), written);
+            assert_eq!(serde_json::from_str::<Memory>(written).unwrap(), memory);
+        }
+        assert!(serde_json::from_str::<Memory>("\"some\"").is_err());
+        assert_eq!(parse_memory_setting("none"), Ok(Setting::To(Memory::Unlimited)));
+        assert_eq!(parse_memory_setting("default"), Ok(Setting::Lifted));
+        assert!(parse_memory("default").is_err() && parse_memory_setting("1").is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 pub use crate::config::{Level, Settings, Value};
 
+use super::defaults;
 use super::project::detect::{self, Owners};
 use crate::config::{Config, Entry, Files, KEYS};
 use crate::domain::options::SparkOptions;
@@ -63,6 +64,7 @@ pub fn load_own(sources: &Sources<'_>) -> Result<Loaded> {
         user_is_named: sources.user.is_some(),
         user: Some(sources.user.clone().unwrap_or_else(|| caller.home.join(".config/spark/config.toml"))),
         system: Some(sources.system.to_owned()),
+        defaults: Some(defaults::of_host),
     };
     Config::load(&files, &caller).map(Loaded)
 }
@@ -102,8 +104,12 @@ impl Loaded {
                 effective.iter().filter(|entry| entry.key.name == key.name).map(|entry| Row::of(entry)),
             );
             if rows.len() == before {
-                let default = key.default.or_else(|| defaults[key.name].as_str());
-                rows.push(Row::new(key.name, default.map(str::to_owned), "default"));
+                let default = key.default.or_else(|| defaults[key.name].as_str()).map(str::to_owned);
+                let (default, from) = match self.0.default_of(key) {
+                    Some((value, from)) => (Some(value), from),
+                    None => (default, "default"),
+                };
+                rows.push(Row::new(key.name, default, from));
             }
         }
         rows.extend(

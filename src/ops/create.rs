@@ -6,7 +6,7 @@ use super::data::{Copied, Held, not_copied};
 use super::origin::Found;
 use super::secrets::Given;
 use super::spark::SparkId;
-use super::{Observer, Sparks, clone, delete, identity, image, service};
+use super::{Observer, Sparks, clone, defaults, delete, identity, image, service};
 use crate::bundle::spec;
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::pool::btrfs;
 use crate::pool::index::{Ephemeral, Identity};
 use crate::pool::stage::Stage;
+use crate::runtime::cgroup;
 use crate::sys::process::ProcessId;
 use crate::{fault, sys};
 
@@ -228,6 +229,8 @@ impl Sparks {
             root: &root,
             shared: self.shared_dirs(&spark.project),
             disks: &disks,
+            defaults: defaults::of_host(),
+            counts_swap: cgroup::counts_swap(),
             volumes: &volumes,
             resolv: "",
         };

@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::Sparks;
 use super::secrets;
 use super::spark::{Opened, SparkId};
+use super::{Sparks, defaults};
 use crate::bundle::spec::{cgroup, set_env};
 use crate::bundle::write;
 use crate::domain::place::SparkPaths;
@@ -90,7 +90,7 @@ impl Running {
         let killed = self.group.oom_kills().is_some_and(|kills| kills > self.oom_kills);
         killed.then(|| Error::OutOfMemory {
             spark: spark.to_string(),
-            limit: self.group.limits(&[]).memory,
+            limit: self.group.memory_limit(),
             ephemeral,
         })
     }
@@ -249,7 +249,7 @@ impl Sparks {
         }
         Ok(Entry {
             container,
-            confinement: Confinement::of(&process, filter)?,
+            confinement: Confinement::of(&process, filter, defaults::open_files())?,
             workdir_optional: given.is_none(),
             workdir: given.unwrap_or_else(|| user.home.clone()),
             live,

@@ -1,10 +1,12 @@
 //! `info`: everything known of one spark.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::Sparks;
+use super::{Sparks, defaults};
+use crate::bundle::limits;
 use crate::bundle::spec::cgroup;
-use crate::domain::limits::Limits;
+use crate::domain::limits::{LimitSource, Limits, MEMORY_DEFAULT, PIDS_DEFAULT};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::options::SparkOptions;
 use crate::domain::place::SparkPaths;
@@ -36,6 +38,8 @@ pub struct Info {
     /// The limits that are in force. They differ from those of the options where the bundle template has some, and
     /// where a `spark set` was killed.
     pub limits: Option<Limits>,
+    /// Who set the limits that every spark has, for its next start.
+    pub limits_from: BTreeMap<&'static str, &'static str>,
     pub usage: Option<Usage>,
     /// What it keeps on disk, where the pool was made with `--quota`.
     pub disk: Option<Counted>,
@@ -141,6 +145,7 @@ impl Sparks {
             },
             root: Root { inside: pid.map(|p| format!("/proc/{p}/root").into()), path: root, subvolume },
             limits: live_limits,
+            limits_from: self.limits_from(&record.options),
             usage,
             disk: self.pool.counted(&record.id, record.options.limits.disk),
             ended,
@@ -150,5 +155,21 @@ impl Sparks {
             log: SparkPaths(&dir).log(),
             path: dir,
         })
+    }
+
+    /// Who says what a spark's limits of memory and processes are. Empty if its template cannot be read.
+    fn limits_from(&self, options: &SparkOptions) -> BTreeMap<&'static str, &'static str> {
+        let defaults = defaults::of_host();
+        let Ok(limits) = limits::of(options, &self.context.templates, &defaults) else {
+            return BTreeMap::new();
+        };
+        let name = |from, default| match from {
+            LimitSource::Options => "options",
+            LimitSource::Template => "bundle template",
+            LimitSource::Default => default,
+        };
+        let memory =
+            if defaults.memory.is_some() { MEMORY_DEFAULT } else { "none: this host cannot limit memory" };
+        [("memory", name(limits.memory_from, memory)), ("pids", name(limits.pids_from, PIDS_DEFAULT))].into()
     }
 }

@@ -25,7 +25,7 @@ impl Sparks {
         log::wait_end(&path);
         let Some(kills @ 1..) = group.oom_kills() else { return };
         let Some(entry) = self.pool.find_container(id.as_str()).ok().flatten() else { return };
-        let limit = group.limits(&[]).memory;
+        let limit = group.memory_limit();
         let within = limit.map(|bytes| format!(" with a limit of {}", size(bytes))).unwrap_or_default();
         let spark = SparkId { project: entry.project, name: entry.name };
         if let Err(e) = self.note_in_log(&spark, &format!("out of memory{within}: killed {kills}")) {

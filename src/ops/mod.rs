@@ -15,6 +15,7 @@ pub mod connect;
 pub mod cp;
 pub mod create;
 pub mod data;
+mod defaults;
 pub mod delete;
 pub mod diff;
 pub mod doctor;

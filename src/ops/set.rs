@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use super::Sparks;
 use super::spark::Opened;
-use crate::bundle::spec;
+use super::{Sparks, defaults};
+use crate::bundle::{limits, spec};
 use crate::domain::limits::{LimitChanges, Limits};
 use crate::domain::name::SparkRef;
 use crate::domain::options::SparkOptions;
@@ -95,7 +95,7 @@ impl Sparks {
         if self.live(&opened.record).is_none() {
             return Ok(());
         }
-        let limits = spec::limits(options, &self.context.templates)?;
+        let limits = limits::of(options, &self.context.templates, &defaults::of_host())?;
         let disks = self.disks_or_none();
         let group = Cgroup::new(&spec::cgroup(&opened.record.id));
         cgroup::set(&group, &limits, &disks).map_err(|refused| refused.about(opened.id.name.as_str()))

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::secrets::Given;
 use super::spark::{Opened, SparkId, refuse_damaged};
-use super::{Sparks, identity, network, stop};
+use super::{Sparks, defaults, identity, network, stop};
 use crate::bundle::{spec, write};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
@@ -13,10 +13,11 @@ use crate::domain::spark::{SparkRecord, State};
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::pool::index::Identity;
+use crate::runtime::cgroup;
 use crate::runtime::confine::{self, Confinement};
 use crate::runtime::ids;
 use crate::runtime::labels;
-use crate::runtime::launch::{Launch, Starting};
+use crate::runtime::launch::{self, Launch, Starting};
 use crate::runtime::live::{self, Live};
 use crate::runtime::place;
 use crate::runtime::youki::Handle;
@@ -193,12 +194,15 @@ impl Sparks {
             root: &root,
             shared: self.shared_dirs(&spark.project),
             disks: &disks,
+            defaults: defaults::of_host(),
+            counts_swap: cgroup::counts_swap(),
             volumes: &volumes,
             resolv: &resolv,
         };
         let bundle = spec::compose(&input)?;
         labels::check_mounts(&bundle.spec)?;
         let mut inner = confine::without(&bundle.inner);
+        launch::join_user_namespace(&mut inner, &dir);
         let filter = write::write(&bundle, &mut inner, &input)?;
         let process =
             bundle.spec.process().as_ref().ok_or_else(|| Error::corrupt(&dir, "it has no process"))?;
@@ -207,7 +211,7 @@ impl Sparks {
             spark: spark.to_string(),
             container: self.handle(record),
             secrets: None,
-            confinement: Confinement::of(process, filter)?,
+            confinement: Confinement::of(process, filter, defaults::open_files())?,
             bundle: dir,
             root,
             mounts: bundle.mounts,
@@ -216,6 +220,7 @@ impl Sparks {
             idle_stop: record.options.idle_stop.unwrap_or(0),
             devices: resources.and_then(|r| r.devices().clone()).unwrap_or_default(),
             limited: resources.is_some_and(|r| r.memory().is_some()),
+            soft_memory: bundle.limits.soft_memory(),
             wiring: None,
             locks: Vec::new(),
         })

@@ -4,7 +4,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use libcontainer::syscall::syscall::create_syscall;
-use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process, Spec};
+use rustix::process::{Resource, Rlimit};
 
 use super::labels;
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ pub struct Confinement {
     filter: Option<Filter>,
     /// Who gets the descriptor on which system calls are heard that the filter leaves to another process.
     listener: Option<Rc<OwnedFd>>,
+    /// What each process may have of the host at most.
+    limits: Rc<[(Resource, Rlimit)]>,
     /// Whether a user other than root keeps what the lists say, to make it ambient. A spark's never does.
     as_listed: bool,
     /// The AppArmor profile that the bundle names.
@@ -53,8 +56,9 @@ impl Confinement {
         self.no_new_privs
     }
 
-    /// Reads the limits from the process of a spark's bundle.
-    pub fn of(process: &Process, filter: Vec<u8>) -> Result<Confinement> {
+    /// Reads the limits from the process of a spark's bundle. `files` is how many a process may have open if the bundle does
+    /// not say: it stands in no bundle, since a runtime without CAP_SYS_RESOURCE could not set it.
+    pub fn of(process: &Process, filter: Vec<u8>, files: u64) -> Result<Confinement> {
         let mut capabilities =
             process.capabilities().clone().ok_or_else(|| missing("process.capabilities"))?;
         // Where oci-spec finds no list it fills in a default of its own; none is what no list means to us.
@@ -65,6 +69,7 @@ impl Confinement {
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             filter: Some(Filter::new(filter, 0)),
             listener: None,
+            limits: limits_of(process, files),
             as_listed: false,
             profile: labels::profile_of(process)?,
         })
@@ -92,6 +97,8 @@ impl Confinement {
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             filter,
             listener: None,
+            // The specification has them set, and not only lowered.
+            limits: Rc::default(),
             as_listed: true,
             profile: labels::profile_of(process)?,
         })
@@ -128,6 +135,20 @@ impl Confinement {
         if self.no_new_privs { Ok(()) } else { self.load_filter() }
     }
 
+    /// Lowers this process's resource limits to those of the spark. What the caller has less of stays.
+    pub fn lower_limits(&self) -> std::io::Result<()> {
+        for (which, most) in self.limits.iter() {
+            let own = rustix::process::getrlimit(*which);
+            let lower = |own: Option<u64>, most: Option<u64>| {
+                own.map_or(most, |own| Some(most.map_or(own, |most| own.min(most))))
+            };
+            let maximum = lower(own.maximum, most.maximum);
+            let current = lower(lower(own.current, most.current), maximum);
+            rustix::process::setrlimit(*which, Rlimit { current, maximum })?;
+        }
+        Ok(())
+    }
+
     /// Gives up every capability that the spec does not list, and for another user than root all of them.
     pub fn drop_capabilities(&self, uid: u32) -> std::io::Result<()> {
         if self.no_new_privs {
@@ -149,6 +170,42 @@ impl Confinement {
     }
 }
 
+/// The limits of a bundle, and a default for open files where it has none.
+fn limits_of(process: &Process, files: u64) -> Rc<[(Resource, Rlimit)]> {
+    let own = process.rlimits().iter().flatten().map(resource_limit);
+    let default = Rlimit { current: Some(files), maximum: Some(files) };
+    let mut limits: Vec<_> = own.collect();
+    if limits.iter().all(|(which, _)| *which != Resource::Nofile) {
+        limits.push((Resource::Nofile, default));
+    }
+    limits.into()
+}
+
+/// A limit of a specification, as the kernel has it.
+pub(super) fn resource_limit(limit: &PosixRlimit) -> (Resource, Rlimit) {
+    use PosixRlimitType as T;
+    let which = match limit.typ() {
+        T::RlimitCpu => Resource::Cpu,
+        T::RlimitFsize => Resource::Fsize,
+        T::RlimitData => Resource::Data,
+        T::RlimitStack => Resource::Stack,
+        T::RlimitCore => Resource::Core,
+        T::RlimitRss => Resource::Rss,
+        T::RlimitNproc => Resource::Nproc,
+        T::RlimitNofile => Resource::Nofile,
+        T::RlimitMemlock => Resource::Memlock,
+        T::RlimitAs => Resource::As,
+        T::RlimitLocks => Resource::Locks,
+        T::RlimitSigpending => Resource::Sigpending,
+        T::RlimitMsgqueue => Resource::Msgqueue,
+        T::RlimitNice => Resource::Nice,
+        T::RlimitRtprio => Resource::Rtprio,
+        T::RlimitRttime => Resource::Rttime,
+    };
+    let value = |n: u64| (n != u64::MAX).then_some(n);
+    (which, Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) })
+}
+
 /// What libcontainer is told about the home directory, so that it does not look for one: it would ask the C library,
 /// and that would read the spark's `nsswitch.conf` and load the spark's own modules as the host's root.
 pub const HOME: &str = "HOME=/";
@@ -159,6 +216,7 @@ pub fn without(spec: &Spec) -> Spec {
     if let Some(process) = spec.process_mut() {
         process.set_capabilities(None);
         process.set_no_new_privileges(None);
+        process.set_rlimits(None);
         // PID 1 is executed without an environment.
         process.set_env(Some(vec![HOME.into()]));
     }

@@ -22,6 +22,7 @@ use super::users::User;
 use super::youki::{Entrances, Handle};
 use crate::error::{Error, Result};
 use crate::sys;
+use crate::sys::inherited::InitLimits;
 use crate::sys::locked::Secret;
 use crate::sys::process::ProcessId;
 
@@ -172,7 +173,8 @@ struct Plan {
     workdir_optional: bool,
     terminal: bool,
     window: Option<Winsize>,
-    is_service: bool,
+    /// The limits of the host's first process, if the command is to have nothing of who starts it.
+    leaves_schedule: Option<InitLimits>,
     streams: Replaced,
 }
 
@@ -204,7 +206,7 @@ impl Plan {
             workdir_optional: entry.workdir_optional,
             terminal: entry.terminal,
             window: entry.window,
-            is_service: entry.is_service,
+            leaves_schedule: entry.is_service.then(InitLimits::read),
             streams: entry.streams,
         })
     }
@@ -229,6 +231,7 @@ impl Plan {
             _ => {}
         }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        self.confinement.lower_limits().map_err(|e| (STEP_CONFINE, e))?;
         // A crash would write the variables that are secrets into the root filesystem, and so into the next snapshot, or hand
         // them to who collects core dumps on the host. Who wants one inside can say so: `ulimit -c`.
         sys::exec::without_core_dumps().map_err(|e| (STEP_CONFINE, e))?;
@@ -244,8 +247,8 @@ impl Plan {
             live::touch(&self.init)?;
         }
         rustix::process::setsid()?;
-        if self.is_service {
-            sys::inherited::leave_schedule();
+        if let Some(limits) = &self.leaves_schedule {
+            sys::inherited::leave_schedule(limits);
         }
         self.confinement.enter_profile()
     }

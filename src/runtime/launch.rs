@@ -1,15 +1,15 @@
 //! Starting a spark: mounts in a namespace of the helper's own, libcontainer, PID 1, `init.json`.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use oci_spec::runtime::{LinuxDeviceCgroup, Spec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxNamespaceType, Spec};
 
 use super::attach;
 use super::cgroup::{self, Cgroup};
@@ -24,6 +24,7 @@ use super::youki::{Handle, INNER};
 use crate::error::{Code, Error, Result};
 use crate::sys;
 use crate::sys::idmap::IdMap;
+use crate::sys::inherited::InitLimits;
 use crate::sys::lifeline::{self, Grip, Line};
 use crate::sys::mount::Planned;
 use crate::sys::process::ProcessId;
@@ -64,6 +65,8 @@ pub struct Launch {
     pub idle_stop: u32,
     /// Whether its memory has a limit.
     pub limited: bool,
+    /// The bytes from which on it is slowed down.
+    pub soft_memory: Option<u64>,
     /// The devices that it may use, by number.
     pub devices: Vec<LinuxDeviceCgroup>,
     /// Descriptors of locks. The helper has them, so that nobody else begins before it has ended; what waits inside for the
@@ -71,6 +74,19 @@ pub struct Launch {
     pub locks: Vec<RawFd>,
     /// None if it has the host's network, or none.
     pub wiring: Option<Box<dyn Wiring>>,
+}
+
+/// A link to the user namespace that libcontainer is to join, in the directory of what it is given.
+const USER_NAMESPACE: &str = "user";
+
+/// Has libcontainer join a user namespace that the starter makes: one that libcontainer made would belong to the host's root
+/// (docs/adr/0023).
+pub fn join_user_namespace(inner: &mut Spec, bundle: &Path) {
+    let path = bundle.join(INNER).join(USER_NAMESPACE);
+    let namespaces = inner.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+    for namespace in namespaces.into_iter().flatten().filter(|ns| ns.typ() == LinuxNamespaceType::User) {
+        namespace.set_path(Some(path.clone()));
+    }
 }
 
 /// Longer than any start takes, on any host.
@@ -194,7 +210,10 @@ impl Launch {
         // Values are in their files, and no longer in this process, before there is one of the container's.
         let secrets =
             self.secrets.take().map(|filling| secrets::mount(filling, self.first_id)).transpose()?;
-        self.mount()?;
+        // Open until libcontainer has joined.
+        let mut maps = Maps::default();
+        self.mount(&mut maps)?;
+        self.link_user_namespace(&mut maps)?;
         // libcontainer binds sockets relative to directories and comes back here.
         std::env::set_current_dir("/").map_err(Error::sys("change to /"))?;
         let image = init::sealed().map_err(Error::sys("prepare PID 1"))?;
@@ -228,7 +247,7 @@ impl Launch {
             .map_err(|e| self.unprepared().unwrap_or_else(|| failed(e)))?;
         crate::fault::point("start.created")?;
         if self.limited {
-            cgroup::without_swap(&Cgroup::new(&self.container.cgroup))
+            cgroup::complete_memory(&Cgroup::new(&self.container.cgroup), self.soft_memory)
                 .map_err(|e| e.about(&self.container.id))?;
         }
         if let Some(group) = Cgroup::new(&self.container.cgroup).unified() {
@@ -261,6 +280,17 @@ impl Launch {
         live::write(&self.bundle, &live)
     }
 
+    fn ids(&self) -> IdMap {
+        IdMap::range(self.first_id, crate::domain::ids::IDS)
+    }
+
+    /// Links the namespace that the root is mapped through to where libcontainer looks for the spark's: they are one.
+    fn link_user_namespace(&self, maps: &mut Maps) -> Result<()> {
+        let path = self.bundle.join(INNER).join(USER_NAMESPACE);
+        let open = format!("/proc/self/fd/{}", maps.namespace(self.ids())?.as_raw_fd());
+        std::os::unix::fs::symlink(open, &path).map_err(Error::io("link", path))
+    }
+
     /// What in the root keeps libcontainer from mounting something, if that can be seen: it says only that it could not.
     fn unprepared(&self) -> Option<Error> {
         let spec = Spec::load(self.bundle.join("libcontainer/config.json")).ok()?;
@@ -276,14 +306,12 @@ impl Launch {
 
     /// Mounts the root at the bundle's mount point, and everything else upon it. Nothing of the spark runs yet, and
     /// whatever its last run left at these places, nothing is opened and nothing leads out.
-    fn mount(&self) -> Result<()> {
-        let mut maps = Maps::default();
-        let ids = IdMap::range(self.first_id, crate::domain::ids::IDS);
+    fn mount(&self, maps: &mut Maps) -> Result<()> {
         let tree = sys::mount::clone_tree(&self.root).map_err(Error::io("mount", &self.root))?;
         // Where privileges are never gained, a set-uid program changes nothing.
         let no_set_uid = self.confinement.no_new_privileges();
         let limits = sys::mount::Limits { no_devices: true, no_set_uid, read_only: false };
-        sys::mount::set_attributes(&tree, Some(maps.namespace(ids)?), limits)
+        sys::mount::set_attributes(&tree, Some(maps.namespace(self.ids())?), limits)
             .map_err(|e| no_idmap(&self.root, e))?;
         let top = self.bundle.join("root");
         sys::mount::attach(&tree, &top).map_err(Error::io("mount", &top))?;
@@ -296,7 +324,7 @@ impl Launch {
                 let obstacle = place::obstacle(bare.as_fd(), &mount.at, mount.is_dir, false);
                 self.in_the_way(obstacle).unwrap_or_else(|| Error::io("mount something at", &mount.at)(e))
             };
-            let tree = place::detached(mount, &mut maps)?;
+            let tree = place::detached(mount, maps)?;
             let place = Place { bare: bare.as_fd(), mapped: mapped.as_fd(), first_id: self.first_id };
             let place = place.open(&mount.at, mount.is_dir, sys::beneath::open_place).map_err(failed)?;
             sys::mount::attach_upon(&tree, &place).map_err(failed)?;
@@ -309,7 +337,7 @@ impl Launch {
 /// libcontainer makes inherits the rest.
 fn leave_caller(line: Line) -> Result<OwnedFd> {
     let line = line.depend().map_err(Error::sys("depend on the command"))?;
-    sys::inherited::leave_schedule();
+    sys::inherited::leave_schedule(&InitLimits::read());
     let null = null()?;
     let failed = |e: rustix::io::Errno| Error::sys("let go of the standard streams")(e.into());
     rustix::stdio::dup2_stdin(&null).map_err(failed)?;
@@ -357,6 +385,7 @@ impl Executor for Init {
             // Whatever the caller ignores.
             .and_then(|()| sys::exec::reset_signals())
             .and_then(|()| close_cgroups(spec))
+            .and_then(|()| self.confinement.lower_limits())
             .and_then(|()| self.confinement.before_drop())
             // libcontainer leaves it in the groups of who called `spark`.
             .and_then(|()| sys::exec::become_user(0, 0, &[]))

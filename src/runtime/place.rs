@@ -10,7 +10,7 @@ use crate::sys;
 use crate::sys::idmap::IdMap;
 use crate::sys::mount::Planned;
 
-/// The namespaces that mounts are mapped through, each made once.
+/// The user namespaces of a start, each made once: that of the spark, and those that mounts are mapped through.
 #[derive(Default)]
 pub(super) struct Maps(Vec<(IdMap, OwnedFd)>);
 

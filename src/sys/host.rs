@@ -1,4 +1,4 @@
-//! Programs of the host.
+//! Programs of the host, and how large it is.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -32,4 +32,27 @@ pub fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.env("PATH", path());
     command
+}
+
+/// Bytes of memory that the host has.
+pub fn memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    // Both are as wide as the machine's words.
+    (info.totalram as u64).saturating_mul(info.mem_unit.into())
+}
+
+/// Processes and threads that the kernel can run.
+pub fn tasks() -> u64 {
+    let of = |name| limit(&format!("/proc/sys/kernel/{name}"));
+    of("threads-max").min(of("pid_max"))
+}
+
+/// Files that all processes of the host together may have open.
+pub fn files() -> u64 {
+    limit("/proc/sys/fs/file-max")
+}
+
+/// A limit of the kernel's. One that cannot be read is none.
+fn limit(path: &str) -> u64 {
+    std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX)
 }

@@ -196,7 +196,7 @@ fn close(kept: &BTreeSet<RawFd>) -> io::Result<()> {
 /// process may set them.
 ///
 /// What may not be changed stays: it is no reason not to start.
-pub fn leave_schedule() {
+pub fn leave_schedule(init: &InitLimits) {
     let plain = Schedule::default();
     if schedule::set(&plain).is_err() {
         // Without CAP_SYS_NICE only a better nice value is refused.
@@ -207,20 +207,32 @@ pub fn leave_schedule() {
     let mut all = rustix::thread::CpuSet::new();
     (0..rustix::thread::CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
     let _ = rustix::thread::sched_setaffinity(None, &all);
-    for resource in 0..16 {
-        let _ = limit_as_init(resource);
+    for (resource, limit) in init.0.iter().enumerate() {
+        let _ = limit.map(|limit| limit_as(resource as _, limit));
     }
 }
 
+/// The resource limits of the host's first process.
+#[derive(Debug, Clone)]
+pub struct InitLimits([Option<libc::rlimit64>; 16]);
+
+impl InitLimits {
+    /// Reads them. Call it in a process of the host's own pid namespace: in that of a spark, the first process is another.
+    pub fn read() -> InitLimits {
+        InitLimits(std::array::from_fn(|resource| limit_of(1, resource as _).ok()))
+    }
+}
+
+fn limit_of(pid: libc::pid_t, resource: libc::c_uint) -> io::Result<libc::rlimit64> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is valid for the call, which writes to it; no new limit is given.
+    let r = unsafe { libc::prlimit64(pid, resource as _, std::ptr::null(), &mut limit) };
+    if r == 0 { Ok(limit) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Sets one limit of this process to that of the host's first process, within the hard limit here.
-fn limit_as_init(resource: libc::c_uint) -> io::Result<()> {
-    let get = |pid: libc::pid_t| {
-        let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: `limit` is valid for the call, which writes to it; no new limit is given.
-        let r = unsafe { libc::prlimit64(pid, resource as _, std::ptr::null(), &mut limit) };
-        if r == 0 { Ok(limit) } else { Err(io::Error::last_os_error()) }
-    };
-    let (own, init) = (get(0)?, get(1)?);
+fn limit_as(resource: libc::c_uint, init: libc::rlimit64) -> io::Result<()> {
+    let own = limit_of(0, resource)?;
     let rlim_max = own.rlim_max.min(init.rlim_max);
     let new = libc::rlimit64 { rlim_cur: init.rlim_cur.min(rlim_max), rlim_max };
     // SAFETY: `new` is a valid limit that outlives the call; nothing is written.

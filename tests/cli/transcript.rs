@@ -80,6 +80,7 @@ pub(crate) fn matches(machine: &Machine, text: &str, name: &str) {
     let (root, run, work) = (literal(&place.root), literal(&place.run), literal(&machine.work()));
     let home = literal(&machine.home());
     let id = "[0-9A-HJKMNP-TV-Z]{26}";
+    let half = sparks::sys::host::memory() / 2 / 4096 * 4096;
     // Of the same width as what they stand for, so that tables stay aligned.
     let filters = [
         (root.as_str(), "[ROOT]"),
@@ -97,6 +98,10 @@ pub(crate) fn matches(machine: &Machine, text: &str, name: &str) {
             "${1}[N]${4}",
         ),
         (r#"(?m)^(\s*"?(ipv4|ipv6|bridge)"?: "?)[0-9a-z.:-]+"#, "${1}[ADDRESS]"),
+        // Half of the host's memory.
+        (r"(?m)^(memory +)\d+\.\d [MGT]iB +(default: )", "${1}[HALF] ${2}"),
+        (&*half.to_string(), "[HALF]"),
+        (&*sparks::domain::limits::size(half), "[HALF]"),
         (r"\bspark-[0-9a-z]{6}([^.0-9a-z])", "spark-xxxxxx${1}"),
         (r"\bspark \d+\.\d+\.\d+", "spark [VERSION]"),
         (r#""version": "\d+\.\d+\.\d+""#, r#""version": "[VERSION]""#),

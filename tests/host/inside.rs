@@ -51,19 +51,22 @@ pub(crate) fn init(machine: &Machine, spark: &str) -> i32 {
 /// The program that makes system calls, compiled once.
 pub(crate) fn probe() -> &'static Path {
     static PROBE: OnceLock<PathBuf> = OnceLock::new();
-    PROBE.get_or_init(|| {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("probe");
-        // Another test program may be at it, or run it.
-        let new = path.with_file_name(format!("probe-{}", std::process::id()));
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host/probe.c");
-        let gcc = Command::new("gcc").args(["-static", "-O1", "-Wall", "-o"]).arg(&new).arg(source).status();
-        assert!(gcc.expect("these tests need gcc: `apt-get install gcc libc6-dev`").success());
-        // In a directory of whoever builds: they can remove it.
-        let owner = std::fs::metadata(path.parent().unwrap()).unwrap();
-        std::os::unix::fs::chown(&new, Some(owner.uid()), Some(owner.gid())).unwrap();
-        std::fs::rename(new, &path).unwrap();
-        path
-    })
+    PROBE.get_or_init(|| compiled("probe"))
+}
+
+/// Compiles a program of this directory, static, so that it runs from any root.
+pub(crate) fn compiled(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    // Another test program may be at it, or run it.
+    let new = path.with_file_name(format!("{name}-{}", std::process::id()));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host").join(name).with_extension("c");
+    let gcc = Command::new("gcc").args(["-static", "-O1", "-Wall", "-o"]).arg(&new).arg(source).status();
+    assert!(gcc.expect("these tests need gcc: `apt-get install gcc libc6-dev`").success());
+    // In a directory of whoever builds: they can remove it.
+    let owner = std::fs::metadata(path.parent().unwrap()).unwrap();
+    std::os::unix::fs::chown(&new, Some(owner.uid()), Some(owner.gid())).unwrap();
+    std::fs::rename(new, &path).unwrap();
+    path
 }
 
 /// Waits for a child, but not for ever.

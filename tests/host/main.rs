@@ -20,6 +20,7 @@ mod connect;
 mod consistency;
 mod console;
 mod copies;
+mod counted;
 mod cp;
 mod cpexact;
 mod cplong;

@@ -289,6 +289,9 @@ fn a_bundle_template_is_the_hosts_own_or_hardened_and_an_unknown_one_is_refused(
     let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("bundles/default/config.json");
     let mut template: Value = serde_json::from_slice(&std::fs::read(template).unwrap()).unwrap();
     template["process"]["env"].as_array_mut().unwrap().push("OF_TEMPLATE=1".into());
+    let files = serde_json::json!([{ "type": "RLIMIT_NOFILE", "soft": 55, "hard": 99 }]);
+    template["process"]["rlimits"] = files.clone();
+    template["linux"]["resources"]["memory"] = serde_json::json!({ "limit": 80 << 20 });
     // Where the operations of this machine look for templates.
     let dir = machine.work().with_file_name("templates").join("own");
     std::fs::create_dir_all(&dir).unwrap();
@@ -300,6 +303,9 @@ fn a_bundle_template_is_the_hosts_own_or_hardened_and_an_unknown_one_is_refused(
     let env = plan.config["process"]["env"].as_array().unwrap();
     assert!(env.contains(&"OF_TEMPLATE=1".into()), "{env:?}");
     assert_eq!(plan.config["hostname"], "web");
+    // Its limits come before the defaults.
+    assert_eq!(plan.config["process"]["rlimits"], files);
+    assert_eq!(plan.config["linux"]["resources"]["memory"]["limit"], 80 << 20);
 
     bare(&machine, "hard", &["--hardened"]);
     let status = "grep -E '^(NoNewPrivs|CapEff|CapBnd|CapPrm|CapAmb)' /proc/self/status | cut -f 2 | sort -u";

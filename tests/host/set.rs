@@ -36,6 +36,44 @@ fn expected(memory: u64, pids: u64, quota: u64) -> [String; 4] {
     [memory.to_string(), swap.to_string(), pids.to_string(), quota]
 }
 
+/// The default limit of memory: half of what /proc/meminfo has, in whole pages.
+fn half_of_the_host() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap();
+    let kib: u64 = total.trim().trim_end_matches(" kB").parse().unwrap();
+    kib * 1024 / 2 / 4096 * 4096
+}
+
+#[test]
+fn a_spark_has_at_most_half_of_the_host_unless_somebody_says_otherwise() {
+    let machine = machine();
+    bare(&machine, "web", &[]);
+    let first = info(&machine, "web");
+    assert_eq!(first["limits"], json!({ "memory": half_of_the_host(), "pids": 4096 }));
+    let from = json!({
+        "memory": "default: half of the host's memory", "pids": "default: 4096, or half of what the host can run"
+    });
+    assert_eq!((&first["limits_from"], &first["options"]["limits"]), (&from, &json!({})));
+    assert_eq!(in_force(&machine, "web")[..1], expected(half_of_the_host(), 4096, 0)[..1]);
+    // The kernel holds what runs inside to it. To reach half of this host would be to take it from other tests.
+    let files = sh(&machine, "web", "0", "ulimit -Hn").ok();
+    assert!(files.trim().parse::<u64>().unwrap() <= 524_288, "{files}");
+    let own = std::fs::read_to_string(format!("/proc/{}/limits", init(&machine, "web"))).unwrap();
+    let own = own.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert!(own.split_whitespace().nth(4).unwrap().parse::<u64>().unwrap() <= 524_288, "{own}");
+
+    // A spark whose record is of an older version has none either, and gets the default at its next start.
+    bare(&machine, "free", &["--memory", "none", "--pids", "5000"]);
+    assert_eq!(info(&machine, "free")["limits"], json!({ "pids": 5000 }));
+    let from = json!({ "memory": "options", "pids": "options" });
+    assert_eq!(info(&machine, "free")["limits_from"], from);
+    // It is inherited, and can be lowered.
+    machine.spark(&["fork", "free", "app", "--memory", "64M"]).ok();
+    assert_eq!(info(&machine, "app")["limits"], json!({ "memory": 64 << 20, "pids": 5000 }));
+    machine.spark(&["fork", "free", "like"]).ok();
+    assert_eq!(info(&machine, "like")["limits"], json!({ "pids": 5000 }));
+}
+
 #[test]
 fn limits_change_while_it_runs_and_hold_at_the_next_start() {
     let machine = machine();
@@ -64,8 +102,17 @@ fn limits_change_while_it_runs_and_hold_at_the_next_start() {
     machine.spark(&["set", "web", "app", "--memory", "none", "--pids", "none"]).ok();
     for name in ["web", "app"] {
         assert_eq!(info(&machine, name)["limits"], json!({ "cpus_milli": 250, "pids": 4096 }), "{name}");
-        assert_eq!(info(&machine, name)["options"]["limits"], json!({ "cpus_milli": 250 }), "{name}");
+        let recorded = json!({ "cpus_milli": 250, "memory": "none" });
+        assert_eq!(info(&machine, name)["options"]["limits"], recorded, "{name}");
     }
+    // That there is no limit is remembered, and the default comes back when asked for.
+    machine.spark(&["stop", "app", "-t", "0"]).ok();
+    machine.spark(&["resume", "app"]).ok();
+    assert_eq!(info(&machine, "app")["limits"], json!({ "cpus_milli": 250, "pids": 4096 }));
+    assert_eq!(info(&machine, "app")["limits_from"]["memory"], "options");
+    machine.spark(&["set", "app", "--memory", "default"]).ok();
+    assert_eq!(info(&machine, "app")["limits"]["memory"], half_of_the_host());
+    assert_eq!(info(&machine, "app")["options"]["limits"], json!({ "cpus_milli": 250 }));
     machine.spark(&["pause", "web"]).ok();
     machine.spark(&["set", "web", "--memory", "48M"]).ok();
     assert_eq!(info(&machine, "web")["state"], "paused");

@@ -243,6 +243,22 @@ check 'writing its own memory limit is refused inside' refused 'echo max > /sys/
 
 ### Limits
 
+# The defaults: half of the host; the soft bound is 15/16 of that. Both are whole pages.
+half_of_memory=$(awk '/^MemTotal:/ { print int($2 * 1024 / 2 / 4096) * 4096 }' /proc/meminfo)
+soft_bound=$(((half_of_memory - half_of_memory / 16) / 4096 * 4096))
+half_of_tasks=$(cat /proc/sys/kernel/{threads-max,pid_max} | sort -n | head -n 1)
+half_of_tasks=$((half_of_tasks / 2 < 4096 ? half_of_tasks / 2 : 4096))
+check 'memory.max is half of the host by default' equals "$half_of_memory" limit_of web memory.max
+check 'memory.high is below it' equals "$soft_bound" limit_of web memory.high
+check 'no swap on top of the default' equals 0 limit_of web memory.swap.max
+check 'pids.max is half of the host by default, and at most 4096' equals "$half_of_tasks" limit_of web pids.max
+check 'a lifted default is lifted' spark set web --memory none
+check 'memory.max is lifted for web' equals max limit_of web memory.max
+check 'memory.high is lifted for web' equals max limit_of web memory.high
+check 'the default comes back' spark set web --memory default
+check 'memory.max is half of the host again' equals "$half_of_memory" limit_of web memory.max
+check 'memory.high is below it again' equals "$soft_bound" limit_of web memory.high
+
 check 'create with limits' spark create lim --memory 64M --pids 50 --network none
 check 'memory.max holds the limit' equals $((64 * 1024 * 1024)) limit_of lim memory.max
 check 'pids.max holds the limit' equals 50 limit_of lim pids.max
@@ -282,7 +298,7 @@ check 'memory.max is lifted' equals max limit_of lim memory.max
 check 'memory.swap.max is lifted' equals max limit_of lim memory.swap.max
 check 'cpu.max is lifted' equals 'max 100000' limit_of lim cpu.max
 check 'io.max is lifted' nothing limit_of lim io.max
-check 'pids.max is the default' equals 4096 limit_of lim pids.max
+check 'pids.max is the default' equals "$half_of_tasks" limit_of lim pids.max
 
 ### Secrets
 

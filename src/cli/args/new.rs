@@ -9,7 +9,7 @@ use crate::cli::Ctx;
 use crate::domain::egress::Egress;
 use crate::domain::image::ImageRef;
 use crate::domain::limits::{
-    Limits, parse_cpus, parse_disk, parse_idle_stop, parse_memory, parse_pids, parse_rate,
+    Limits, Memory, parse_cpus, parse_disk, parse_idle_stop, parse_memory, parse_pids, parse_rate,
 };
 use crate::domain::name::{Name, SourceRef, SparkRef};
 use crate::domain::options::{
@@ -131,13 +131,13 @@ pub(crate) struct NewArgs {
     /// Let it reach services of the host itself, and link-local addresses
     #[arg(long)]
     allow_host: bool,
-    /// Most memory it may use, such as 512M or 2G [default: no limit]
-    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
-    memory: Option<u64>,
+    /// Most memory it may use, such as 512M or 2G, or `none` for no limit [default: half of the host's]
+    #[arg(long, value_name = "SIZE|none", value_parser = parse_memory)]
+    memory: Option<Memory>,
     /// Processors it may use, such as 1.5 [default: no limit]
     #[arg(long, value_name = "NUMBER", value_parser = parse_cpus)]
     cpus: Option<u64>,
-    /// Processes and threads it may have [default: 4096]
+    /// Processes and threads it may have [default: 4096, or half of what the host can run]
     #[arg(long, value_name = "NUMBER", value_parser = parse_pids)]
     pids: Option<i64>,
     /// End it when no process but its own init has been there for this long, such as 10m, or `never`; the next

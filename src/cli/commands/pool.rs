@@ -26,6 +26,8 @@ enum Action {
     /// All space of a loop image is allocated, so that what sparks have written is there when the disk is full. Without
     /// --size the image begins with 8 GiB, or half of what is free, and grows by itself while the disk has room. It
     /// leaves 5 % of the disk to the host, at most 5 GiB.
+    ///
+    /// Without --quota, one spark can fill the pool. It is no default, since older kernels refuse a pool that has it.
     Init {
         /// Size of the loop image, such as 50G. It does not grow by itself
         #[arg(long, value_parser = parse_size)]
@@ -58,6 +60,9 @@ enum Action {
     },
 }
 
+const WITHOUT_QUOTA: &str = "what one spark writes is not limited: `--disk` needs a pool made with `--quota`, which kernels before \
+                             Linux 6.7 refuse for good";
+
 pub(crate) fn pool(ctx: &Ctx, args: PoolArgs) -> Result<Status> {
     let info = match args.action {
         Action::Init { size, overcommit, device, quota } => {
@@ -65,6 +70,8 @@ pub(crate) fn pool(ctx: &Ctx, args: PoolArgs) -> Result<Status> {
             let (info, new) = ops::init(&ctx.context, &options, &ctx.progress(false)).map_err(needs_root)?;
             if !new {
                 ctx.say("there is a pool already");
+            } else if !quota {
+                ctx.say(WITHOUT_QUOTA);
             }
             info
         }

@@ -5,8 +5,8 @@ use clap::Args;
 use crate::cli::Ctx;
 use crate::cli::report::Status;
 use crate::domain::limits::{
-    LimitChanges, Setting, parse_cpus, parse_disk, parse_idle_stop, parse_memory, parse_pids, parse_rate,
-    parse_setting,
+    LimitChanges, Memory, Setting, parse_cpus, parse_disk, parse_idle_stop, parse_memory_setting, parse_pids,
+    parse_rate, parse_setting,
 };
 use crate::domain::name::SparkRef;
 use crate::domain::options::parse_label;
@@ -21,9 +21,9 @@ pub(crate) struct SetArgs {
     /// The sparks
     #[arg(required = true, value_name = "SPARK")]
     names: Vec<SparkRef>,
-    /// Most memory it may use, such as 512M or 2G
-    #[arg(long, value_name = "SIZE|none", value_parser = memory)]
-    memory: Option<Setting<u64>>,
+    /// Most memory it may use, such as 512M or 2G. `none` is no limit, `default` is half of the host's
+    #[arg(long, value_name = "SIZE|none|default", value_parser = parse_memory_setting)]
+    memory: Option<Setting<Memory>>,
     /// Processors it may use, such as 1.5
     #[arg(long, value_name = "NUMBER|none", value_parser = cpus)]
     cpus: Option<Setting<u64>>,
@@ -45,10 +45,6 @@ pub(crate) struct SetArgs {
     /// Take a label off; may be repeated
     #[arg(long, value_name = "KEY")]
     unlabel: Vec<String>,
-}
-
-fn memory(text: &str) -> Result<Setting<u64>, String> {
-    parse_setting(text, parse_memory)
 }
 
 fn cpus(text: &str) -> Result<Setting<u64>, String> {

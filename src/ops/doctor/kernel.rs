@@ -43,7 +43,11 @@ fn release(probe: &Probe) -> (u32, u32) {
 fn quotas(probe: &Probe) -> Check {
     let found = |what: &str| format!("Linux {} {what}", probe.release);
     match release(probe) >= SIMPLE_QUOTAS {
-        true => Check::recommended("disk quotas", true, "in pools made with `spark pool init --quota`"),
+        true => Check::recommended(
+            "disk quotas",
+            true,
+            "only in pools made with `spark pool init --quota`, which kernels before Linux 6.7 refuse",
+        ),
         false => Check::recommended("disk quotas", false, found("has no simple quotas: `--disk` is refused"))
             .or("apt-get install -t bookworm-backports linux-image-amd64 && reboot  # any Linux from 6.7 on"),
     }

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Cgroup, field, number, read};
-use crate::domain::limits::{DEFAULT_PIDS, Limits, size};
+use super::{Cgroup, TOP, field, number, read};
+use crate::domain::limits::{EffectiveLimits, Limits, Memory, size};
 use crate::error::Error;
 use crate::sys::block::Device;
 
@@ -47,19 +47,39 @@ const PERIOD: u64 = 100_000;
 /// Gives a group these limits, and lifts the others. `disks` are those that `io` is about.
 ///
 /// Memory comes first: of all, it alone can be refused for what the group is doing. After a failure some may be set.
-pub fn set(group: &Cgroup, limits: &Limits, disks: &[Device]) -> Result<()> {
-    set_memory(group, limits.memory)?;
-    let pids = limits.pids.unwrap_or(DEFAULT_PIDS);
-    Place::of(group, "pids").write("pids.max", "pids.max", &pids.to_string())?;
+pub fn set(group: &Cgroup, limits: &EffectiveLimits, disks: &[Device]) -> Result<()> {
+    set_memory(group, limits)?;
+    Place::of(group, "pids").write("pids.max", "pids.max", &limits.pids.to_string())?;
     set_processors(group, limits.cpus_milli)?;
     set_io(group, limits.io, disks)
 }
 
-/// Keeps a group with a memory limit from swap, where libcontainer does not: a limit of none at all it leaves out. On
-/// version 1 the limit of both together has done it.
-pub fn without_swap(group: &Cgroup) -> Result<()> {
+/// What libcontainer leaves out of a limit of memory, on version 2: no swap on top, where a limit of none at all is nothing
+/// to it, and the bytes from which on processes are slowed down. On version 1 the limit of both together has kept the
+/// group from swap, and there is no soft bound that the kernel keeps before the host is out of memory.
+pub fn complete_memory(group: &Cgroup, soft: Option<u64>) -> Result<()> {
     let file = group.v2().join("memory.swap.max");
-    if group.v1("memory").is_dir() || !file.exists() { Ok(()) } else { put(&file, "0") }
+    if group.v1("memory").is_dir() {
+        return Ok(());
+    }
+    if let Some(soft) = soft {
+        put(&group.v2().join("memory.high"), &soft.to_string())?;
+    }
+    if file.exists() { put(&file, "0") } else { Ok(()) }
+}
+
+/// Whether the host can limit the memory of a group.
+pub fn can_limit_memory() -> bool {
+    let top = Path::new(TOP);
+    let v2 = read(&top.join("cgroup.controllers")).unwrap_or_default();
+    top.join("memory/memory.limit_in_bytes").exists() || v2.split_whitespace().any(|word| word == "memory")
+}
+
+/// Whether the host counts memory and swap together. Only on version 1 there is a file for it that has to be left alone
+/// where it does not.
+pub fn counts_swap() -> bool {
+    let memory = Path::new(TOP).join("memory");
+    !memory.join("memory.limit_in_bytes").exists() || memory.join("memory.memsw.limit_in_bytes").exists()
 }
 
 /// A controller's directory, in whichever version the host has it.
@@ -130,12 +150,12 @@ fn set_io(group: &Cgroup, rate: Option<u64>, disks: &[Device]) -> Result<()> {
     Ok(())
 }
 
-fn set_memory(group: &Cgroup, limit: Option<u64>) -> Result<()> {
+fn set_memory(group: &Cgroup, limits: &EffectiveLimits) -> Result<()> {
     let place = Place::of(group, "memory");
-    match limit {
+    match limits.memory {
         None => lifted(lift_memory(&place)),
         Some(limit) if place.old => set_memory_v1(&place, limit),
-        Some(limit) => set_memory_v2(&place, limit),
+        Some(limit) => set_memory_v2(&place, limit, limits.soft_memory()),
     }
 }
 
@@ -145,6 +165,7 @@ fn lift_memory(place: &Place) -> Result<()> {
         return place.write("memory.limit_in_bytes", "", "-1");
     }
     lifted(place.write("", "memory.swap.max", "max"))?;
+    lifted(place.write("", "memory.high", "max"))?;
     place.write("", "memory.max", "max")
 }
 
@@ -164,7 +185,7 @@ fn set_memory_v1(place: &Place, limit: u64) -> Result<()> {
 }
 
 /// A limit below what is in use would have the kernel kill for it. So it is asked to free what it can first.
-fn set_memory_v2(place: &Place, limit: u64) -> Result<()> {
+fn set_memory_v2(place: &Place, limit: u64, soft: Option<u64>) -> Result<()> {
     let (current, high) = (place.dir.join("memory.current"), place.dir.join("memory.high"));
     if number(&current).is_some_and(|used| used > limit) {
         put(&high, &limit.to_string())?;
@@ -177,7 +198,7 @@ fn set_memory_v2(place: &Place, limit: u64) -> Result<()> {
     let set = place
         .write("", "memory.max", &limit.to_string())
         .and_then(|()| lifted(place.write("", "memory.swap.max", "0")));
-    put(&high, "max")?;
+    put(&high, &soft.map_or("max".to_owned(), |bytes| bytes.to_string()))?;
     set
 }
 
@@ -195,7 +216,7 @@ impl Cgroup {
     /// The limits that are in force, of those that are the kernel's. `disks` are those that `io` is about.
     pub fn limits(&self, disks: &[Device]) -> Limits {
         Limits {
-            memory: self.memory_limit(),
+            memory: self.memory_limit().map(Memory::Bytes),
             cpus_milli: self.processors(),
             pids: number(&Place::of(self, "pids").dir.join("pids.max")).and_then(|n| i64::try_from(n).ok()),
             io: self.rate(disks),
@@ -240,6 +261,7 @@ impl Cgroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::limits::LimitSource;
 
     const DISKS: [Device; 1] = [Device { major: 7, minor: 3 }];
 
@@ -250,12 +272,28 @@ mod tests {
         }
     }
 
-    fn all() -> Limits {
-        Limits {
+    fn all() -> EffectiveLimits {
+        EffectiveLimits {
             memory: Some(64 << 20),
+            memory_from: LimitSource::Options,
             cpus_milli: Some(1500),
-            pids: Some(50),
+            pids: 50,
+            pids_from: LimitSource::Options,
             io: Some(1 << 20),
+        }
+    }
+
+    fn none() -> EffectiveLimits {
+        EffectiveLimits { memory: None, cpus_milli: None, io: None, ..all() }
+    }
+
+    /// What the kernel's files say of limits.
+    fn said(effective: &EffectiveLimits) -> Limits {
+        Limits {
+            memory: effective.memory.map(Memory::Bytes),
+            cpus_milli: effective.cpus_milli,
+            pids: Some(effective.pids),
+            io: effective.io,
             disk: None,
         }
     }
@@ -267,10 +305,15 @@ mod tests {
         let names = ["memory.max", "memory.high", "memory.swap.max", "cpu.max", "pids.max", "io.max"];
         files(&group.v2(), &names);
         set(&group, &all(), &DISKS).unwrap();
-        assert_eq!(group.limits(&DISKS), all());
+        assert_eq!(group.limits(&DISKS), said(&all()));
         assert_eq!(read(&group.v2().join("memory.swap.max")).unwrap(), "0");
-        set(&group, &Limits::default(), &DISKS).unwrap();
-        assert_eq!(group.limits(&DISKS), Limits { pids: Some(DEFAULT_PIDS), ..Limits::default() });
+        assert_eq!(read(&group.v2().join("memory.high")).unwrap(), "max");
+        // Nobody chose a default: what comes near it is slowed down first.
+        set(&group, &EffectiveLimits { memory_from: LimitSource::Default, ..all() }, &DISKS).unwrap();
+        assert_eq!(read(&group.v2().join("memory.high")).unwrap(), (60 << 20).to_string());
+        set(&group, &none(), &DISKS).unwrap();
+        assert_eq!(group.limits(&DISKS), said(&none()));
+        assert_eq!(read(&group.v2().join("memory.high")).unwrap(), "max");
         assert_eq!(read(&group.v2().join("io.max")).unwrap(), "7:3 rbps=max wbps=max");
         assert_eq!(read(&group.v2().join("memory.swap.max")).unwrap(), "max");
     }
@@ -280,8 +323,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let group = Cgroup::below(dir.path(), Path::new("/spark/x"));
         files(&group.v2(), &["pids.max", "cpu.max", "memory.max", "memory.high"]);
-        set(&group, &Limits::default(), &DISKS).unwrap();
-        let io = Limits { io: Some(1 << 20), ..Limits::default() };
+        set(&group, &none(), &DISKS).unwrap();
+        let io = EffectiveLimits { io: Some(1 << 20), ..none() };
         assert!(matches!(set(&group, &io, &DISKS), Err(Refused::Missing { controller: "io" })));
     }
 
@@ -291,7 +334,7 @@ mod tests {
         let group = Cgroup::below(dir.path(), Path::new("/spark/x"));
         files(&group.v2(), &["memory.max", "memory.high", "memory.swap.max", "cpu.max", "pids.max"]);
         std::fs::write(group.v2().join("memory.current"), (80 << 20).to_string()).unwrap();
-        let limits = Limits { io: None, ..all() };
+        let limits = EffectiveLimits { io: None, ..all() };
         let refused = set(&group, &limits, &[]).unwrap_err();
         assert!(matches!(refused, Refused::InUse { bytes } if bytes == 80 << 20));
         assert_eq!(read(&group.v2().join("memory.max")).unwrap(), "max\n");

@@ -11,7 +11,7 @@ mod oom;
 mod unmanaged;
 mod usage;
 
-pub use limit::{Refused, set, without_swap};
+pub use limit::{Refused, can_limit_memory, complete_memory, counts_swap, set};
 pub use oom::Notices;
 pub use unmanaged::Joined;
 pub use usage::{Io, Usage, processor_time};

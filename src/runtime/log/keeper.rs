@@ -21,6 +21,7 @@ use crate::runtime::report::{self, Sender};
 use crate::runtime::youki::{Entrances, Handle};
 use crate::runtime::{init, streams::Replaced};
 use crate::sys;
+use crate::sys::inherited::InitLimits;
 
 /// The user that keepers are, counted from a spark's first id: nobody inside is the host's nobody.
 const USER: u32 = 65_534;
@@ -90,7 +91,7 @@ impl Keeper {
         // The kernel would choose it for its spark's lack of memory, and the command would end with it.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
         rustix::process::setsid()?;
-        sys::inherited::leave_schedule();
+        sys::inherited::leave_schedule(&InitLimits::read());
         sys::exec::leave_keyring()?;
         // All but those of processes, where those inside would see it, and of users: its root is the spark's.
         let all = libc::CLONE_NEWNS

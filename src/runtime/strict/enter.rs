@@ -10,8 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
-use rustix::process::{Resource, Rlimit};
+use oci_spec::runtime::Process;
 use rustix::termios::Winsize;
 
 use super::create::home_of;
@@ -19,7 +18,7 @@ use super::priority::Priority;
 use super::spec::has_home;
 use super::state::Container;
 use crate::error::{Error, Result};
-use crate::runtime::confine::Confinement;
+use crate::runtime::confine::{Confinement, resource_limit};
 use crate::runtime::enter::{
     Entered, Failure, STEP_CONFINE, STEP_TERMINAL, STEP_WORKDIR, candidates, end, execute, give_streams,
     heard,
@@ -237,7 +236,8 @@ impl Plan {
         }
         self.confinement.enter_profile()?;
         for limit in self.process.rlimits().iter().flatten() {
-            set_limit(limit)?;
+            let (which, limit) = resource_limit(limit);
+            rustix::process::setrlimit(which, limit)?;
         }
         give_streams(self.host_uid.filter(|_| !self.process.terminal().unwrap_or(false)))?;
         if self.kinds != 0 {
@@ -430,31 +430,6 @@ fn entrances(handle: &Handle, below: Option<&Below>) -> Result<Entrances> {
         }
     }
     handle.entrances_of(hierarchies.into_iter().map(|(_, dir)| dir))
-}
-
-fn set_limit(limit: &PosixRlimit) -> io::Result<()> {
-    use PosixRlimitType as T;
-    let which = match limit.typ() {
-        T::RlimitCpu => Resource::Cpu,
-        T::RlimitFsize => Resource::Fsize,
-        T::RlimitData => Resource::Data,
-        T::RlimitStack => Resource::Stack,
-        T::RlimitCore => Resource::Core,
-        T::RlimitRss => Resource::Rss,
-        T::RlimitNproc => Resource::Nproc,
-        T::RlimitNofile => Resource::Nofile,
-        T::RlimitMemlock => Resource::Memlock,
-        T::RlimitAs => Resource::As,
-        T::RlimitLocks => Resource::Locks,
-        T::RlimitSigpending => Resource::Sigpending,
-        T::RlimitMsgqueue => Resource::Msgqueue,
-        T::RlimitNice => Resource::Nice,
-        T::RlimitRtprio => Resource::Rtprio,
-        T::RlimitRttime => Resource::Rttime,
-    };
-    let value = |n: u64| (n != u64::MAX).then_some(n);
-    let limit = Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) };
-    Ok(rustix::process::setrlimit(which, limit)?)
 }
 
 #[cfg(test)]
