@@ -17,7 +17,7 @@ use crate::domain::limits::parse_duration;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::{Place, ROOT, RUN};
 use crate::error::{Code, Error, Result};
-use crate::ops::begin::{Program, begin, keep_only_arguments};
+use crate::ops::begin::{self, Program, begin, keep_only_arguments};
 use crate::ops::project::Lost;
 use crate::ops::secrets::Settings;
 use crate::ops::{Context, Sparks, config};
@@ -41,6 +41,9 @@ const AT_ONCE: usize = 64;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    if let Some(status) = begin::reader() {
+        return status;
+    }
     if let Err(e) = begin(Program::Spark) {
         // Nothing is known of the command line: reading it takes room.
         let json = std::env::args_os().any(|arg| arg == "--json");

@@ -2,6 +2,20 @@
 
 /// Ids that a spark has of its own, from 0.
 pub const IDS: u32 = 65_536;
+/// The host's ids that Sparks uses begin here. systemd leaves 1879048192 to 2147483647 unused (its UIDS-GIDS document), and
+/// adduser's subordinate ids end at 600100000.
+pub const FIRST: u32 = 0x7000_0000;
+/// The number of ranges of [`IDS`] that running sparks can have.
+pub const RANGES: u32 = 4095;
+/// The range after those: processes that read what is not trusted have ids of it.
+const READERS: u32 = FIRST + RANGES * IDS;
+
+/// The host's id of a process that reads what is not trusted, started as the `count`-th by process `pid`: another one for each
+/// of those that run at once.
+pub fn reader(pid: u32, count: u32) -> u32 {
+    READERS + pid.wrapping_mul(16).wrapping_add(count % 16) % IDS
+}
+
 /// Whom files of larger ids are given to: those could not exist inside.
 const NOBODY: u32 = 65534;
 
@@ -24,6 +38,17 @@ mod tests {
     #[test]
     fn ids_beyond_a_spark_become_nobody() {
         assert_eq!((inside(0), inside(65535), inside(65536), inside(u64::MAX)), (0, 65535, NOBODY, NOBODY));
+    }
+
+    #[test]
+    fn readers_have_ids_that_no_spark_has_and_two_at_once_have_two() {
+        let last_of_sparks = FIRST + (RANGES - 1) * IDS + (IDS - 1);
+        for (pid, count) in [(1, 0), (65_535, 3), (4_194_304, 15), (u32::MAX, u32::MAX)] {
+            let id = reader(pid, count);
+            assert!(id > last_of_sparks && id <= i32::MAX as u32, "{id}");
+        }
+        assert_ne!(reader(100, 0), reader(100, 1));
+        assert_ne!(reader(100, 0), reader(101, 0));
     }
 
     #[test]

@@ -16,7 +16,7 @@ const LONG_NAME: u64 = 64 << 10;
 /// Most pieces of a sparse file.
 const PIECES: usize = 1 << 20;
 /// Most bytes that a file may seem to have: what ext4 can hold.
-const LARGEST: u64 = 1 << 44;
+pub(super) const LARGEST: u64 = 1 << 44;
 /// Most bytes after the end, which padding to a tape's record takes.
 const TRAILER: u64 = 16 << 20;
 
@@ -105,7 +105,7 @@ impl<R: Read> Archive<R> {
                         return Err(bad("its global headers are too large"));
                     }
                     let more = parse_pax(&self.block(size, PAX)?)?;
-                    self.global.extend(more);
+                    self.global.extend(usable_globals(more)?);
                 }
                 b'L' => before.name = Some(text(self.block(size, LONG_NAME)?)),
                 b'K' => before.link = Some(text(self.block(size, LONG_NAME)?)),
@@ -163,11 +163,13 @@ impl<R: Read> Archive<R> {
 
     fn entry(&mut self, header: &tar::Header, size: u64, before: Before) -> io::Result<Entry> {
         let raw = header.as_old();
-        let mut pax = self.global.clone();
-        pax.extend(before.pax);
-        // A record without a value takes back what the global headers say (pax(1)). Attributes may be empty.
-        pax.retain(|key, value| !value.is_empty() || key.starts_with(XATTR));
-        let take_number = |key: &[u8], field: &[u8]| match pax.get(key) {
+        let pax = before.pax;
+        // A record without a value takes back what the global headers say (pax(1)).
+        let get = |key: &[u8]| match pax.get(key) {
+            Some(value) => Some(value).filter(|value| !value.is_empty()),
+            None => self.global.get(key).filter(|value| !value.is_empty()),
+        };
+        let take_number = |key: &[u8], field: &[u8]| match get(key) {
             Some(value) => decimal(value),
             None => number(field),
         };
@@ -183,9 +185,8 @@ impl<R: Read> Archive<R> {
             // Also what nobody knows: pax(1) has it treated as a regular file.
             _ => Kind::File,
         };
-        let name =
-            pax.get(&b"path"[..]).cloned().or(before.name).unwrap_or_else(|| name_of(header.as_bytes()));
-        let link = pax.get(&b"linkpath"[..]).cloned().or(before.link);
+        let name = get(b"path").cloned().or(before.name).unwrap_or_else(|| name_of(header.as_bytes()));
+        let link = get(b"linkpath").cloned().or(before.link);
         let link = link.unwrap_or_else(|| header.link_name_bytes().unwrap_or_default().into_owned());
         if kind == Kind::File && name.ends_with(b"/") {
             // The old way to write a directory.
@@ -195,7 +196,7 @@ impl<R: Read> Archive<R> {
         // size of the file that a link leads to.
         let stored = match flag {
             b'1'..=b'6' => 0,
-            _ => pax.get(&b"size"[..]).map_or(Ok(size), |value| decimal(value))?,
+            _ => get(b"size").map_or(Ok(size), |value| decimal(value))?,
         };
         if stored > LARGEST {
             return Err(bad("a file is larger than any can be"));
@@ -206,7 +207,7 @@ impl<R: Read> Archive<R> {
             mode: number(&raw.mode)? as u32 & 0o7777,
             uid: take_number(b"uid", &raw.uid)?,
             gid: take_number(b"gid", &raw.gid)?,
-            mtime: match pax.get(&b"mtime"[..]) {
+            mtime: match get(b"mtime") {
                 Some(value) => time(value)?,
                 None => (number(&raw.mtime)? as i64, 0),
             },
@@ -257,7 +258,7 @@ impl<R: Read> Archive<R> {
 
     /// Sparse files in pax: version 1.0 has the pieces before the content, 0.0 and 0.1 have them in the header.
     fn sparse_pax(&mut self, pax: &Pax, entry: &mut Entry) -> io::Result<()> {
-        let get = |key: &str| pax.get(key.as_bytes());
+        let get = |key: &str| pax.get(key.as_bytes()).filter(|value| !value.is_empty());
         let numbers = if get("GNU.sparse.major").is_some_and(|v| v == b"1") {
             self.piece_block()?
         } else if let Some(map) = get("GNU.sparse.map") {
@@ -415,6 +416,21 @@ fn time(text: &[u8]) -> io::Result<(i64, u32)> {
     // -1.25 is 750 ms after -2.
     let negative = whole.starts_with('-') && nanos > 0;
     Ok(if negative { (seconds.saturating_sub(1), 1_000_000_000 - nanos) } else { (seconds, nanos) })
+}
+
+/// Of a global header, what an entry may need: what is said for all entries is kept, and looked at for each.
+fn usable_globals(all: Pax) -> io::Result<Pax> {
+    if all.keys().any(|key| key.starts_with(XATTR)) {
+        return Err(bad(
+            "its global header gives extended attributes to all that follows, as no tool writes it",
+        ));
+    }
+    let used = |key: &[u8]| matches!(key, b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime");
+    let usable: Pax = all.into_iter().filter(|(key, _)| used(key)).collect();
+    if usable.values().any(|value| value.len() as u64 > LONG_NAME) {
+        return Err(bad("its global headers are too large"));
+    }
+    Ok(usable)
 }
 
 /// Records of `LENGTH KEY=VALUE\n`, where the length counts all of it and the value may hold anything.

@@ -10,6 +10,9 @@ const XZ_MEMORY: u64 = 256 << 20;
 /// The largest window of zstd, as a power of two: what `zstd -d` takes unless it is told otherwise.
 const ZSTD_WINDOW: u32 = 27;
 
+/// What all decoders together may take of memory.
+pub(super) const MEMORY: u64 = XZ_MEMORY + (1 << ZSTD_WINDOW);
+
 /// What a stream begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -44,7 +47,7 @@ pub(super) fn is_compressed(magic: &[u8]) -> bool {
     Format::of(magic) != Format::Plain
 }
 
-/// Decompresses what begins like gzip, xz or zstd, and passes everything else through. Concatenated streams are
+/// Decompresses, in a process that can do nothing else, what begins like gzip, xz or zstd, and passes everything else through. Concatenated streams are
 /// one, and checksums are checked by whoever reads to the end.
 ///
 /// # Errors

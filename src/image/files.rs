@@ -18,7 +18,7 @@ const LONGEST_NAME: usize = 255;
 /// What an import may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes of content.
+    /// Bytes of content, and of an archive also of what the pool needs for names and attributes.
     pub bytes: u64,
     /// Files, directories and links.
     pub entries: u64,

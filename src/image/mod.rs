@@ -3,7 +3,6 @@
 //! What is read here is not trusted: everything is made through descriptors below the target, no link is
 //! followed, and what an archive may take is bounded. Nothing here knows the pool.
 
-mod ahead;
 mod archive;
 mod compression;
 pub mod containerd;
@@ -13,6 +12,9 @@ mod layer;
 pub mod minimal;
 pub mod oci;
 pub mod pack;
+pub mod reading;
+mod records;
 pub mod unpack;
 
 pub use files::{Limits, Summary, keeps_value};
+pub use reading::Source;

@@ -366,9 +366,17 @@ mod tests {
         tree::make_dir(crate::sys::file::open_dir(top.path()).unwrap(), b"e").unwrap();
         let (bytes, _) = pack_all(top.path(), Vec::new(), &|_| {}).unwrap();
         let back = tempfile::tempdir().unwrap();
-        let options =
-            unpack::Options { what: "it", limits: crate::image::Limits::default(), progress: &|_| {} };
-        assert_eq!(unpack::unpack(&bytes[..], back.path(), &options).unwrap().entries, 53);
+        let options = unpack::Options {
+            what: "it",
+            limits: crate::image::Limits::default(),
+            program: Path::new(""),
+            progress: &|_| {},
+            stop: None,
+        };
+        assert_eq!(
+            unpack::unpack(io::Cursor::new(bytes.clone()), back.path(), &options).unwrap().entries,
+            53
+        );
         let fd = crate::sys::file::open_dir(back.path()).unwrap();
         let deep = tree::open_dir(&fd, &[&name[..]; 50].join(&b'/')).unwrap();
         assert_eq!(
@@ -395,8 +403,9 @@ mod tests {
         assert_eq!(packed.markers, 1);
         assert!(bytes == again);
         let limits = crate::image::Limits::default();
-        let options = unpack::Options { what: "it", limits, progress: &|_| {} };
-        unpack::unpack(&bytes[..], to.path(), &options).unwrap();
+        let options =
+            unpack::Options { what: "it", limits, program: Path::new(""), progress: &|_| {}, stop: None };
+        unpack::unpack(io::Cursor::new(bytes.clone()), to.path(), &options).unwrap();
         assert_eq!(std::fs::read(to.path().join(&long)).unwrap(), b"long");
         let meta = |dir: &Path, name: &str| std::fs::symlink_metadata(dir.join(name)).unwrap();
         use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,4 @@
-//! Unpacking a tar archive that is not trusted.
+//! Unpacking a tar archive that is not trusted. Other processes decompress and parse it ([`super::reading`]), and files are made here.
 //!
 //! What is refused fails the whole import: `..` in a name, a path through what is not a directory, a hard link
 //! to what is not in the archive, damage of any kind, and more than the limits allow. What is left out is
@@ -7,20 +7,32 @@
 //! mode 0700 and the host executes nothing from it; and the targets of symbolic links, which nothing on the
 //! host follows.
 
-use std::cell::Cell;
 use std::collections::HashSet;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::ahead;
-use super::archive::{Archive, Entry, Kind};
-use super::compression;
+use sha2::{Digest as _, Sha256};
+
+use super::archive::Kind;
 use super::files::{self, Limits, Made, Meta, Problem, Root, Summary, io};
 use super::layer::{self, Layer};
+use super::reading::{self, Flow, Plain, Role, Source};
+use super::records::{Received, Records};
 use crate::domain::ids;
 use crate::domain::image::Digest;
 use crate::error::{Error, Result};
 use crate::sys::tree::{self, Mtime};
+
+/// Most extended attributes of a file, and most bytes of their names and values.
+const XATTRS: usize = 64;
+const XATTR_BYTES: usize = 64 << 10;
+/// What an entry and an extended attribute take of the pool at least, besides names and values: btrfs has an inode and three
+/// items for the name of the one, and an item for the other.
+const ENTRY_COST: u64 = 512;
+const XATTR_COST: u64 = 64;
 
 /// Most bytes of names of directories, which are kept until their times can be set.
 const NAMES: usize = 256 << 20;
@@ -31,13 +43,20 @@ pub struct Options<'a> {
     /// What the archive is called in errors.
     pub what: &'a str,
     pub limits: Limits,
+    /// The `spark` program: processes of it decompress and parse.
+    pub program: &'a Path,
     /// Hears how many bytes of the archive were read.
     pub progress: &'a dyn Fn(u64),
+    /// If this becomes readable, the work ends with an error: the archive is not wanted any more.
+    pub stop: Option<BorrowedFd<'a>>,
 }
 
 impl Options<'_> {
     /// The archive's own fault.
     fn damaged(&self, e: &io::Error) -> Error {
+        if reading::is_stop(e) {
+            return Error::Sys { action: "go on after a signal", source: io::ErrorKind::Interrupted.into() };
+        }
         Error::Image { what: self.what.to_owned(), why: e.to_string() }
     }
 }
@@ -57,33 +76,46 @@ impl std::fmt::Debug for Options<'_> {
 /// # Errors
 /// `image` for an archive that is refused: what was unpacked until then stays, for the caller to remove.
 /// `internal`, `no_space` and others for what the system refused.
-pub fn unpack(archive: impl Read, target: &Path, options: &Options<'_>) -> Result<Summary> {
-    let counted = Counted { inner: archive, read: Cell::new(0), progress: options.progress };
-    let plain = compression::open(counted).map_err(|e| options.damaged(&e))?;
-    run(plain, target, options, None)
+pub fn unpack(archive: impl Source + 'static, target: &Path, options: &Options<'_>) -> Result<Summary> {
+    let read = Arc::default();
+    let plain = Plain::of(options.program, Counted { inner: archive, read: Arc::clone(&read) });
+    let flow = plain.and_then(|plain| plain.then(options.program, Role::Archive)?.unless(options.stop));
+    let flow = flow.map_err(|e| options.damaged(&e))?;
+    run(flow, target, options, &read, None)
 }
 
 /// Unpacks a layer of an image over those below it: what has a name that is taken replaces it, and whiteouts hide
-/// what is below. Returns the digest of the archive without its compression too, for the caller to compare. A thread
-/// decompresses meanwhile, and has ended when this returns.
+/// what is below. Returns the digest of the archive without its compression too, for the caller to compare.
 ///
 /// # Errors
 /// As [`unpack`].
-pub fn apply(archive: impl Read + Send, target: &Path, options: &Options<'_>) -> Result<(Summary, Digest)> {
-    std::thread::scope(|scope| {
-        let (sender, pieces) = std::sync::mpsc::sync_channel(8);
-        let thread = scope.spawn(move || ahead::decompress(archive, &sender));
-        let summary = run(ahead::Pieces::new(pieces), target, options, Some(Layer::default()))?;
-        let digest = thread.join().ok().and_then(io::Result::ok);
-        let gone = || options.damaged(&io::ErrorKind::BrokenPipe.into());
-        Ok((summary, digest.ok_or_else(gone)?))
-    })
+pub fn apply(
+    archive: impl Source + 'static,
+    target: &Path,
+    options: &Options<'_>,
+) -> Result<(Summary, Digest)> {
+    let (read, digest) = (Arc::default(), Arc::default());
+    let plain = Plain::of(options.program, Counted { inner: archive, read: Arc::clone(&read) });
+    let flow = plain.and_then(|plain| {
+        let hashed = Hashed { inner: plain, hash: Sha256::new(), digest: Arc::clone(&digest) };
+        Flow::start(options.program, Role::Layer, hashed)?.unless(options.stop)
+    });
+    let flow = flow.map_err(|e| options.damaged(&e))?;
+    let summary = run(flow, target, options, &read, Some(Layer::default()))?;
+    let digest = digest.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let gone = || options.damaged(&io::ErrorKind::BrokenPipe.into());
+    Ok((summary, digest.ok_or_else(gone)?))
 }
 
-fn run(plain: impl Read, target: &Path, options: &Options<'_>, layer: Option<Layer>) -> Result<Summary> {
+fn run(
+    flow: Flow,
+    target: &Path,
+    options: &Options<'_>,
+    read: &AtomicU64,
+    layer: Option<Layer>,
+) -> Result<Summary> {
     let damaged = |e: io::Error| options.damaged(&e);
-    let mut archive = Archive::new(plain);
-    archive.open_end = layer.is_some();
+    let mut records = Records::new(BufReader::with_capacity(64 << 10, flow));
     let mut root = Root::open(target).map_err(Error::io("open", target))?;
     root.replaces = layer.is_some();
     let mut unpacker = Unpacker {
@@ -91,18 +123,21 @@ fn run(plain: impl Read, target: &Path, options: &Options<'_>, layer: Option<Lay
         layer,
         summary: Summary::default(),
         limits: options.limits,
+        metadata: 0,
         times: Vec::new(),
         names: 0,
         left_out: HashSet::new(),
-        buffer: vec![0; 128 << 10],
     };
-    while let Some(entry) = archive.next().map_err(damaged)? {
-        unpacker.entry(&mut archive, &entry).map_err(|p| match p {
+    while let Some(entry) = records.entry().map_err(damaged)? {
+        (options.progress)(read.load(Ordering::Relaxed));
+        unpacker.entry(&mut records, &entry).map_err(|p| match p {
             // The archive's fault, whichever entry it struck.
             Problem::Io(READ, e) => damaged(e),
             p => p.of(options.what, target, &entry.name),
         })?;
     }
+    records.finish().map_err(damaged)?;
+    (options.progress)(read.load(Ordering::Relaxed));
     unpacker.finish(target)
 }
 
@@ -115,16 +150,17 @@ struct Unpacker {
     layer: Option<Layer>,
     summary: Summary,
     limits: Limits,
+    /// Bytes of the pool that are not content: entries with their names, and extended attributes.
+    metadata: u64,
     /// Directories' times, set when nothing is made in them any more.
     times: Vec<(Vec<u8>, Mtime)>,
     names: usize,
     /// The paths of device nodes, which are left out: another may be a hard link to one.
     left_out: HashSet<Vec<u8>>,
-    buffer: Vec<u8>,
 }
 
 impl Unpacker {
-    fn entry<R: Read>(&mut self, archive: &mut Archive<R>, entry: &Entry) -> Made<()> {
+    fn entry<R: Read>(&mut self, records: &mut Records<R>, entry: &Received) -> Made<()> {
         if self.summary.entries + self.root.implied >= self.limits.entries {
             return Err(Problem::Refused(format!(
                 "is one more than the {} entries that it may have",
@@ -133,6 +169,7 @@ impl Unpacker {
         }
         self.summary.entries += 1;
         let path = files::relative(&entry.name)?;
+        self.count(&path, entry)?;
         if let Some(layer) = &mut self.layer {
             let dir = files::split(&path).0;
             if let Some(mtime) = layer.enter(&mut self.root, dir) {
@@ -149,7 +186,7 @@ impl Unpacker {
         self.left_out.remove(&path);
         let meta = self.meta(entry);
         match entry.kind {
-            Kind::File => self.file(archive, &path, entry, &meta),
+            Kind::File => self.file(records, &path, entry, &meta),
             Kind::Directory => {
                 self.keep_name(&path)?;
                 self.root.directory(&path, &meta)?;
@@ -163,8 +200,32 @@ impl Unpacker {
         }
     }
 
+    /// Counts what an entry takes of the pool.
+    fn count(&mut self, path: &[u8], entry: &Received) -> Made<()> {
+        let kept = || entry.xattrs.iter().filter(|(name, _)| files::keeps_xattr(name));
+        let count = kept().count();
+        let bytes: usize = kept().map(|(name, value)| name.len() + value.len()).sum();
+        if count > XATTRS || bytes > XATTR_BYTES {
+            return Err(Problem::Refused(format!(
+                "has {count} extended attributes of {bytes} bytes in all, and {XATTRS} of {} KiB are the most",
+                XATTR_BYTES >> 10
+            )));
+        }
+        // A name is in two items of its directory and in one of the inode.
+        let names = 3 * files::split(path).1.len() + entry.link.len();
+        self.metadata += ENTRY_COST + names as u64 + bytes as u64 + count as u64 * XATTR_COST;
+        if entry.kind == Kind::File {
+            self.summary.bytes = self.summary.bytes.saturating_add(entry.stored);
+        }
+        let implied = self.root.implied * ENTRY_COST;
+        if self.summary.bytes.saturating_add(self.metadata + implied) > self.limits.bytes {
+            return Err(files::no_room());
+        }
+        Ok(())
+    }
+
     /// Whether an entry is a device node, or a hard link to one.
-    fn is_left_out(&self, entry: &Entry) -> Made<bool> {
+    fn is_left_out(&self, entry: &Received) -> Made<bool> {
         Ok(match entry.kind {
             Kind::Device => true,
             Kind::HardLink => self.left_out.contains(&files::relative(&entry.link)?),
@@ -191,7 +252,7 @@ impl Unpacker {
         Ok(())
     }
 
-    fn meta(&mut self, entry: &Entry) -> Meta {
+    fn meta(&mut self, entry: &Received) -> Meta {
         let (uid, gid) = (ids::inside(entry.uid), ids::inside(entry.gid));
         if u64::from(uid) != entry.uid || u64::from(gid) != entry.gid {
             self.summary.ids_mapped += 1;
@@ -204,37 +265,19 @@ impl Unpacker {
 
     fn file<R: Read>(
         &mut self,
-        archive: &mut Archive<R>,
+        records: &mut Records<R>,
         path: &[u8],
-        entry: &Entry,
+        entry: &Received,
         meta: &Meta,
     ) -> Made<()> {
-        self.summary.bytes = self.summary.bytes.saturating_add(entry.stored);
-        if self.summary.bytes > self.limits.bytes {
-            return Err(files::no_room());
-        }
         let mut file = self.root.file(path)?;
-        let buffer = &mut self.buffer;
-        let (mut at, mut end) = (0, 0);
-        // A piece of nothing says only where the file ends, which its size says too.
-        for (offset, length) in entry.pieces.iter().filter(|p| p.1 > 0) {
-            if at != *offset {
-                file.seek(SeekFrom::Start(*offset)).map_err(io("write"))?;
-                at = *offset;
+        let mut end = 0;
+        while let Some((offset, bytes)) = records.content().map_err(io(READ))? {
+            if end != offset {
+                file.seek(SeekFrom::Start(offset)).map_err(io("write"))?;
             }
-            while at < offset + length {
-                let want = (offset + length - at).min(buffer.len() as u64) as usize;
-                let n = archive.read(&mut buffer[..want]).map_err(io(READ))?;
-                if n == 0 {
-                    return Err(Problem::Io(
-                        READ,
-                        io::Error::new(io::ErrorKind::InvalidData, "it ends too early"),
-                    ));
-                }
-                file.write_all(&buffer[..n]).map_err(io("write"))?;
-                at += n as u64;
-            }
-            end = at;
+            file.write_all(bytes).map_err(io("write"))?;
+            end = offset + bytes.len() as u64;
         }
         if end != entry.size {
             file.set_len(entry.size).map_err(io("size"))?;
@@ -259,23 +302,48 @@ impl Unpacker {
     }
 }
 
-/// Counts what is read, and tells about every 256 KiB.
-struct Counted<'a, R> {
-    inner: R,
-    read: Cell<u64>,
-    progress: &'a dyn Fn(u64),
+/// Counts what is read.
+struct Counted<S> {
+    inner: S,
+    read: Arc<AtomicU64>,
 }
 
-impl<R: Read> Read for Counted<'_, R> {
+impl<S: Read> Read for Counted<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        let before = self.read.get();
-        let now = before + n as u64;
-        self.read.set(now);
-        if n == 0 || before >> 18 != now >> 18 {
-            (self.progress)(now);
+        self.read.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+impl<S: Source> Source for Counted<S> {
+    fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.waits_on()
+    }
+}
+
+/// Hashes what is read. The digest is there at the end.
+struct Hashed<S> {
+    inner: S,
+    hash: Sha256,
+    digest: Arc<Mutex<Option<Digest>>>,
+}
+
+impl<S: Read> Read for Hashed<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..n]);
+        if n == 0 && !buffer.is_empty() {
+            let digest = Digest::of_hash(&self.hash.finalize_reset());
+            *self.digest.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
         }
         Ok(n)
+    }
+}
+
+impl<S: Source> Source for Hashed<S> {
+    fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.waits_on()
     }
 }
 

@@ -3,13 +3,25 @@
 pub use crate::sys::argv::keep_only as keep_only_arguments;
 pub use crate::sys::inherited::{Program, with_callers_umask};
 
+use std::process::ExitCode;
+
 use crate::error::{Error, Result};
+use crate::image::reading;
 use crate::sys::inherited::{self, Limit};
+use crate::sys::isolated;
 
 /// The files that any command has open at once, twice as many. Libraries that find fewer do not say so, but panic.
 const FILES: u64 = 64;
 /// The stack of the main thread, in bytes: the deepest known use of it is half as large.
 const STACK: u64 = 1 << 20;
+
+/// If this process was started to read what is not trusted, it does that, and nothing else. To be called first of all.
+#[must_use]
+pub fn reader() -> Option<ExitCode> {
+    let role = isolated::role()?;
+    // A role of another version is none here. Whoever started this process says that it ended without a reason.
+    Some(reading::run(&role).unwrap_or(ExitCode::FAILURE))
+}
 
 /// Resets what must not depend on the caller, and makes sure that there is room to work.
 ///

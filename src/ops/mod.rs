@@ -70,8 +70,8 @@ pub struct Context {
     pub templates: PathBuf,
     /// What the sources of secrets are told.
     pub secrets: secrets::Settings,
-    /// The `spark` program, which watches the room of a growing pool. If there is none, commands look, and nothing does
-    /// between them.
+    /// The `spark` program of this version. It is executed to read archives, images and streams, which fails without it, and
+    /// to watch the room of a growing pool: without it commands look, and nothing does between them.
     pub program: Option<PathBuf>,
 }
 

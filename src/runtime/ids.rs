@@ -8,16 +8,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::domain::ids::IDS;
+use crate::domain::ids::{FIRST, IDS, RANGES as COUNT};
 use crate::error::{Error, Result};
 use crate::sys;
 
 /// The one place for the host. Not below `SPARK_RUN`: two installations must not meet in an id either.
 const DIR: &str = "/run/spark-ids";
-/// systemd leaves 1879048192 to 2147483647 unused (its UIDS-GIDS document), and adduser's subordinate ids end at
-/// 600100000.
-const FIRST: u32 = 0x7000_0000;
-const COUNT: u32 = 4096;
 
 /// Claims a range for the spark whose bundle this is. Returns its first id.
 pub fn claim(bundle: &Path) -> Result<u32> {

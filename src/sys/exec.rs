@@ -126,6 +126,18 @@ pub fn pass_on(fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     })
 }
 
+/// Closes every descriptor from `first` on, in a process that has opened nothing itself yet.
+pub(super) fn close_all_from(first: libc::c_uint) -> io::Result<()> {
+    // SAFETY: close_range(2) takes plain numbers. Nothing in this process owns one of the descriptors.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })
+}
+
+/// Gives this process new namespaces of some kinds, with nothing in them. Descriptors are shared with nobody meanwhile.
+pub(super) fn leave_namespaces(kinds: rustix::thread::UnshareFlags) -> io::Result<()> {
+    // SAFETY: the kinds that the caller names are namespaces: what is not shared any more is not the table of descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(kinds) }?)
+}
+
 /// Installs a seccomp filter made of ready instructions, with flags of seccomp(2). With `NEW_LISTENER` among them, the
 /// descriptor comes back on which the system calls are heard that the filter leaves to another process.
 pub fn load_filter(filter: &[u8], flags: u64) -> io::Result<Option<OwnedFd>> {

@@ -3,6 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+/// What ends a program that has nothing to say about it.
+pub const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
 /// Signals held back from this thread, and told by a descriptor that becomes readable. Those that this process ignores
 /// stay so. Dropping it lets them through again, unless they are held for good.
 #[derive(Debug)]
@@ -45,6 +50,13 @@ impl Held {
         held
     }
 
+    /// Whether one has arrived. It stays where it is, and acts when this is dropped.
+    pub fn has_arrived(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(&self.arrived, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&now)))? > 0)
+    }
+
     /// The number of the next one that arrives.
     pub fn next(&self) -> io::Result<i32> {
         let mut about = [0_u8; size_of::<libc::signalfd_siginfo>()];
@@ -77,15 +89,8 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::{PollFd, PollFlags, Timespec};
-
     const IGNORED: i32 = 60;
     const CAUGHT: i32 = 61;
-
-    fn has_more(held: &Held) -> bool {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut [PollFd::new(held, PollFlags::IN)], Some(&now)).unwrap() > 0
-    }
 
     fn raise(signal: i32) {
         // SAFETY: raise(3) takes a plain number, and sends to this thread alone.
@@ -101,7 +106,7 @@ mod tests {
         raise(CAUGHT);
         // The kernel gives the lower number first.
         assert_eq!(held.next().unwrap(), CAUGHT);
-        assert!(!has_more(&held));
+        assert!(!held.has_arrived().unwrap());
         drop(held);
         // Ends this process if it gets through.
         raise(CAUGHT);

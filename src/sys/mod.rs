@@ -6,6 +6,7 @@
 
 pub mod argv;
 pub mod ask;
+mod attack;
 pub mod beneath;
 pub mod block;
 pub mod bpf;
@@ -20,6 +21,7 @@ pub mod held;
 pub mod host;
 pub mod idmap;
 pub mod inherited;
+pub mod isolated;
 pub mod job;
 pub mod lifeline;
 pub mod locked;

@@ -115,7 +115,7 @@ impl Machine {
             base: None,
             templates: self.dir.path().join("templates"),
             secrets: Default::default(),
-            program: None,
+            program: Some(env!("CARGO_BIN_EXE_spark").into()),
         };
         Sparks::open(context).unwrap().expect("the machine has a pool")
     }

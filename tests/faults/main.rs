@@ -20,6 +20,7 @@ mod lives;
 mod oci;
 mod points;
 mod pool;
+mod reading;
 mod secrets;
 mod snapshots;
 mod still;

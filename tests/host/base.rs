@@ -1,13 +1,13 @@
 //! Bases: making, importing, choosing and deleting them.
 
 use std::cell::RefCell;
-use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use sparks::domain::name::Name;
 use sparks::error::{Code, Result};
+use sparks::image::Source;
 use sparks::ops::base::{BaseInfo, ImportSource};
 use sparks::ops::{Observer, Silent, Sparks};
 
@@ -125,7 +125,7 @@ fn an_import_equals_its_source_from_a_directory_and_from_every_archive() {
         let sparse = std::fs::metadata(base.path.join("deep/sparse")).unwrap();
         assert!(sparse.blocks() * 512 < sparse.len(), "{file}: holes were filled");
     }
-    let stream: Box<dyn Read> = Box::new(std::fs::File::open(archive(&root, "s.tar.gz", "-z")).unwrap());
+    let stream: Box<dyn Source> = Box::new(std::fs::File::open(archive(&root, "s.tar.gz", "-z")).unwrap());
     let base = sparks.base_import(ImportSource::Stdin(stream), name("stream"), &Silent).unwrap();
     assert_eq!(tree(&base.path), wanted);
 }
@@ -198,7 +198,7 @@ fn an_archive_larger_than_the_pool_is_refused_and_the_space_comes_back() {
         .args(["-c", "truncate -s 2G big && tar --format=gnu -cf - big && rm big"])
         .current_dir(machine.work());
     let mut child = zeros.stdout(Stdio::piped()).spawn().unwrap();
-    let stream: Box<dyn Read> = Box::new(child.stdout.take().unwrap());
+    let stream: Box<dyn Source> = Box::new(child.stdout.take().unwrap());
     let e = sparks.base_import(ImportSource::Stdin(stream), name("b"), &Silent).unwrap_err();
     child.wait().unwrap();
     assert_eq!(e.code(), Code::NoSpace, "{e}");
@@ -216,7 +216,7 @@ fn a_hundred_thousand_entries_are_no_trouble() {
         header.set_size(0);
         builder.append_link(&mut header, format!("d{}/l{i}", i / 1000), "t").unwrap();
     }
-    let archive: Box<dyn Read> = Box::new(std::io::Cursor::new(builder.into_inner().unwrap()));
+    let archive: Box<dyn Source> = Box::new(std::io::Cursor::new(builder.into_inner().unwrap()));
     let base = machine.sparks().base_import(ImportSource::Stdin(archive), name("b"), &Silent).unwrap();
     assert_eq!(std::fs::read_dir(base.path.join("d99")).unwrap().count(), 1000);
 }

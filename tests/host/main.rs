@@ -58,6 +58,7 @@ mod project;
 mod pull;
 mod quota;
 mod race;
+mod reading;
 mod receive;
 mod room;
 mod secrets;

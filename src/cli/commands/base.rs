@@ -1,5 +1,7 @@
 //! `spark base`
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -123,6 +125,12 @@ enum Action {
     },
 }
 
+/// Standard input as a file: without a buffer, so that it can be waited for.
+fn standard_input() -> Result<File> {
+    let input = std::io::stdin().as_fd().try_clone_to_owned();
+    input.map(File::from).map_err(Error::sys("open standard input"))
+}
+
 pub(crate) fn base(ctx: &Ctx, args: BaseArgs) -> Result<Status> {
     match args.action {
         Action::Bootstrap { suite, name } => {
@@ -135,7 +143,7 @@ pub(crate) fn base(ctx: &Ctx, args: BaseArgs) -> Result<Status> {
             let progress = ctx.progress(false);
             let source = match path.to_str().and_then(ContainerdRef::parse) {
                 Some(container) => ImportSource::Containerd(container?),
-                None if path.as_os_str() == "-" => ImportSource::Stdin(Box::new(std::io::stdin())),
+                None if path.as_os_str() == "-" => ImportSource::Stdin(Box::new(standard_input()?)),
                 None => ImportSource::Path(path),
             };
             let made = ctx.sparks(&progress)?.base_import(source, name, &progress)?;

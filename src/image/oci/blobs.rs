@@ -12,14 +12,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sha2::{Digest as _, Sha256};
 
 use super::manifest::{Descriptor, shown};
+use super::source::Pull;
 use crate::domain::image::{Digest, STDIN};
 use crate::error::{Error, Result};
 use crate::image::archive::{Archive, Kind};
 use crate::image::compression;
+use crate::image::reading::{Plain, Source};
 use crate::sys;
 
 /// Most entries of an archive of blobs: it has a few for every layer.
 const ENTRIES: usize = 10_000;
+/// Most bytes of all headers of an archive of blobs: this process parses them itself (adr/0025).
+const HEADERS: u64 = 4 << 20;
 /// Most pieces of all files of an archive of blobs: `tar -S` leaves holes out.
 const PIECES: usize = 1 << 20;
 
@@ -65,6 +69,29 @@ struct Section {
     end: u64,
 }
 
+/// The headers of an archive, whose contents nobody reads.
+struct Headers {
+    section: Section,
+    left: u64,
+}
+
+impl Read for Headers {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.section.read(buffer)?;
+        // Zeros are the padding after the end, which nobody parses.
+        if buffer[..n].iter().any(|b| *b != 0) {
+            let left = self.left.checked_sub(n as u64);
+            self.left = left.ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "its headers are too large for an archive of an image",
+                )
+            })?;
+        }
+        Ok(n)
+    }
+}
+
 /// A file in an archive, with its holes.
 struct Content {
     file: Arc<File>,
@@ -97,6 +124,9 @@ impl Read for Content {
     }
 }
 
+/// A file never has a reader wait.
+impl Source for Content {}
+
 impl Read for Section {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = (self.end - self.at).min(buffer.len() as u64) as usize;
@@ -115,8 +145,8 @@ impl Files {
     }
 
     /// Reads which files a tar archive has. One that is compressed, or comes from a pipe, is written to a file without a
-    /// name in `scratch` first. `-` is standard input.
-    pub(super) fn tar(path: &Path, scratch: &Path, limit: u64) -> Result<Files> {
+    /// name in the pull's scratch directory first. `-` is standard input.
+    pub(super) fn tar(path: &Path, pull: &Pull<'_>) -> Result<Files> {
         let damaged = |e: io::Error| Error::Image { what: path.display().to_string(), why: e.to_string() };
         let mut file = match path == Path::new(STDIN) {
             true => io::stdin().as_fd().try_clone_to_owned().map(File::from),
@@ -127,14 +157,14 @@ impl Files {
         let seeks = file.metadata().map_err(Error::io("inspect", path))?.is_file();
         let read = if seeks { file.read_at(&mut magic, 0).map_err(Error::io("read", path))? } else { 0 };
         if read < magic.len() || compression::is_compressed(&magic) {
+            let scratch = pull.scratch;
             let mut plain = tempfile::tempfile_in(scratch).map_err(Error::io("create a file in", scratch))?;
-            let mut from = compression::open(&mut file).map_err(damaged)?;
-            let copied =
-                io::copy(&mut from.by_ref().take(limit.saturating_add(1)), &mut plain).map_err(damaged)?;
-            if copied > limit {
+            let from = Plain::of(pull.program, file).map_err(damaged)?;
+            let most = pull.limit.saturating_add(1);
+            let copied = io::copy(&mut from.take(most), &mut plain).map_err(damaged)?;
+            if copied > pull.limit {
                 return Err(Error::io("make room for", path)(io::Error::from_raw_os_error(libc::ENOSPC)));
             }
-            drop(from);
             file = plain;
         }
         let file = Arc::new(file);
@@ -146,7 +176,7 @@ impl Files {
     ///
     /// # Errors
     /// `NotFound`; `InvalidData` where it is no file.
-    pub(super) fn open(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
+    pub(super) fn open(&self, name: &str) -> io::Result<(Box<dyn Source>, u64)> {
         match self {
             Files::Dir(dir) => {
                 let file = sys::beneath::open(dir, Path::new(name))?;
@@ -189,7 +219,8 @@ pub(super) fn unreadable(name: &str, e: &io::Error) -> String {
 
 fn index(file: &Arc<File>, end: u64) -> io::Result<HashMap<String, Stored>> {
     let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
-    let mut archive = Archive::new(Section { file: file.clone(), at: 0, end });
+    let section = Section { file: file.clone(), at: 0, end };
+    let mut archive = Archive::new(Headers { section, left: HEADERS });
     let (mut index, mut links) = (HashMap::new(), Vec::new());
     let (mut entries, mut pieces) = (0, 0);
     while let Some(entry) = archive.next()? {
@@ -206,9 +237,9 @@ fn index(file: &Arc<File>, end: u64) -> io::Result<HashMap<String, Stored>> {
                     return Err(bad("its files have too many holes for an archive of an image"));
                 }
                 archive.pass_over(|input| {
-                    let (at, pieces) = (input.at, entry.pieces.into());
+                    let (at, pieces) = (input.section.at, entry.pieces.into());
                     // Its content is not read now. What is behind the end, the next header's read finds.
-                    input.at = (at + entry.stored).min(end);
+                    input.section.at = (at + entry.stored).min(end);
                     index.insert(name, Stored { at, pieces, size: entry.size });
                 });
             }

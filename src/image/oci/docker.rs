@@ -1,6 +1,7 @@
 //! What `docker save` and `podman save` write: `manifest.json`, configurations, and layers as tar archives.
 
 use std::io::{self, Read};
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -9,7 +10,7 @@ use super::json;
 use super::manifest::{
     Config, Descriptor, MOST, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, digest_of, shown,
 };
-use crate::image::compression;
+use crate::image::reading::{Plain, Source};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -23,11 +24,13 @@ struct Item {
 
 /// Finds the image of a name; the only one if none is given. Returns a manifest of ours, since there is none, the
 /// configuration as it came, and the name of each layer's file. A layer may be compressed, and is taken without its
-/// compression: what the configuration says of it is then the digest of its blob. `limit` is the most bytes of one.
+/// compression: what the configuration says of it is then the digest of its blob. `limit` is the most bytes of one, and
+/// processes of `program` decompress.
 pub(super) fn find(
     files: &Files,
     name: Option<&str>,
     limit: u64,
+    program: &Path,
 ) -> Result<(Manifest, Vec<u8>, Vec<String>), String> {
     let text =
         files.read("manifest.json", MOST).map_err(|e| format!("it is not what `docker save` writes: {e}"))?;
@@ -37,7 +40,7 @@ pub(super) fn find(
     let config = Config::parse(&bytes, item.layers.len())?;
     let mut layers = Vec::new();
     for (layer, diff_id) in item.layers.iter().zip(&config.rootfs.diff_ids) {
-        let size = files.open(layer).and_then(|(from, size)| plain_size(from, size, limit));
+        let size = files.open(layer).and_then(|(from, size)| plain_size(from, size, limit, program));
         let size = size.map_err(|e| unreadable(layer, &e))?;
         layers.push(Descriptor::new(OCI_LAYER, diff_id.clone(), size));
     }
@@ -52,16 +55,13 @@ pub(super) fn find(
 }
 
 /// The bytes of an archive without its compression.
-fn plain_size(mut from: impl Read, size: u64, limit: u64) -> io::Result<u64> {
-    let mut magic = Vec::new();
-    from.by_ref().take(compression::MAGIC).read_to_end(&mut magic)?;
-    if !compression::is_compressed(&magic) {
-        return Ok(size);
-    }
-    let plain = compression::open(io::Cursor::new(magic).chain(from))?;
-    match io::copy(&mut plain.take(limit.saturating_add(1)), &mut io::sink())? {
-        size if size > limit => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-        size => Ok(size),
+fn plain_size(from: impl Source + 'static, size: u64, limit: u64, program: &Path) -> io::Result<u64> {
+    match Plain::of(program, from)? {
+        Plain::AsItIs(_) => Ok(size),
+        plain => match io::copy(&mut plain.take(limit.saturating_add(1)), &mut io::sink())? {
+            size if size > limit => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            size => Ok(size),
+        },
     }
 }
 

@@ -15,7 +15,8 @@ use super::registry::Remote;
 use super::{docker, layout};
 use crate::domain::image::{Digest, ImageRef, Platform};
 use crate::error::{Error, Result};
-use crate::image::compression;
+use crate::image::reading::Plain;
+use crate::sys::held::Held;
 
 /// What to find.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Pull<'a> {
     /// A directory for what has no name, such as an archive without its compression, and the most bytes of that.
     pub scratch: &'a Path,
     pub limit: u64,
+    /// The `spark` program: processes of it decompress.
+    pub program: &'a Path,
 }
 
 /// One layer.
@@ -80,6 +83,7 @@ enum Source {
         files: Files,
         names: Vec<String>,
         plain: bool,
+        program: PathBuf,
     },
     Registry(Box<Remote>),
 }
@@ -103,7 +107,12 @@ pub fn open(pull: &Pull<'_>) -> Result<Opened> {
         let (bytes, manifest, config) =
             layout::find(&files, tag.as_deref(), pull.platform).map_err(refused)?;
         let names = manifest.layers.iter().map(|l| layout::blob(&l.digest)).collect();
-        Ok::<_, Error>((bytes, manifest, config, Source::Files { files, names, plain: false }))
+        Ok::<_, Error>((
+            bytes,
+            manifest,
+            config,
+            Source::Files { files, names, plain: false, program: pull.program.into() },
+        ))
     };
     let (bytes, manifest, config, source) = match pull.image {
         ImageRef::Registry(named) => {
@@ -112,13 +121,14 @@ pub fn open(pull: &Pull<'_>) -> Result<Opened> {
             (bytes, manifest, config, Source::Registry(Box::new(remote)))
         }
         ImageRef::Layout { dir, tag } => of_layout(Files::dir(dir)?, tag)?,
-        ImageRef::LayoutArchive { file, tag } => of_layout(Files::tar(file, pull.scratch, pull.limit)?, tag)?,
+        ImageRef::LayoutArchive { file, tag } => of_layout(Files::tar(file, pull)?, tag)?,
         ImageRef::DockerArchive { file, name } => {
-            let files = Files::tar(file, pull.scratch, pull.limit)?;
+            let files = Files::tar(file, pull)?;
             let (manifest, config, names) =
-                docker::find(&files, name.as_deref(), pull.limit).map_err(refused)?;
+                docker::find(&files, name.as_deref(), pull.limit, pull.program).map_err(refused)?;
             let bytes = serde_json::to_vec(&manifest).map_err(|e| refused(e.to_string()))?;
-            (bytes, manifest, config, Source::Files { files, names, plain: true })
+            let program = pull.program.into();
+            (bytes, manifest, config, Source::Files { files, names, plain: true, program })
         }
     };
     let image = Image::new(bytes, manifest, config).map_err(refused)?;
@@ -146,13 +156,13 @@ impl Opened {
             .collect();
         let (source, what, shared) = (self.source.clone(), self.what.clone(), heard.clone());
         let work = move || match &*source {
-            Source::Files { files, names, plain } => {
+            Source::Files { files, names, plain, program } => {
                 for (i, blob, path) in all {
                     let opened = files
                         .open(&names[i])
                         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, unreadable(&names[i], &e)));
                     let taken = opened.and_then(|(from, _)| match plain {
-                        true => take(compression::open(from)?, &path, &blob, &shared),
+                        true => take(Plain::of(program, from)?, &path, &blob, &shared),
                         false => take(from, &path, &blob, &shared),
                     });
                     let taken = taken.map(|()| path.clone()).map_err(|e| blame(&what, &path, e));
@@ -178,8 +188,9 @@ pub(super) fn blame(what: &str, path: &Path, e: io::Error) -> Error {
 }
 
 impl Fetching {
-    /// Waits for one layer. `progress` hears how many bytes of all of them there are.
-    pub fn wait(&mut self, layer: usize, progress: &dyn Fn(u64)) -> Result<PathBuf> {
+    /// Waits for one layer. `progress` hears how many bytes of all of them there are. A signal that is held back ends the
+    /// wait with an error.
+    pub fn wait(&mut self, layer: usize, signals: &Held, progress: &dyn Fn(u64)) -> Result<PathBuf> {
         loop {
             if let Some(arrived) = self.arrived.remove(&layer) {
                 return arrived;
@@ -193,6 +204,12 @@ impl Fetching {
                 }
             }
             progress(self.heard.bytes.load(Ordering::Relaxed));
+            if signals.has_arrived().map_err(Error::sys("look for signals"))? {
+                // The thread may wait for a registry, and this process is about to end: nobody waits for the thread.
+                self.heard.stop.store(true, Ordering::Relaxed);
+                self.thread = None;
+                return Err(Error::sys("go on after a signal")(io::ErrorKind::Interrupted.into()));
+            }
         }
     }
 

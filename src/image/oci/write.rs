@@ -17,8 +17,8 @@ use super::manifest::{
     oci_type,
 };
 use crate::domain::image::{Digest, Platform};
-use crate::image::compression;
 use crate::image::pack::Packer;
+use crate::image::reading::Plain;
 use crate::sys::output::Output;
 
 /// A finished image, its layers in files.
@@ -331,8 +331,8 @@ fn replace(path: &Path, from: &mut dyn Read) -> io::Result<()> {
     new.finish()
 }
 
-/// Writes an image as `docker save` does, under a name.
-pub fn docker_archive(whole: &Whole, name: &str, out: impl Write) -> io::Result<()> {
+/// Writes an image as `docker save` does, under a name. Processes of `program` decompress its layers.
+pub fn docker_archive(whole: &Whole, name: &str, program: &Path, out: impl Write) -> io::Result<()> {
     let config = digest_of(&whole.config);
     let config = format!("{}.json", config.hex());
     let mut packer = Packer::new(out);
@@ -340,7 +340,7 @@ pub fn docker_archive(whole: &Whole, name: &str, out: impl Write) -> io::Result<
     let mut names = Vec::new();
     for (layer, path) in &whole.layers {
         let name = format!("{}.tar", layer.digest.hex());
-        let open = || compression::open(File::open(path)?);
+        let open = || Plain::of(program, File::open(path)?);
         // Without compression, and its size comes first.
         let size = io::copy(&mut open()?, &mut io::sink())?;
         if !names.contains(&name) {

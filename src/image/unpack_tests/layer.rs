@@ -4,8 +4,9 @@ use super::*;
 
 impl Place {
     fn layer(&self, archive: &[u8]) -> Result<Summary> {
-        let options = Options { what: "an image", limits: Limits::default(), progress: &|_| {} };
-        let result = apply(archive, &self.root(), &options);
+        let (limits, program) = (Limits::default(), Path::new(""));
+        let options = Options { what: "an image", limits, program, progress: &|_| {}, stop: None };
+        let result = apply(io::Cursor::new(archive.to_vec()), &self.root(), &options);
         self.nothing_outside_changed();
         result.map(|(summary, _)| summary)
     }
@@ -135,8 +136,9 @@ fn the_digest_is_that_of_the_archive_without_its_compression() {
     let zipped = zstd::encode_all(&archive[..], 3).unwrap();
     for bytes in [&archive, &zipped] {
         let place = Place::new();
-        let options = Options { what: "an image", limits: Limits::default(), progress: &|_| {} };
-        let (_, digest) = apply(&bytes[..], &place.root(), &options).unwrap();
+        let (limits, program) = (Limits::default(), Path::new(""));
+        let options = Options { what: "an image", limits, program, progress: &|_| {}, stop: None };
+        let (_, digest) = apply(io::Cursor::new(bytes.clone()), &place.root(), &options).unwrap();
         assert_eq!(digest, crate::image::oci::digest_of(&archive));
     }
 }

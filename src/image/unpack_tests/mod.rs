@@ -41,7 +41,9 @@ impl Place {
     }
 
     fn unpack_limited(&self, archive: &[u8], limits: Limits) -> Result<Summary> {
-        let result = unpack(archive, &self.root(), &Options { what: "test.tar", limits, progress: &|_| {} });
+        let options =
+            Options { what: "test.tar", limits, program: Path::new(""), progress: &|_| {}, stop: None };
+        let result = unpack(io::Cursor::new(archive.to_vec()), &self.root(), &options);
         self.nothing_outside_changed();
         result
     }

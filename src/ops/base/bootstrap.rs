@@ -51,7 +51,7 @@ impl Sparks {
             if suite.as_str() == MINIMAL {
                 return minimal::make(root);
             }
-            let summary = bootstrap(&suite, root, self.import_limits()?, observer)?;
+            let summary = bootstrap(&suite, root, (self.import_limits()?, self.reader()?), observer)?;
             debian::generalize(root)?;
             // The nodes that it makes in /dev are left out of every one.
             make::report(&Summary { left_out: 0, ..summary }, observer);
@@ -82,7 +82,12 @@ pub(super) fn is_possible() -> bool {
 }
 
 /// Runs mmdebstrap, which mounts in a namespace of its own and cleans up after itself, and unpacks what it writes.
-fn bootstrap(suite: &Name, root: &Path, limits: Limits, observer: &dyn Observer) -> Result<Summary> {
+fn bootstrap(
+    suite: &Name,
+    root: &Path,
+    (limits, program): (Limits, &Path),
+    observer: &dyn Observer,
+) -> Result<Summary> {
     let scratch = Scratch::new()?;
     let mut child = start(suite, &scratch)?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -95,7 +100,8 @@ fn bootstrap(suite: &Name, root: &Path, limits: Limits, observer: &dyn Observer)
     let mut progress = Progress::new(observer);
     let unpacked = std::thread::scope(|scope| {
         let unpacking = scope.spawn(|| {
-            let options = unpack::Options { what: "what mmdebstrap wrote", limits, progress: &|_| {} };
+            let what = "what mmdebstrap wrote";
+            let options = unpack::Options { what, limits, program, progress: &|_| {}, stop: None };
             unpack::unpack(stdout, root, &options)
         });
         for line in BufReader::new(stderr).split(b'\n').map_while(std::io::Result::ok) {

@@ -82,8 +82,9 @@ impl Sparks {
                 let whole = self.whole(&record, &root, scratch.path(), observer)?;
                 let tag = tag.unwrap_or_else(|| format!("localhost/{name}:latest"));
                 observer.step("writing", None);
+                let program = self.reader()?;
                 self.write_file(&file, |out| {
-                    write::docker_archive(&whole, &tag, out).map_err(Error::io("write", &file))
+                    write::docker_archive(&whole, &tag, program, out).map_err(Error::io("write", &file))
                 })
             }
             Export::Layout { dir, tag } => {

@@ -1,7 +1,6 @@
 //! `spark base import`: a base from an archive or a directory.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,15 +10,16 @@ use super::super::{Observer, Sparks};
 use super::{BaseInfo, ContainerdRef, make};
 use crate::domain::name::Name;
 use crate::error::{Error, Result};
-use crate::image::unpack;
+use crate::image::{Source, unpack};
 use crate::sys;
+use crate::sys::held::{ENDING, Held};
 
 /// What to import.
 pub enum ImportSource {
     /// An archive, or a directory.
     Path(PathBuf),
     /// An archive that comes in as a stream.
-    Stdin(Box<dyn Read>),
+    Stdin(Box<dyn Source>),
     /// The root of a running container of containerd's.
     Containerd(ContainerdRef),
 }
@@ -46,36 +46,53 @@ impl Sparks {
             ImportSource::Stdin(stream) => {
                 let what = "the archive on standard input";
                 let making = self.begin_new_base(&name, observer)?;
+                // Declared first of what is held here, so that a signal acts when nothing is left of the rest.
+                let signals = hold_signals()?;
                 self.make_base(&name, "import from standard input".into(), (&making, observer), |root| {
                     observer.step("unpacking", None);
-                    self.unpack(stream, root, what, observer)
+                    self.unpack(stream, root, what, (observer, &signals))
                 })
             }
             ImportSource::Path(path) => {
                 let meta = std::fs::metadata(&path).map_err(Error::io("open", &path))?;
                 let origin = format!("import {}", shown(&path));
                 let making = self.begin_new_base(&name, observer)?;
-                self.make_base(&name, origin, (&making, observer), |root| {
-                    if meta.is_dir() {
+                if meta.is_dir() {
+                    return self.make_base(&name, origin, (&making, observer), |root| {
                         self.copy(&path, root, observer)
-                    } else {
-                        self.unpack_file(&path, root, observer)
-                    }
+                    });
+                }
+                let signals = hold_signals()?;
+                self.make_base(&name, origin, (&making, observer), |root| {
+                    self.unpack_file(&path, root, (observer, &signals))
                 })
             }
         }
     }
 
-    fn unpack_file(&self, path: &Path, root: &Path, observer: &dyn Observer) -> Result<()> {
+    fn unpack_file(
+        &self,
+        path: &Path,
+        root: &Path,
+        (observer, signals): (&dyn Observer, &Held),
+    ) -> Result<()> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let size = file.metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
         observer.step("unpacking", size);
-        self.unpack(file, root, &shown(path), observer)
+        self.unpack(file, root, &shown(path), (observer, signals))
     }
 
-    fn unpack(&self, archive: impl Read, root: &Path, what: &str, observer: &dyn Observer) -> Result<()> {
+    fn unpack(
+        &self,
+        archive: impl Source + 'static,
+        root: &Path,
+        what: &str,
+        (observer, signals): (&dyn Observer, &Held),
+    ) -> Result<()> {
         let progress = |bytes| observer.advance(bytes);
-        let options = unpack::Options { what, limits: self.import_limits()?, progress: &progress };
+        let (limits, program) = (self.import_limits()?, self.reader()?);
+        let stop = Some(signals.as_fd());
+        let options = unpack::Options { what, limits, program, progress: &progress, stop };
         let summary = unpack::unpack(archive, root, &options)?;
         refuse_image_archive(root, what)?;
         make::report(&summary, observer);
@@ -95,6 +112,11 @@ impl Sparks {
         look(root, observer);
         Ok(())
     }
+}
+
+/// Holds signals back that end this process, until what is half made is gone.
+pub(super) fn hold_signals() -> Result<Held> {
+    Held::new(&ENDING).map_err(Error::sys("hold signals back"))
 }
 
 /// The name of a file, fit to be kept in a record and printed.

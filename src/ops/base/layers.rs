@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::super::gc::{Collection, Item};
@@ -22,6 +22,7 @@ use crate::pool::layout::make_dir;
 use crate::pool::stage::Stage;
 use crate::pool::{btrfs, names_in, record, stage};
 use crate::sys::flock::Mode;
+use crate::sys::held::Held;
 use crate::{fault, sys};
 
 impl Sparks {
@@ -42,13 +43,13 @@ impl Sparks {
     }
 
     /// Makes the layers of an image that are not there yet, in the order in which they lie upon each other, while the
-    /// later ones are still being fetched. `scratch` is a directory in the pool.
+    /// later ones are still being fetched. `scratch` is a directory in the pool. A signal that is held back ends the work.
     pub(super) fn add_layers(
         &self,
         what: &str,
         opened: &Opened,
         scratch: &Path,
-        observer: &dyn Observer,
+        (observer, signals): (&dyn Observer, &Held),
     ) -> Result<()> {
         let layers = &opened.image.layers;
         let wanted: Vec<usize> =
@@ -65,7 +66,8 @@ impl Sparks {
         observer.step("fetching", Some(total));
         let (count, mut unpacking) = (wanted.len() as u64, false);
         for (done, i) in (0..).zip(wanted) {
-            let blob = fetching.wait(i, &|bytes| observer.advance(if unpacking { done } else { bytes }))?;
+            let advance = |bytes| observer.advance(if unpacking { done } else { bytes });
+            let blob = fetching.wait(i, signals, &advance)?;
             if !unpacking && fetching.has_ended() {
                 // What is left to wait for is another thing.
                 observer.step("unpacking layers", Some(count));
@@ -77,13 +79,19 @@ impl Sparks {
             fault::point("base-pull.fetched")?;
             let below = i.checked_sub(1).map(|below| &layers[below].chain);
             let what = format!("layer {} of {what}", i + 1);
-            summary.add(&self.add_layer(&what, &layers[i], below, &blob)?);
+            summary.add(&self.add_layer(&what, &layers[i], below, (&blob, signals))?);
         }
         make::report(&summary, observer);
         Ok(())
     }
 
-    fn add_layer(&self, what: &str, layer: &Layer, below: Option<&Digest>, blob: &Path) -> Result<Summary> {
+    fn add_layer(
+        &self,
+        what: &str,
+        layer: &Layer,
+        below: Option<&Digest>,
+        (blob, signals): (&Path, &Held),
+    ) -> Result<Summary> {
         let stage = self.pool.stage()?;
         let draft = stage.path().join("draft");
         match below {
@@ -94,8 +102,11 @@ impl Sparks {
             }
         }
         let file = File::open(blob).map_err(Error::io("open", blob))?;
-        let options = unpack::Options { what, limits: self.import_limits()?, progress: &|_| {} };
-        let (summary, found) = unpack::apply(&file, &draft, &options)?;
+        let (limits, program) = (self.import_limits()?, self.reader()?);
+        let stop = Some(signals.as_fd());
+        let options = unpack::Options { what, limits, program, progress: &|_| {}, stop };
+        let archive = file.try_clone().map_err(Error::io("open", blob))?;
+        let (summary, found) = unpack::apply(archive, &draft, &options)?;
         if found != layer.diff_id {
             let why = format!("it is not what it should be: {found}, and not {}", layer.diff_id);
             return Err(Error::Image { what: what.to_owned(), why });

@@ -126,6 +126,15 @@ impl Sparks {
         let free = usage.free + usage.can_grow_bytes.unwrap_or_default();
         Ok(Limits { bytes: free - free / 16, ..Limits::default() })
     }
+
+    /// The program whose processes read what is not trusted.
+    pub(in crate::ops) fn reader(&self) -> Result<&Path> {
+        self.context.program.as_deref().ok_or_else(|| Error::Host {
+            what: "archives and images are read by processes of `spark`, and this program has not said where that is".into(),
+            hint: "set `Context::program` to its path, such as /usr/bin/spark".into(),
+            source: None,
+        })
+    }
 }
 
 /// The record of a new base.

@@ -1,6 +1,7 @@
 //! `spark base pull`: a base from an image.
 
 use super::super::{Observer, Sparks};
+use super::import::hold_signals;
 use super::{BaseInfo, make};
 use crate::domain::image::{FromImage, ImageRef, Platform};
 use crate::domain::name::Name;
@@ -67,11 +68,14 @@ impl Sparks {
         let reference = request.image.to_string();
         let _room = self.room()?;
         let _held = self.hold_images()?;
+        // Declared before what is half made: a signal that is held back acts when that is gone.
+        let signals;
         let scratch = self.pool.stage()?;
         observer.step(&format!("asking for {reference}"), None);
         let limit = self.import_limits()?.bytes;
         let (image, platform) = (&request.image, &request.platform);
-        let opened = oci::open(&Pull { image, platform, scratch: scratch.path(), limit })?;
+        let program = self.reader()?;
+        let opened = oci::open(&Pull { image, platform, scratch: scratch.path(), limit, program })?;
         let image = &opened.image;
         if let Some(old) = old.as_ref().filter(|old| old.broken.is_none())
             && old.image.as_ref().is_some_and(|had| had.digest == image.digest)
@@ -84,7 +88,8 @@ impl Sparks {
         };
         let (config, odd) = image.parsed.run();
         odd.iter().for_each(|why| observer.notice(why));
-        self.add_layers(&reference, &opened, scratch.path(), observer)?;
+        signals = hold_signals()?;
+        self.add_layers(&reference, &opened, scratch.path(), (observer, &signals))?;
         let root = self.pool.paths.layer(&top.chain).join("root");
         if let Some(user) = &config.user
             && let Err(e) = users::find(&root, user)

@@ -241,3 +241,32 @@ pub(super) const OLD: &[Call] = &[
 ];
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) const OLD: &[Call] = &[Any(libc::SYS_getrlimit), Any(libc::SYS_setrlimit)];
+
+/// Calls of a process of ours that moves bytes between pipes and manages memory, none of which it executes.
+pub(super) const READER: &[Call] = &[
+    Any(libc::SYS_read),
+    Any(libc::SYS_write),
+    Any(libc::SYS_readv),
+    Any(libc::SYS_writev),
+    Any(libc::SYS_close),
+    // Rust's library asks before it closes, if it was built with assertions.
+    With(libc::SYS_fcntl, 1, &[libc::F_GETFD as u64]),
+    Without(libc::SYS_mmap, 2, libc::PROT_EXEC as u64),
+    Without(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64),
+    Any(libc::SYS_munmap),
+    Any(libc::SYS_mremap),
+    Any(libc::SYS_brk),
+    Any(libc::SYS_madvise),
+    Any(libc::SYS_futex),
+    Any(libc::SYS_getrandom),
+    Any(libc::SYS_clock_gettime),
+    Any(libc::SYS_sched_yield),
+    Any(libc::SYS_sigaltstack),
+    Any(libc::SYS_rt_sigprocmask),
+    Any(libc::SYS_rt_sigreturn),
+    Any(libc::SYS_restart_syscall),
+    Any(libc::SYS_gettid),
+    Any(libc::SYS_getpid),
+    Any(libc::SYS_exit),
+    Any(libc::SYS_exit_group),
+];

@@ -30,16 +30,23 @@ impl Filter {
     /// # Errors
     /// If the filter cannot be made.
     pub fn of_program() -> io::Result<Filter> {
-        Filter::new(&[calls::PROGRAM, calls::OLD])
+        Filter::new(&[calls::PROGRAM, calls::OLD], SeccompAction::Errno(libc::ENOSYS as u32))
     }
 
-    fn new(lists: &[&[Call]]) -> io::Result<Filter> {
+    /// For a process of ours that moves bytes between pipes and manages its memory. Every other call kills it.
+    ///
+    /// # Errors
+    /// If the filter cannot be made.
+    pub fn of_reader() -> io::Result<Filter> {
+        Filter::new(&[calls::READER], SeccompAction::KillProcess)
+    }
+
+    fn new(lists: &[&[Call]], otherwise: SeccompAction) -> io::Result<Filter> {
         let mut rules = BTreeMap::new();
         for call in lists.iter().copied().flatten() {
             let (number, conditions) = call.rules().map_err(io::Error::other)?;
             rules.insert(number, conditions);
         }
-        let otherwise = SeccompAction::Errno(libc::ENOSYS as u32);
         let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
         let filter = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, arch);
         filter.and_then(BpfProgram::try_from).map(Filter).map_err(io::Error::other)

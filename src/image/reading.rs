@@ -1,0 +1,388 @@
+//! Archives are decompressed and parsed by processes that can do nothing else ([`isolated`]), and never by this one.
+//!
+//! One process decompresses, and another one parses what comes out. They are two, since a digest of what comes out is compared
+//! with an image's configuration: this process computes it in between, so that no decompressor that was taken over can have
+//! its output kept under a digest that it chose.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{ChildStdout, ExitCode};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+
+use super::archive::{Archive, Kind};
+use super::{compression, records};
+use crate::domain::ids;
+use crate::sys::isolated::{self, End, Isolated};
+
+/// Where an archive comes from.
+pub trait Source: Read + Send {
+    /// The descriptor that a read may have to wait for. None if no read waits.
+    fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+impl Source for File {
+    fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+}
+
+impl Source for ChildStdout {
+    fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+}
+
+impl<T: AsRef<[u8]> + Send> Source for io::Cursor<T> {}
+
+impl<S: Source + ?Sized> Source for Box<S> {
+    fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        (**self).waits_on()
+    }
+}
+
+/// The task of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Makes plain bytes of what is compressed.
+    Decompress,
+    /// Makes records of an archive.
+    Archive,
+    /// Makes records of a layer of an image, which may end without saying so.
+    Layer,
+}
+
+impl Role {
+    const ALL: [Role; 3] = [Role::Decompress, Role::Archive, Role::Layer];
+
+    fn name(self) -> &'static str {
+        match self {
+            Role::Decompress => "decompress",
+            Role::Archive => "read-archive",
+            Role::Layer => "read-layer",
+        }
+    }
+
+    /// Most bytes of address space. The program itself takes some 40 MiB of it.
+    fn memory(self) -> u64 {
+        match self {
+            Role::Decompress => compression::MEMORY + (128 << 20),
+            Role::Archive | Role::Layer => 256 << 20,
+        }
+    }
+
+    fn work(self, input: impl Read, output: impl Write) -> io::Result<()> {
+        match self {
+            Role::Decompress => decompress(input, output),
+            Role::Archive => read_archive(input, output, false),
+            Role::Layer => read_archive(input, output, true),
+        }
+    }
+}
+
+/// Runs this process in the role of that name, if there is one.
+#[must_use]
+pub fn run(role: &str) -> Option<ExitCode> {
+    let role = Role::ALL.into_iter().find(|r| r.name() == role)?;
+    Some(isolated::run(role.memory(), |input, output| {
+        role.work(input, output).or_else(unless_unwanted).map_err(|e| e.to_string())
+    }))
+}
+
+/// If nobody reads the output any more, all is done.
+fn unless_unwanted(e: io::Error) -> io::Result<()> {
+    if e.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) }
+}
+
+fn decompress(input: impl Read, mut output: impl Write) -> io::Result<()> {
+    let mut plain = compression::open(input)?;
+    let mut buffer = vec![0; records::PIECE];
+    loop {
+        match plain.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => output.write_all(&buffer[..n])?,
+        }
+    }
+}
+
+fn read_archive(input: impl Read, output: impl Write, open_end: bool) -> io::Result<()> {
+    let mut archive = Archive::new(BufReader::with_capacity(records::PIECE, input));
+    archive.open_end = open_end;
+    let mut out = records::Writer::new(output);
+    while let Some(entry) = archive.next()? {
+        out.entry(&entry)?;
+        // A piece of nothing says only where the file ends, which its size says too.
+        let pieces = entry.pieces.iter().filter(|piece| entry.kind == Kind::File && piece.1 > 0);
+        for (offset, length) in pieces {
+            out.content(*offset, *length, |buffer| archive.read(buffer))?;
+        }
+    }
+    out.end()
+}
+
+/// A process in a role, and what it writes.
+pub(super) struct Flow {
+    process: Process,
+    output: Option<File>,
+    feeder: Option<JoinHandle<io::Result<()>>>,
+    /// The process whose output is the input.
+    before: Option<Box<Flow>>,
+    ended: bool,
+    /// If this becomes readable, nobody wants the output any more.
+    stop: Option<OwnedFd>,
+}
+
+/// The error of a read of what nobody wants any more.
+pub(super) fn is_stop(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::ECANCELED)
+}
+
+impl Flow {
+    /// Starts a process, and a thread that copies the input to it.
+    pub(super) fn start(program: &Path, role: Role, source: impl Source + 'static) -> io::Result<Flow> {
+        let (input, pipe) = isolated::pipe()?;
+        let mut flow = Flow::on(program, role, input)?;
+        let feeder = std::thread::Builder::new().name("feeder".into());
+        flow.feeder = Some(feeder.spawn(move || feed(source, pipe.into()))?);
+        Ok(flow)
+    }
+
+    /// Starts a process that reads what this one writes.
+    pub(super) fn then(mut self, program: &Path, role: Role) -> io::Result<Flow> {
+        let input = self.output.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let mut flow = Flow::on(program, role, input.into())?;
+        flow.before = Some(Box::new(self));
+        Ok(flow)
+    }
+
+    fn on(program: &Path, role: Role, input: OwnedFd) -> io::Result<Flow> {
+        let (output, pipe) = isolated::pipe()?;
+        let process = Process::start(program, role, input, pipe)?;
+        Ok(Flow {
+            process,
+            output: Some(output.into()),
+            feeder: None,
+            before: None,
+            ended: false,
+            stop: None,
+        })
+    }
+
+    /// Has reads fail when a descriptor becomes readable.
+    pub(super) fn unless(mut self, stop: Option<BorrowedFd<'_>>) -> io::Result<Flow> {
+        self.stop = stop.map(|fd| fd.try_clone_to_owned()).transpose()?;
+        Ok(self)
+    }
+
+    /// Waits until the process has ended, when all of its output was read.
+    ///
+    /// # Errors
+    /// `InvalidData` if the input is refused; what kept the input from being read.
+    fn end(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
+        match self.process.end()? {
+            End::Done => self.fed(),
+            // What cut the input off is the reason.
+            End::Refused { why, cut: true } => self.fed().and_then(|()| Err(refused(why))),
+            End::Refused { why, cut: false } => Err(refused(why)),
+            End::Unconfined(why) => Err(refused(format!(
+                "the process that reads it cannot give up its rights ({why}): `spark doctor` tells what this host lacks"
+            ))),
+            End::Killed(signal) => Err(refused(killed(signal))),
+        }
+    }
+
+    /// Whether all of the input came. A process that has ended reads no more, so that nobody writes for long.
+    fn fed(&mut self) -> io::Result<()> {
+        if let Some(feeder) = self.feeder.take() {
+            feeder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        self.before.as_mut().map_or(Ok(()), |before| before.end())
+    }
+}
+
+fn refused(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+fn killed(signal: Option<i32>) -> String {
+    match signal {
+        Some(libc::SIGSYS) => "the process that reads it did what no archive needs, and was killed for it: the archive is damaged, or an attack".into(),
+        Some(libc::SIGKILL) => "the process that reads it was killed: if that was for want of memory, try again with more of it free".into(),
+        Some(signal) => format!("the process that reads it broke down (signal {signal}): the archive is damaged, or an attack"),
+        None => "the process that reads it ended without a reason: try again, and report it if that happens again".into(),
+    }
+}
+
+impl Read for Flow {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(output) = &mut self.output else { return Ok(0) };
+        if let Some(stop) = &self.stop
+            && !isolated::goes_on(&*output, stop)?
+        {
+            return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+        }
+        let n = output.read(buffer)?;
+        if n == 0 && !buffer.is_empty() {
+            self.end()?;
+        }
+        Ok(n)
+    }
+}
+
+impl Source for Flow {
+    fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        self.output.as_ref().map(File::as_fd)
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        // In this order: nobody reads any more, so that whoever writes ends.
+        self.output = None;
+        self.process.kill();
+        self.before = None;
+        if let Some(feeder) = self.feeder.take() {
+            let _ = feeder.join();
+        }
+    }
+}
+
+/// Copies all of a source into a pipe. Ends early if nobody reads that.
+fn feed(mut source: impl Source, mut pipe: File) -> io::Result<()> {
+    let mut buffer = vec![0; records::PIECE];
+    loop {
+        if let Some(fd) = source.waits_on()
+            && !isolated::is_wanted(fd, &pipe)?
+        {
+            return Ok(());
+        }
+        let n = match source.read(&mut buffer) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        if n == 0 {
+            return Ok(());
+        }
+        match pipe.write_all(&buffer[..n]) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
+    }
+}
+
+/// Whoever works in a role. The unit tests have no program to execute, so that a thread does the work there.
+enum Process {
+    Isolated(Isolated),
+    #[cfg(test)]
+    Thread(Option<JoinHandle<io::Result<()>>>),
+}
+
+impl Process {
+    fn start(program: &Path, role: Role, input: OwnedFd, output: OwnedFd) -> io::Result<Process> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        #[cfg(test)]
+        if program.as_os_str().is_empty() {
+            let work = move || role.work(File::from(input), File::from(output)).or_else(unless_unwanted);
+            return Ok(Process::Thread(Some(std::thread::spawn(work))));
+        }
+        let id = ids::reader(std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
+        isolated::start(program, role.name(), id, input, output).map(Process::Isolated)
+    }
+
+    fn end(&mut self) -> io::Result<End> {
+        match self {
+            Process::Isolated(process) => process.end(),
+            #[cfg(test)]
+            Process::Thread(thread) => Ok(match thread.take().unwrap().join().unwrap() {
+                Ok(()) => End::Done,
+                Err(e) => End::Refused { why: e.to_string(), cut: true },
+            }),
+        }
+    }
+
+    fn kill(&mut self) {
+        match self {
+            Process::Isolated(process) => process.kill(),
+            #[cfg(test)]
+            Process::Thread(thread) => drop(thread.take().map(JoinHandle::join)),
+        }
+    }
+}
+
+/// A source of which the first bytes were read.
+pub(super) struct Begun<S> {
+    start: io::Cursor<Vec<u8>>,
+    rest: S,
+}
+
+impl<S: Source> Read for Begun<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.start.read(buffer)? {
+            0 => self.rest.read(buffer),
+            n => Ok(n),
+        }
+    }
+}
+
+impl<S: Source> Source for Begun<S> {
+    fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        let at_start = self.start.position() < self.start.get_ref().len() as u64;
+        if at_start { None } else { self.rest.waits_on() }
+    }
+}
+
+/// The bytes of an archive without its compression.
+pub(super) enum Plain<S> {
+    AsItIs(Begun<S>),
+    Decompressed(Flow),
+}
+
+impl<S: Source + 'static> Plain<S> {
+    /// Has an archive decompressed if it is compressed.
+    ///
+    /// # Errors
+    /// Those of the archive's first read, and of starting a process.
+    pub(super) fn of(program: &Path, mut archive: S) -> io::Result<Plain<S>> {
+        let mut start = Vec::new();
+        archive.by_ref().take(compression::MAGIC).read_to_end(&mut start)?;
+        let compressed = compression::is_compressed(&start);
+        let begun = Begun { start: io::Cursor::new(start), rest: archive };
+        if !compressed {
+            return Ok(Plain::AsItIs(begun));
+        }
+        Flow::start(program, Role::Decompress, begun).map(Plain::Decompressed)
+    }
+
+    /// Has the bytes parsed.
+    pub(super) fn then(self, program: &Path, role: Role) -> io::Result<Flow> {
+        match self {
+            Plain::AsItIs(source) => Flow::start(program, role, source),
+            Plain::Decompressed(flow) => flow.then(program, role),
+        }
+    }
+}
+
+impl<S: Source> Read for Plain<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Plain::AsItIs(source) => source.read(buffer),
+            Plain::Decompressed(flow) => flow.read(buffer),
+        }
+    }
+}
+
+impl<S: Source> Source for Plain<S> {
+    fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Plain::AsItIs(source) => source.waits_on(),
+            Plain::Decompressed(flow) => flow.waits_on(),
+        }
+    }
+}
