@@ -115,7 +115,7 @@ impl<'a> Relay<'a> {
                 _ if self.ended.get() => return,
                 _ => {
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_millis(50));
+                    pause = (pause * 2).min(REOPENED);
                     continue;
                 }
             };
@@ -134,6 +134,9 @@ impl<'a> Relay<'a> {
         }
     }
 }
+
+/// How often a terminal that nobody has open is looked at.
+const REOPENED: Duration = Duration::from_millis(50);
 
 /// Registers a descriptor, which `T` keeps open, to be waited for.
 #[expect(
@@ -172,6 +175,8 @@ pub(super) async fn send(fd: &AsyncFd<impl AsFd + AsRawFd>, mut bytes: &[u8]) ->
         match rustix::io::write(fd.get_ref(), bytes) {
             Ok(n) => bytes = &bytes[n..],
             Err(Errno::INTR) => {}
+            // A terminal that is full, and that nobody has open. Epoll calls that ready for as long as nobody opens it.
+            Err(Errno::AGAIN) if ready.ready().is_write_closed() => tokio::time::sleep(REOPENED).await,
             Err(Errno::AGAIN) => ready.clear_ready(),
             Err(e) => return Err(e.into()),
         }

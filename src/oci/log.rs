@@ -96,7 +96,7 @@ impl Log {
             source = cause.source();
         }
         for reason in reasons_given() {
-            if !text.contains(&reason) {
+            if !text.contains(cause_of(&reason)) {
                 text = format!("{text}: {reason}");
             }
         }
@@ -130,6 +130,11 @@ fn reasons_given() -> Vec<String> {
     let length = REASONS.get().and_then(|file| file.read_at(&mut buffer, 0).ok()).unwrap_or(0);
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
     text.lines().take(2).map(|line| line.trim().to_owned()).collect()
+}
+
+/// What a reason comes down to. What is before that says who was doing what, and the error has said so in other words.
+fn cause_of(reason: &str) -> &str {
+    reason.rsplit(": ").next().unwrap_or(reason)
 }
 
 /// Whether a message is this program's, and not a library's.

@@ -274,7 +274,10 @@ pub fn cgroups(id: &str) -> Vec<PathBuf> {
     let fs = Path::new("/sys/fs/cgroup");
     let hierarchies = std::fs::read_dir(fs).into_iter().flatten().flatten().map(|e| e.path());
     let dirs = hierarchies.chain([fs.to_owned()]).map(|h| h.join("spark").join(id));
-    dirs.filter(|d| d.is_dir()).collect()
+    let mut dirs: Vec<_> = dirs.filter(|d| d.is_dir()).collect();
+    // Version 2 beside version 1 has no controllers, and files of the same names.
+    dirs.sort_by_key(|dir| dir.starts_with(fs.join("unified")));
+    dirs
 }
 
 /// The processes of a container, started or half-made.

@@ -291,7 +291,7 @@ fn a_command_ends_with_its_client_but_for_a_sigkill_after_which_it_goes_on() {
     let mut command = Background::ready(&machine, &args);
     command.signal(Signal::KILL);
     command.child.wait().unwrap();
-    assert!(processes_of_the_host("1007"));
+    assert!(wait_for(|| processes_of_the_host("1007")));
     machine.spark(&["stop", "-t", "0", "web"]).ok();
     assert!(wait_for(|| !processes_of_the_host("1007")));
 }

@@ -159,6 +159,39 @@ fn a_terminal_hangs_up_when_its_client_is_killed() {
     assert!(wait_for(|| !runs(&machine, "sleep")));
 }
 
+/// Its terminal takes some kilobytes, and what is typed after them stays at the user's.
+#[test]
+fn a_shell_that_never_reads_its_terminal_ends_on_signals_and_by_itself() {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    let full = |seat: &Seat| {
+        let quiet = Timespec { tv_sec: 1, tv_nsec: 0 };
+        for _ in 0..4096 {
+            let mut fds = [PollFd::new(&seat.master, PollFlags::OUT)];
+            if rustix::event::poll(&mut fds, Some(&quiet)).unwrap() == 0 {
+                return;
+            }
+            rustix::io::write(&seat.master, &[b'x'; 255]).unwrap();
+        }
+        panic!("a megabyte was taken from a terminal that nobody reads");
+    };
+    let script = "stty raw -echo; trap 'exit 7' TERM; echo rea'dy'; while :; do sleep 0.05; done";
+    let mut seat = Seat::new(&machine, &["console", "web", "--", "sh", "-c", script]);
+    seat.shows("ready");
+    full(&seat);
+    let pid = rustix::process::Pid::from_raw(seat.child.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(seat.child.wait().unwrap().code(), Some(7));
+
+    let script = "stty raw -echo; echo rea'dy'; while [ ! -e /go ]; do sleep 0.05; done; exit 9";
+    let mut seat = Seat::new(&machine, &["console", "web", "--", "sh", "-c", script]);
+    seat.shows("ready");
+    full(&seat);
+    machine.spark(&["exec", "web", "--", "touch", "/go"]).ok();
+    assert_eq!(seat.child.wait().unwrap().code(), Some(9));
+}
+
 /// Often enough that a size that comes after the start is seen to be missing.
 const ROUNDS: u32 = 20;
 
