@@ -200,7 +200,7 @@ struct Signals(AsyncFd<Held>);
 impl Signals {
     /// Catches them, but for those that this process was told to ignore, as nohup(1) and shells do.
     ///
-    /// One descriptor for all: a handler for each of the real-time signals took 5 % of an `exec`. They do not get through
+    /// One descriptor for all: handlers for all of the real-time signals took 170 system calls of an `exec`. They do not get through
     /// afterwards either: one that comes too late for the command does not keep this process from cleaning up after it.
     fn catch() -> io::Result<Signals> {
         let all: Vec<i32> = PASSED_ON.into_iter().chain([libc::SIGWINCH]).chain(REAL_TIME).collect();

@@ -34,7 +34,7 @@ pub(super) enum Kind {
 }
 
 /// One entry. Names are as they stand in the archive.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub name: Vec<u8>,
     pub kind: Kind,
@@ -45,12 +45,13 @@ pub(super) struct Entry {
     pub mtime: (i64, u32),
     /// How long the file is.
     pub size: u64,
-    /// How much of it is stored.
-    pub stored: u64,
-    /// Where the stored bytes belong: offset and length.
-    pub pieces: Vec<(u64, u64)>,
+    /// How much of that is content, and no hole.
+    pub content: u64,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
+
+/// Where the content of an entry belongs: offset and length, in order.
+pub(super) type Pieces = Vec<(u64, u64)>;
 
 type Pax = HashMap<Vec<u8>, Vec<u8>>;
 
@@ -86,7 +87,7 @@ impl<R: Read> Archive<R> {
 
     /// The next entry; what was not read of the one before is passed over. At the end the stream is read to
     /// its own end, so that its checksum counts.
-    pub(super) fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<(Entry, Pieces)>> {
         let mut before = Before::default();
         for _ in 0..64 {
             self.pass(self.left + self.pad)?;
@@ -129,9 +130,9 @@ impl<R: Read> Archive<R> {
         Ok(n)
     }
 
-    /// Has `pass` go over the entry's data in its own way.
-    pub(super) fn pass_over(&mut self, pass: impl FnOnce(&mut R)) {
-        pass(&mut self.input);
+    /// Has `pass` go over the entry's data in its own way. It gets the input, and how many bytes are to be passed over.
+    pub(super) fn pass_over(&mut self, pass: impl FnOnce(&mut R, u64)) {
+        pass(&mut self.input, self.left);
         self.left = 0;
     }
 
@@ -161,7 +162,7 @@ impl<R: Read> Archive<R> {
         Ok(Some(header))
     }
 
-    fn entry(&mut self, header: &tar::Header, size: u64, before: Before) -> io::Result<Entry> {
+    fn entry(&mut self, header: &tar::Header, size: u64, before: Before) -> io::Result<(Entry, Pieces)> {
         let raw = header.as_old();
         let pax = before.pax;
         // A record without a value takes back what the global headers say (pax(1)).
@@ -212,8 +213,7 @@ impl<R: Read> Archive<R> {
                 None => (number(&raw.mtime)? as i64, 0),
             },
             size: stored,
-            stored,
-            pieces: vec![(0, stored)],
+            content: stored,
             xattrs: pax
                 .iter()
                 .filter_map(|(k, v)| Some((k.strip_prefix(XATTR)?.to_vec(), v.clone())))
@@ -222,16 +222,18 @@ impl<R: Read> Archive<R> {
             link,
         };
         entry.xattrs.sort();
-        if header.entry_type().is_gnu_sparse() {
-            self.sparse_gnu(header, &mut entry)?;
+        let pieces = if header.entry_type().is_gnu_sparse() {
+            Some(self.sparse_gnu(header, &mut entry)?)
         } else if kind == Kind::File {
-            self.sparse_pax(&pax, &mut entry)?;
-        }
-        Ok(entry)
+            self.sparse_pax(&pax, &mut entry)?
+        } else {
+            None
+        };
+        Ok((entry, pieces.unwrap_or_else(|| vec![(0, stored)])))
     }
 
     /// GNU's own sparse files: pieces in the header, and in blocks after it.
-    fn sparse_gnu(&mut self, header: &tar::Header, entry: &mut Entry) -> io::Result<()> {
+    fn sparse_gnu(&mut self, header: &tar::Header, entry: &mut Entry) -> io::Result<Pieces> {
         let gnu = header.as_gnu().ok_or_else(|| bad("a sparse file has no GNU header"))?;
         let mut pieces = Vec::new();
         let mut add = |blocks: &[tar::GnuSparseHeader]| -> io::Result<()> {
@@ -253,11 +255,13 @@ impl<R: Read> Archive<R> {
             more = block.is_extended();
         }
         let size = number(&gnu.realsize)?;
-        set_pieces(entry, size, pieces)
+        self.check_pieces(&pieces, entry, size)?;
+        Ok(pieces)
     }
 
-    /// Sparse files in pax: version 1.0 has the pieces before the content, 0.0 and 0.1 have them in the header.
-    fn sparse_pax(&mut self, pax: &Pax, entry: &mut Entry) -> io::Result<()> {
+    /// Sparse files in pax: version 1.0 has the pieces before the content, 0.0 and 0.1 have them in the header. `None` for
+    /// another file.
+    fn sparse_pax(&mut self, pax: &Pax, entry: &mut Entry) -> io::Result<Option<Pieces>> {
         let get = |key: &str| pax.get(key.as_bytes()).filter(|value| !value.is_empty());
         let numbers = if get("GNU.sparse.major").is_some_and(|v| v == b"1") {
             self.piece_block()?
@@ -267,7 +271,7 @@ impl<R: Read> Archive<R> {
             // A hole and nothing else.
             Vec::new()
         } else {
-            return Ok(());
+            return Ok(None);
         };
         let size = get("GNU.sparse.realsize")
             .or(get("GNU.sparse.size"))
@@ -275,11 +279,27 @@ impl<R: Read> Archive<R> {
         if let Some(name) = get("GNU.sparse.name") {
             entry.name.clone_from(name);
         }
-        entry.stored = self.left;
         if numbers.len() % 2 != 0 {
             return Err(bad("a sparse file's map is odd"));
         }
-        set_pieces(entry, decimal(size)?, numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect())
+        let pieces: Pieces = numbers.chunks_exact(2).map(|p| (p[0], p[1])).collect();
+        self.check_pieces(&pieces, entry, decimal(size)?)?;
+        Ok(Some(pieces))
+    }
+
+    /// Checks the pieces of a sparse file against what is stored of it, and sets its size.
+    fn check_pieces(&self, pieces: &[(u64, u64)], entry: &mut Entry, size: u64) -> io::Result<()> {
+        let (mut at, mut content) = (0u64, 0u64);
+        for (offset, length) in pieces {
+            let end = offset.checked_add(*length).filter(|end| *end <= size && *offset >= at);
+            at = end.ok_or_else(|| bad("a sparse file's pieces overlap or leave it"))?;
+            content += length;
+        }
+        if content > self.left || size > LARGEST {
+            return Err(bad("a sparse file has more than is stored, or than any can have"));
+        }
+        (entry.size, entry.content) = (size, content);
+        Ok(())
     }
 
     /// The map of a 1.0 sparse file: a count and numbers, a line each, filled up to a block.
@@ -337,21 +357,6 @@ impl<R: Read> Archive<R> {
             _ => Ok(()),
         }
     }
-}
-
-fn set_pieces(entry: &mut Entry, size: u64, pieces: Vec<(u64, u64)>) -> io::Result<()> {
-    let (mut at, mut stored) = (0u64, 0u64);
-    for (offset, length) in &pieces {
-        let end = offset.checked_add(*length).filter(|end| *end <= size && *offset >= at);
-        at = end.ok_or_else(|| bad("a sparse file's pieces overlap or leave it"))?;
-        stored += length;
-    }
-    if stored > entry.stored || size > LARGEST {
-        return Err(bad("a sparse file has more than is stored, or than any can have"));
-    }
-    entry.size = size;
-    entry.pieces = pieces;
-    Ok(())
 }
 
 /// The sum of a header's bytes, with blanks in the place of the sum itself. Some old writers added signed bytes.

@@ -113,12 +113,12 @@ fn read_archive(input: impl Read, output: impl Write, open_end: bool) -> io::Res
     let mut archive = Archive::new(BufReader::with_capacity(records::PIECE, input));
     archive.open_end = open_end;
     let mut out = records::Writer::new(output);
-    while let Some(entry) = archive.next()? {
+    while let Some((entry, pieces)) = archive.next()? {
         out.entry(&entry)?;
         // A piece of nothing says only where the file ends, which its size says too.
-        let pieces = entry.pieces.iter().filter(|piece| entry.kind == Kind::File && piece.1 > 0);
+        let pieces = pieces.into_iter().filter(|piece| entry.kind == Kind::File && piece.1 > 0);
         for (offset, length) in pieces {
-            out.content(*offset, *length, |buffer| archive.read(buffer))?;
+            out.content(offset, length, |buffer| archive.read(buffer))?;
         }
     }
     out.end()

@@ -53,7 +53,7 @@ impl<W: Write> Writer<W> {
             out.extend(number.to_le_bytes());
         }
         out.extend(entry.mtime.1.to_le_bytes());
-        for number in [entry.size, entry.pieces.iter().map(|piece| piece.1).sum()] {
+        for number in [entry.size, entry.content] {
             out.extend(number.to_le_bytes());
         }
         let mut text = |bytes: &[u8]| {
@@ -98,22 +98,6 @@ impl<W: Write> Writer<W> {
         self.to.write_all(&head(END, 0))?;
         self.to.flush()
     }
-}
-
-/// An entry as it came.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Received {
-    pub name: Vec<u8>,
-    pub kind: Kind,
-    pub link: Vec<u8>,
-    pub mode: u32,
-    pub uid: u64,
-    pub gid: u64,
-    pub mtime: (i64, u32),
-    /// How long the file is, and how much of that is content.
-    pub size: u64,
-    pub stored: u64,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Reads records.
@@ -176,7 +160,7 @@ impl<R: Read> Records<R> {
     ///
     /// # Errors
     /// `InvalidData` for what no honest process writes; those of the process.
-    pub(super) fn entry(&mut self) -> io::Result<Option<Received>> {
+    pub(super) fn entry(&mut self) -> io::Result<Option<Entry>> {
         while self.content()?.is_some() {}
         match self.peek()? {
             (END, 0) => Ok(None),
@@ -185,7 +169,7 @@ impl<R: Read> Records<R> {
                 let entry = parse(&self.buffer).ok_or_else(|| damaged("an entry is none"))?;
                 let is_file = entry.kind == Kind::File;
                 (self.size, self.at) = (entry.size, 0);
-                self.left = if is_file { entry.stored } else { 0 };
+                self.left = if is_file { entry.content } else { 0 };
                 Ok(Some(entry))
             }
             _ => Err(damaged("a record is of no kind")),
@@ -218,20 +202,20 @@ impl<R: Read> Records<R> {
 }
 
 /// The fields of an entry. `None` if they are not all there, not all allowed, or followed by something.
-fn parse(bytes: &[u8]) -> Option<Received> {
+fn parse(bytes: &[u8]) -> Option<Entry> {
     let mut fields = Fields(bytes);
     let kind = *KINDS.get(usize::from(fields.array::<1>()?[0]))?;
     let mode = fields.u32()?;
     let (uid, gid) = (fields.u64()?, fields.u64()?);
     let mtime = (fields.u64()? as i64, fields.u32()?);
-    let (size, stored) = (fields.u64()?, fields.u64()?);
+    let (size, content) = (fields.u64()?, fields.u64()?);
     let (name, link) = (fields.text()?, fields.text()?);
     let mut xattrs = Vec::new();
     while !fields.0.is_empty() {
         xattrs.push((fields.text()?, fields.text()?));
     }
-    let is_allowed = mode <= 0o7777 && mtime.1 < 1_000_000_000 && stored <= size && size <= LARGEST;
-    is_allowed.then_some(Received { name, kind, link, mode, uid, gid, mtime, size, stored, xattrs })
+    let is_allowed = mode <= 0o7777 && mtime.1 < 1_000_000_000 && content <= size && size <= LARGEST;
+    is_allowed.then_some(Entry { name, kind, link, mode, uid, gid, mtime, size, content, xattrs })
 }
 
 struct Fields<'a>(&'a [u8]);
@@ -274,8 +258,7 @@ mod tests {
             gid: u64::MAX,
             mtime: (-3, 999_999_999),
             size,
-            stored: size,
-            pieces: vec![(0, size)],
+            content: size,
             xattrs: vec![(b"user.a".to_vec(), b"x".to_vec()), (b"user.b".to_vec(), Vec::new())],
         }
     }
@@ -290,8 +273,8 @@ mod tests {
 
     fn file(size: u64, pieces: &[(u64, &[u8])]) -> Vec<u8> {
         written(|writer| {
-            let pieces_of = pieces.iter().map(|(at, bytes)| (*at, bytes.len() as u64)).collect();
-            writer.entry(&Entry { pieces: pieces_of, ..entry(Kind::File, size) }).unwrap();
+            let content = pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+            writer.entry(&Entry { content, ..entry(Kind::File, size) }).unwrap();
             for &(at, mut bytes) in pieces {
                 writer.content(at, bytes.len() as u64, |buffer| bytes.read(buffer)).unwrap();
             }
@@ -320,7 +303,7 @@ mod tests {
             let (is, was) = (records.entry().unwrap().unwrap(), entry(kind, 0));
             assert_eq!((is.name, is.link, is.xattrs), (was.name, was.link, was.xattrs));
             assert_eq!((is.kind, is.mode, is.uid, is.gid), (kind, was.mode, was.uid, was.gid));
-            assert_eq!((is.mtime, is.size, is.stored), (was.mtime, 0, 0));
+            assert_eq!((is.mtime, is.size, is.content), (was.mtime, 0, 0));
             assert!(records.entry().unwrap().is_none());
             records.finish().unwrap();
         }

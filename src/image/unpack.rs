@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
-use super::archive::Kind;
+use super::archive::{Entry, Kind};
 use super::files::{self, Limits, Made, Meta, Problem, Root, Summary, io};
 use super::layer::{self, Layer};
 use super::reading::{self, Flow, Plain, Role, Source};
-use super::records::{Received, Records};
+use super::records::Records;
 use crate::domain::ids;
 use crate::domain::image::Digest;
 use crate::error::{Error, Result};
@@ -160,7 +160,7 @@ struct Unpacker {
 }
 
 impl Unpacker {
-    fn entry<R: Read>(&mut self, records: &mut Records<R>, entry: &Received) -> Made<()> {
+    fn entry<R: Read>(&mut self, records: &mut Records<R>, entry: &Entry) -> Made<()> {
         if self.summary.entries + self.root.implied >= self.limits.entries {
             return Err(Problem::Refused(format!(
                 "is one more than the {} entries that it may have",
@@ -201,7 +201,7 @@ impl Unpacker {
     }
 
     /// Counts what an entry takes of the pool.
-    fn count(&mut self, path: &[u8], entry: &Received) -> Made<()> {
+    fn count(&mut self, path: &[u8], entry: &Entry) -> Made<()> {
         let kept = || entry.xattrs.iter().filter(|(name, _)| files::keeps_xattr(name));
         let count = kept().count();
         let bytes: usize = kept().map(|(name, value)| name.len() + value.len()).sum();
@@ -215,7 +215,7 @@ impl Unpacker {
         let names = 3 * files::split(path).1.len() + entry.link.len();
         self.metadata += ENTRY_COST + names as u64 + bytes as u64 + count as u64 * XATTR_COST;
         if entry.kind == Kind::File {
-            self.summary.bytes = self.summary.bytes.saturating_add(entry.stored);
+            self.summary.bytes = self.summary.bytes.saturating_add(entry.content);
         }
         let implied = self.root.implied * ENTRY_COST;
         if self.summary.bytes.saturating_add(self.metadata + implied) > self.limits.bytes {
@@ -225,7 +225,7 @@ impl Unpacker {
     }
 
     /// Whether an entry is a device node, or a hard link to one.
-    fn is_left_out(&self, entry: &Received) -> Made<bool> {
+    fn is_left_out(&self, entry: &Entry) -> Made<bool> {
         Ok(match entry.kind {
             Kind::Device => true,
             Kind::HardLink => self.left_out.contains(&files::relative(&entry.link)?),
@@ -252,7 +252,7 @@ impl Unpacker {
         Ok(())
     }
 
-    fn meta(&mut self, entry: &Received) -> Meta {
+    fn meta(&mut self, entry: &Entry) -> Meta {
         let (uid, gid) = (ids::inside(entry.uid), ids::inside(entry.gid));
         if u64::from(uid) != entry.uid || u64::from(gid) != entry.gid {
             self.summary.ids_mapped += 1;
@@ -267,7 +267,7 @@ impl Unpacker {
         &mut self,
         records: &mut Records<R>,
         path: &[u8],
-        entry: &Received,
+        entry: &Entry,
         meta: &Meta,
     ) -> Made<()> {
         let mut file = self.root.file(path)?;

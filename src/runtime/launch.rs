@@ -338,14 +338,9 @@ impl Launch {
 fn leave_caller(line: Line) -> Result<OwnedFd> {
     let line = line.depend().map_err(Error::sys("depend on the command"))?;
     sys::inherited::leave_schedule(&InitLimits::read());
-    let null = null()?;
-    let failed = |e: rustix::io::Errno| Error::sys("let go of the standard streams")(e.into());
-    rustix::stdio::dup2_stdin(&null).map_err(failed)?;
-    rustix::stdio::dup2_stdout(&null).map_err(failed)?;
-    // Only who asked for a log reads what is told there.
-    if tracing::level_filters::LevelFilter::current() == tracing::level_filters::LevelFilter::OFF {
-        rustix::stdio::dup2_stderr(&null).map_err(failed)?;
-    }
+    // Only who asked for a log reads what is told of errors.
+    let is_quiet = tracing::level_filters::LevelFilter::current() == tracing::level_filters::LevelFilter::OFF;
+    sys::exec::leave_streams(is_quiet).map_err(Error::sys("let go of the standard streams"))?;
     Ok(line)
 }
 

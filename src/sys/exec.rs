@@ -126,6 +126,17 @@ pub fn pass_on(fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     })
 }
 
+/// Puts the null device in the place of standard input and output, and of standard error if `errors` are not wanted.
+pub fn leave_streams(errors: bool) -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    if errors {
+        rustix::stdio::dup2_stderr(&null)?;
+    }
+    Ok(())
+}
+
 /// Closes every descriptor from `first` on, in a process that has opened nothing itself yet.
 pub(super) fn close_all_from(first: libc::c_uint) -> io::Result<()> {
     // SAFETY: close_range(2) takes plain numbers. Nothing in this process owns one of the descriptors.
@@ -142,8 +153,7 @@ pub(super) fn leave_namespaces(kinds: rustix::thread::UnshareFlags) -> io::Resul
 /// descriptor comes back on which the system calls are heard that the filter leaves to another process.
 pub fn load_filter(filter: &[u8], flags: u64) -> io::Result<Option<OwnedFd>> {
     const SIZE: usize = size_of::<libc::sock_filter>();
-    let count = u16::try_from(filter.len() / SIZE).map_err(|_| io::ErrorKind::InvalidData)?;
-    if count == 0 || !filter.len().is_multiple_of(SIZE) {
+    if filter.is_empty() || !filter.len().is_multiple_of(SIZE) {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let instructions: Vec<libc::sock_filter> = filter
@@ -155,16 +165,23 @@ pub fn load_filter(filter: &[u8], flags: u64) -> io::Result<Option<OwnedFd>> {
             k: u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
         })
         .collect();
-    let program = libc::sock_fprog { len: count, filter: instructions.as_ptr().cast_mut() };
-    // SAFETY: `program` points to `count` instructions that outlive the call; the kernel checks and copies them.
-    let r = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &program) };
-    check(r.min(0))?;
+    let r = load_instructions(&instructions, flags)?;
     if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
         return Ok(None);
     }
     let fd = RawFd::try_from(r).map_err(|_| io::ErrorKind::InvalidData)?;
     // SAFETY: the kernel has just made this descriptor for this call, so nobody else owns it.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// The same with instructions. Returns what seccomp(2) does. Makes one system call, and nothing else.
+pub(super) fn load_instructions(filter: &[libc::sock_filter], flags: u64) -> io::Result<libc::c_long> {
+    let len = u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: `program` points to `len` instructions that outlive the call; the kernel checks and copies them.
+    let r = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &program) };
+    check(r.min(0))?;
+    Ok(r)
 }
 
 /// Gives this process a session keyring of its own, in place of the one that it shares with its callers: who has that in

@@ -52,17 +52,11 @@ pub fn lock_dir(path: &Path, mode: Mode) -> io::Result<OwnedFd> {
 
 /// Locks an open file, and waits for that no longer than `limit`. False if somebody else has it locked still.
 pub fn lock_file(file: impl AsFd, mode: Mode, limit: Duration) -> io::Result<bool> {
-    let operation = match mode {
-        Mode::Shared | Mode::SharedToo => FlockOperation::NonBlockingLockShared,
-        Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
-    };
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_micros(50);
     loop {
-        match rustix::fs::flock(&file, operation) {
-            Ok(()) => return Ok(true),
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+        if try_lock(&file, mode)? {
+            return Ok(true);
         }
         if Instant::now() > deadline {
             return Ok(false);
@@ -72,21 +66,28 @@ pub fn lock_file(file: impl AsFd, mode: Mode, limit: Duration) -> io::Result<boo
     }
 }
 
-fn wait_for(fd: &OwnedFd, mode: Mode, path: &Path) -> io::Result<()> {
+/// Locks what is open. False if somebody else has it locked.
+fn try_lock(fd: impl AsFd, mode: Mode) -> io::Result<bool> {
     let operation = match mode {
         Mode::Shared | Mode::SharedToo => FlockOperation::NonBlockingLockShared,
         Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
     };
+    match rustix::fs::flock(fd, operation) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn wait_for(fd: &OwnedFd, mode: Mode, path: &Path) -> io::Result<()> {
     let begun = Instant::now();
     let mut pause = Duration::from_micros(200);
     let mut look = begun + LOOK / 10;
     let mut announcement = None;
     loop {
-        if mode != Mode::Shared || !is_announced(fd)? || begun.elapsed() > PATIENCE {
-            match rustix::fs::flock(fd, operation) {
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                other => return Ok(other?),
-            }
+        let may_try = mode != Mode::Shared || !is_announced(fd)? || begun.elapsed() > PATIENCE;
+        if may_try && try_lock(fd, mode)? {
+            return Ok(());
         }
         if mode == Mode::Exclusive && announcement.is_none() {
             announcement = Some(Announcement::of(fd)?);

@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Resource, Signal};
 use rustix::thread::{CapabilitySet, UnshareFlags};
@@ -97,7 +97,8 @@ impl Isolated {
     pub fn end(&mut self) -> io::Result<End> {
         let deadline = Instant::now() + TO_END;
         let mut said = Vec::new();
-        while said.len() < SENTENCE as usize && is_readable(&self.said, deadline)? {
+        let left = || Some(deadline.saturating_duration_since(Instant::now()));
+        while said.len() < SENTENCE as usize && process::wait_end(&self.said, left())? {
             let mut some = [0; 512];
             match self.said.read(&mut some)? {
                 0 => break,
@@ -105,8 +106,7 @@ impl Isolated {
             }
         }
         let pidfd = process::pidfd_open(self.child.id() as i32)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if !process::wait_end(&pidfd, Some(left))? {
+        if !process::wait_end(&pidfd, left())? {
             self.child.kill()?;
         }
         let status = self.child.wait()?;
@@ -143,18 +143,6 @@ impl End {
             Some(CUT) => End::Refused { why: text(), cut: true },
             Some(UNCONFINED) => End::Unconfined(text()),
             _ => End::Killed(status.signal()),
-        }
-    }
-}
-
-/// Waits until something can be read, or its writer has gone. False if the time is up.
-fn is_readable(fd: impl AsFd, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
-            Err(rustix::io::Errno::INTR) => {}
-            polled => return Ok(polled? > 0),
         }
     }
 }

@@ -117,7 +117,7 @@ pub fn single_threaded() -> bool {
     std::fs::read_dir("/proc/self/task").map(|tasks| tasks.count() == 1).unwrap_or(false)
 }
 
-/// Waits until the process of a pidfd has ended. False if the time is up first.
+/// Waits until the process of a pidfd has ended, or until a pipe can be read. False if the time is up first.
 pub fn wait_end(pidfd: impl AsFd, timeout: Option<Duration>) -> io::Result<bool> {
     let deadline = timeout.map(|t| Instant::now() + t);
     loop {
@@ -250,11 +250,7 @@ pub fn fork(work: impl FnOnce() -> i32) -> io::Result<i32> {
 pub fn fork_apart(kept: BorrowedFd<'_>, work: impl FnOnce() -> i32) -> io::Result<i32> {
     let leave = || -> io::Result<()> {
         rustix::process::setsid()?;
-        let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&null)?;
-        rustix::stdio::dup2_stderr(&null)?;
-        std::mem::forget(null);
+        super::exec::leave_streams(true)?;
         super::exec::close_others(kept.as_raw_fd())
     };
     let apart = move || if leave().is_ok() { work() } else { 101 };

@@ -334,16 +334,15 @@ pub fn names(dir: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
 /// `InvalidData` where there are more than `most`.
 pub fn names_at_most(dir: impl AsFd, most: usize) -> io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(dir)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name == b"." || name == b".." {
-            continue;
+    let is_one_more = find_name(dir, |name| {
+        let is_full = names.len() == most;
+        if !is_full {
+            names.push(name.to_owned());
         }
-        if names.len() == most {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {most} entries")));
-        }
-        names.push(name.to_owned());
+        is_full
+    })?;
+    if is_one_more {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {most} entries")));
     }
     Ok(names)
 }

@@ -223,7 +223,7 @@ fn index(file: &Arc<File>, end: u64) -> io::Result<HashMap<String, Stored>> {
     let mut archive = Archive::new(Headers { section, left: HEADERS });
     let (mut index, mut links) = (HashMap::new(), Vec::new());
     let (mut entries, mut pieces) = (0, 0);
-    while let Some(entry) = archive.next()? {
+    while let Some((entry, places)) = archive.next()? {
         entries += 1;
         if entries > ENTRIES {
             return Err(bad("it has too many entries for an archive of an image"));
@@ -232,14 +232,14 @@ fn index(file: &Arc<File>, end: u64) -> io::Result<HashMap<String, Stored>> {
         let name = name.trim_start_matches("./").to_owned();
         match entry.kind {
             Kind::File => {
-                pieces += entry.pieces.len();
+                pieces += places.len();
                 if pieces > PIECES {
                     return Err(bad("its files have too many holes for an archive of an image"));
                 }
-                archive.pass_over(|input| {
-                    let (at, pieces) = (input.section.at, entry.pieces.into());
+                archive.pass_over(|input, stored| {
+                    let (at, pieces) = (input.section.at, places.into());
                     // Its content is not read now. What is behind the end, the next header's read finds.
-                    input.section.at = (at + entry.stored).min(end);
+                    input.section.at = (at + stored).min(end);
                     index.insert(name, Stored { at, pieces, size: entry.size });
                 });
             }

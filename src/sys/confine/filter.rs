@@ -11,7 +11,7 @@ use super::calls;
 
 /// A filter of system calls, made ready.
 #[derive(Debug)]
-pub struct Filter(BpfProgram);
+pub struct Filter(Vec<libc::sock_filter>);
 
 /// A system call that is allowed.
 #[derive(Debug, Clone, Copy)]
@@ -49,18 +49,16 @@ impl Filter {
         }
         let arch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
         let filter = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, arch);
-        filter.and_then(BpfProgram::try_from).map(Filter).map_err(io::Error::other)
+        let program = filter.and_then(BpfProgram::try_from).map_err(io::Error::other)?;
+        // Both are the kernel's `struct sock_filter`.
+        let instruction =
+            |i: seccompiler::sock_filter| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k };
+        Ok(Filter(program.into_iter().map(instruction).collect()))
     }
 
     /// Puts the filter into force for this thread, for good. Makes one system call only.
     pub(super) fn load(&self) -> io::Result<()> {
-        let len = self.0.len().try_into().map_err(|_| io::ErrorKind::InvalidData)?;
-        let program =
-            libc::sock_fprog { len, filter: self.0.as_ptr().cast::<libc::sock_filter>().cast_mut() };
-        // SAFETY: `program` points to as many instructions as it says, which outlive the call; the kernel checks and copies
-        // them. Both types of an instruction are the kernel's `struct sock_filter`.
-        let r = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) };
-        if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        super::super::exec::load_instructions(&self.0, 0).map(drop)
     }
 }
 

@@ -80,8 +80,7 @@ pub fn empty_network() -> io::Result<OwnedFd> {
     const OF_THIS_THREAD: &str = "/proc/thread-self/ns/net";
     let open = || rustix::fs::open(OF_THIS_THREAD, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let own = open()?;
-    // SAFETY: a namespace of the network is nothing that memory depends on, and this thread goes back to its own.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)? };
+    super::exec::leave_namespaces(rustix::thread::UnshareFlags::NEWNET)?;
     let empty = open();
     super::exec::join_some(&own, libc::CLONE_NEWNET)?;
     Ok(empty?)
