@@ -122,9 +122,12 @@ fn is_a_test(path: &str) -> bool {
     let (modules, name) = path.rsplit_once("::").unwrap();
     let modules = modules.replace("::", "/");
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = ["tests", "src"].iter().flat_map(|dir| {
-        [format!("{dir}/{modules}.rs"), format!("{dir}/{modules}/mod.rs"), format!("{dir}/{modules}/main.rs")]
-    });
+    // Tests of one file stand in it, in a module of that name.
+    let places = [&*modules, modules.strip_suffix("/tests").unwrap_or(&modules)];
+    let files =
+        ["tests", "src"].iter().flat_map(|dir| places.iter().map(move |place| format!("{dir}/{place}")));
+    let files =
+        files.flat_map(|file| [format!("{file}.rs"), format!("{file}/mod.rs"), format!("{file}/main.rs")]);
     files.filter_map(|file| fs::read_to_string(top.join(file)).ok()).any(|text| {
         let function = format!("fn {name}(");
         let lines: Vec<&str> = text.lines().map(str::trim).collect();

@@ -2,12 +2,13 @@
 //!
 //! A terminal of the host would be in the hands of the spark for as long as any process there keeps it open: what is typed
 //! at the next prompt could be read inside. A regular file of the host belongs to somebody whom nobody inside is, so
-//! that `/dev/stdout` could not be opened.
+//! that `/dev/stdout` could not be opened. A file that everybody may write would be opened anew and written, though it was
+//! given to be read, and though nobody else may reach it in its directory.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use crate::sys;
 
@@ -38,7 +39,7 @@ impl Pipes {
 pub fn make() -> io::Result<(Replaced, Pipes)> {
     let (mut replaced, mut pipes) = (Replaced::default(), Pipes::default());
     let [input, output, error] = [0, 1, 2].map(sys::exec::standard_stream);
-    if is_terminal(input) {
+    if is_terminal(input) || can_be_written_inside(input) {
         let (from, to) = pipe()?;
         replaced[0] = Some(from);
         pipes.input = Some(to);
@@ -73,6 +74,18 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn is_terminal(stream: BorrowedFd<'_>) -> bool {
     rustix::termios::isatty(stream)
+}
+
+/// Whether an input is a regular file that was opened to be read alone, and that everybody may write. The rights of its owner
+/// and group are nobody's inside.
+fn can_be_written_inside(stream: BorrowedFd<'_>) -> bool {
+    let is_read_only =
+        rustix::fs::fcntl_getfl(stream).is_ok_and(|flags| flags & OFlags::RWMODE == OFlags::RDONLY);
+    is_read_only
+        && rustix::fs::fstat(stream).is_ok_and(|stat| {
+            let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+            is_file && Mode::from_raw_mode(stat.st_mode).contains(Mode::WOTH)
+        })
 }
 
 /// The status of an output that a command must not get.

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 /// Opens `path` for reading, with `root` as `/`. Does not block on a fifo.
 pub fn open(root: impl AsFd, path: &Path) -> io::Result<File> {
@@ -30,19 +31,27 @@ pub fn open_with(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io:
     resolving(root.as_fd(), path, flags | extra, mode, resolve)
 }
 
-fn resolving(
+/// How often openat2(2) is called again. Only somebody who renames without pause on purpose makes it fail so often.
+const TRIES: usize = 1000;
+
+/// Opens a path as `resolve` says.
+///
+/// # Errors
+/// `EAGAIN` where somebody inside keeps it from being opened: by renaming without pause, or by a lease, see fcntl(2).
+pub(super) fn resolving(
     root: BorrowedFd<'_>,
     path: &Path,
     flags: OFlags,
     mode: Mode,
     resolve: ResolveFlags,
 ) -> io::Result<File> {
+    let mut tries = 0;
     loop {
         match rustix::fs::openat2(root, path, flags, mode, resolve) {
-            Ok(fd) => return Ok(File::from(fd)),
+            Err(Errno::INTR) => {}
             // A rename somewhere on the way: the kernel could not be sure, and asks to try again.
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+            Err(Errno::AGAIN) if tries < TRIES => tries += 1,
+            other => return Ok(File::from(other?)),
         }
     }
 }
@@ -119,6 +128,7 @@ pub fn read(root: impl AsFd, path: &Path, max: u64) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -147,5 +157,27 @@ mod tests {
         rustix::fs::mknodat(&root, "hosts", fifo, Mode::from_raw_mode(0o600), 0).unwrap();
         make_mount_point(&root, Path::new("/hosts"), false).unwrap();
         assert!(read(&root, Path::new("hosts"), 10).is_err());
+    }
+
+    #[test]
+    fn a_file_that_somebody_has_a_lease_on_is_refused_and_not_tried_until_the_lease_ends() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let root = File::open(file.path().parent().unwrap()).unwrap();
+        let name = Path::new(file.path().file_name().unwrap());
+        // Whoever breaks the lease sends this signal in place of SIGIO, which would end the process.
+        // SAFETY: fcntl(2) takes plain numbers for these.
+        let lease = |command: i32, value: i32| unsafe { libc::fcntl(file.as_raw_fd(), command, value) };
+        const F_SETSIG: i32 = 10;
+        assert_eq!(lease(F_SETSIG, libc::SIGURG), 0);
+        assert_eq!(lease(libc::F_SETLEASE, libc::F_WRLCK), 0, "{}", io::Error::last_os_error());
+        let begun = std::time::Instant::now();
+        let refused = [
+            read(&root, name, 10).unwrap_err(),
+            open_with(&root, name, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).unwrap_err(),
+        ];
+        assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+        assert!(refused.iter().all(|e| e.kind() == io::ErrorKind::WouldBlock), "{refused:?}");
+        assert_eq!(lease(libc::F_SETLEASE, libc::F_UNLCK), 0);
+        assert_eq!(read(&root, name, 10).unwrap(), b"");
     }
 }

@@ -9,8 +9,14 @@ use crate::common::Machine;
 use crate::inside::{bare, compiled, init, machine, root};
 
 /// What `taker` takes, and the error when there is no more.
-const KINDS: [(&str, &str); 4] =
-    [("inotify", "EMFILE"), ("signals", "EAGAIN"), ("queues", "EMFILE"), ("locked", "ENOMEM")];
+const KINDS: [(&str, &str); 5] = [
+    ("inotify", "EMFILE"),
+    ("signals", "EAGAIN"),
+    ("queues", "EMFILE"),
+    ("locked", "ENOMEM"),
+    // Counted for the whole host, of which each spark has a share.
+    ("terminals", "ENOSPC"),
+];
 
 /// Starts a program that takes, and waits for what it says: how many it has, and why no more.
 fn taking(mut command: Command) -> (Child, u64, String) {
@@ -34,7 +40,7 @@ fn inside(machine: &Machine, spark: &str, kind: &str, count: &str) -> Command {
 }
 
 #[test]
-fn what_a_spark_takes_of_a_user_s_share_is_not_taken_from_the_host_nor_from_other_sparks() {
+fn what_a_spark_takes_of_a_share_is_not_taken_from_the_host_nor_from_other_sparks() {
     let machine = machine();
     let taker = compiled("taker");
     let names = [("plain", &[][..]), ("hard", &["--hardened"]), ("other", &[])];

@@ -8,10 +8,14 @@ use std::process::Stdio;
 use crate::inside::{USER, machine, output_in_time, probe, program, root, sh, spark};
 
 /// What each system call of `probe calls` ends with, where it is not EPERM.
-const OTHER: [(&str, &str); 9] = [
+const OTHER: [(&str, &str); 12] = [
     ("clone3-user", "ENOSYS"),
     // Contexts for asynchronous I/O are counted for the whole host.
     ("io_setup", "ENOSYS"),
+    // As if the host had no huge pages left, or none at all.
+    ("mmap-huge", "ENOMEM"),
+    ("memfd-huge", "ENOSYS"),
+    ("fcntl-usual", "0"),
     ("socket-usual", "0"),
     ("socket-other", "EAFNOSUPPORT"),
     ("socket-vsock", "EAFNOSUPPORT"),
@@ -64,6 +68,7 @@ fn files_of_the_kernel_and_of_the_host_are_out_of_reach() {
             ("/proc/sysrq-trigger", "Read-only file system|nonexistent directory"),
             ("/proc/sys/kernel/core_pattern", "Read-only file system"),
             ("/proc/sys/vm/panic_on_oom", "Read-only file system"),
+            ("/proc/pressure/cpu", "Read-only file system|nonexistent directory"),
             ("/proc/irq/default_smp_affinity", "Read-only file system|nonexistent directory"),
             ("/sys/kernel/uevent_helper", "Read-only file system|nonexistent directory|Permission denied"),
             ("/sys/kernel/mm/ksm/run", "Read-only file system|nonexistent directory"),

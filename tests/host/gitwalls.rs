@@ -11,7 +11,7 @@ use crate::common::Machine;
 
 /// Tries what a git that a stranger took over would, and says of each attempt `in` or the error.
 const ATTACK: &str = r##"
-import ctypes, errno, os, socket, sys
+import ctypes, errno, os, resource, socket, sys
 work, port, pid = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 staged = os.environ.get("TMPDIR", work + "/open")
 libc = ctypes.CDLL(None, use_errno=True)
@@ -53,6 +53,7 @@ if os.getuid() == 0:
     open(staged + "/owned", "w").close()
     attempt("chown", lambda: os.chown(staged + "/owned", 12345, 12345))
 said.append("net=" + os.readlink("/proc/self/ns/net"))
+said.append("core=%d,%d" % resource.getrlimit(resource.RLIMIT_CORE))
 sys.stderr.write(" ".join(said))
 sys.exit(1)
 "##;
@@ -189,7 +190,7 @@ fn git_reaches_nothing_of_its_users_but_the_repository() {
         let create = ["create", "web", "--no-start", "--clone", "shop"];
         let said = host.attacked(&mut host.spark("pack-objects", &create));
         has(&said, &CLOSED);
-        has(&said, &["object=EACCES", "namespace=ENOSYS", "trace=ENOSYS"]);
+        has(&said, &["object=EACCES", "namespace=ENOSYS", "trace=ENOSYS", "core=1,1"]);
         if landlock() >= 6 {
             has(&said, &["signal=EPERM"]);
         }

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -127,6 +128,17 @@ static void calls(void) {
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) say("socket-other", socket(families[i], SOCK_DGRAM, 0));
     static const int usual[] = {AF_UNIX, AF_INET, AF_INET6, AF_NETLINK};
     for (size_t i = 0; i < sizeof usual / sizeof *usual; i++) say("socket-usual", socket(usual[i], SOCK_DGRAM, 0) < 0 ? -1 : 0);
+    /* What the whole host has little of, and what makes others wait: leases of files, and of directories (since Linux 6.19). */
+    say("mmap-huge", mmap(0, 2 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_HUGETLB, -1, 0) == MAP_FAILED ? -1 : 0);
+    say("memfd-huge", syscall(SYS_memfd_create, "huge", 4));
+    say("lease", syscall(SYS_fcntl, root, F_SETLEASE, F_RDLCK));
+    say("lease-high-bits", syscall(SYS_fcntl, root, 0x100000000UL | F_SETLEASE, F_RDLCK));
+    say("lease-of-directory", syscall(SYS_fcntl, root, 1040, zeros));
+    static const int usual_fcntl[] = {F_GETFD, F_GETFL, F_DUPFD, F_DUPFD_CLOEXEC, F_GETLEASE};
+    for (size_t i = 0; i < sizeof usual_fcntl / sizeof *usual_fcntl; i++) say("fcntl-usual", fcntl(root, usual_fcntl[i], 0) < 0 ? -1 : 0);
+    int sealed = syscall(SYS_memfd_create, "small", 2);
+    say("fcntl-usual", fcntl(sealed, F_ADD_SEALS, F_SEAL_SHRINK));
+    say("fcntl-usual", fcntl(sealed, F_GET_SEALS) < 0 ? -1 : 0);
     long context = 0;
     say("io_setup", syscall(SYS_io_setup, 128, &context));
     say("mount-tmpfs", mount("none", "/mnt", "tmpfs", 0, 0));

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use crate::common::{Machine, Output, wait_for};
@@ -56,6 +57,25 @@ fn output_into_a_file_can_be_opened_anew_and_is_whole_and_in_order() {
     let mut exec = machine.command(&["exec", "web", "--", "cat"]);
     let output = Output::of("exec", exec.stdin(File::open(&path).unwrap()));
     assert_eq!(output.ok(), "first\nsecond\n");
+}
+
+#[test]
+fn a_file_that_everybody_may_write_is_read_as_input_and_not_written() {
+    let machine = web();
+    let closed = machine.work().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
+    let path = closed.join("file");
+    std::fs::write(&path, "skipped\nfirst\nsecond\n").unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+    for user in ["0", USER] {
+        let script = "cat; echo planted >>/dev/stdin || : >/proc/self/fd/0; true";
+        let mut exec = machine.command(&["exec", "-u", user, "web", "--", "sh", "-c", script]);
+        let mut file = File::open(&path).unwrap();
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(8)).unwrap();
+        assert_eq!(Output::of("exec", exec.stdin(file)).stdout(), "first\nsecond\n", "{user}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "skipped\nfirst\nsecond\n", "{user}");
+    }
 }
 
 #[test]

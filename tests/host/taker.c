@@ -1,4 +1,4 @@
-/* Takes of something that the kernel counts for each user, as many as are asked for or, with 0, as many as there are. Prints
+/* Takes of something that the kernel counts for each user or for the whole host, as many as are asked for or, with 0, as many as there are. Prints
  * how many it took and why it got no more, and keeps them until its standard input ends.
  * Compiled by the tests, static, so that it runs from any root. */
 #define _GNU_SOURCE
@@ -39,6 +39,8 @@ static long queue(void) {
     return made;
 }
 
+static long terminal(void) { return open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC); }
+
 static long locked(void) {
     int id = shmget(IPC_PRIVATE, 1 << 20, IPC_CREAT | 0600);
     if (id < 0) return -1;
@@ -62,7 +64,7 @@ static void limit(int resource, rlim_t most) {
 
 int main(int argc, char **argv) {
     static const struct { const char *name; long (*take)(void); } kinds[] = {
-        {"inotify", instance}, {"signals", pending}, {"queues", queue}, {"locked", locked},
+        {"inotify", instance}, {"signals", pending}, {"queues", queue}, {"locked", locked}, {"terminals", terminal},
     };
     /* Who has these is not limited. */
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};

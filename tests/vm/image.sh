@@ -24,7 +24,7 @@ disk_size=12G # sparse; room for pools of the tests
 
 guest_packages=(systemd-sysv udev dbus kmod btrfs-progs busybox-static
     libseccomp2 libbtrfsutil1 zstd xz-utils tar iproute2 nftables procps
-    util-linux jq)
+    util-linux jq apparmor)
 
 # Kernel modules that stay: paths below kernel/, as tar patterns. The others
 # (graphics, sound, network cards) are most of the package.
@@ -48,7 +48,7 @@ masked_units=(systemd-udev-trigger.service systemd-udev-settle.service
     systemd-remount-fs.service systemd-tmpfiles-clean.timer
     systemd-user-sessions.service ldconfig.service getty.target
     'serial-getty@ttyS0.service' console-getty.service fstrim.timer
-    e2scrub_all.timer e2scrub_reap.service apt-daily.timer
+    apparmor.service e2scrub_all.timer e2scrub_reap.service apt-daily.timer
     apt-daily-upgrade.timer dpkg-db-backup.timer proc-sys-fs-binfmt_misc.automount
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount
     sys-kernel-tracing.mount 'modprobe@configfs.service'

@@ -187,6 +187,33 @@ check 'without a path' configure 'del(.linux.cgroupsPath)'
 check 'it is called after the container' equals /system.slice/spark-oci-c.scope eval 'quietly run -d c && place_of c'
 check 'and deleted' oci delete --force c
 
+echo '# AppArmor'
+flags=()
+label() { cat "/proc/$(oci state c | jq -r .pid)/attr/current"; }
+load() { # NAME: a profile that allows everything but one file
+    apparmor_parser --replace --skip-cache <<<"profile $1 flags=(attach_disconnected) {
+        file, capability, network, signal, ptrace, mount, umount, pivot_root, deny /tmp/closed w, }"
+}
+check 'the kernel has it' equals Y cat /sys/module/apparmor/parameters/enabled
+check 'a profile is loaded' load spark-test
+check 'and another' load spark-other
+check 'a bundle names it' configure '.process.apparmorProfile = "spark-test"'
+check 'its container is run' quietly run -d c
+check 'the first process has the profile' equals 'spark-test (enforce)' label
+check 'a command that joins has it too' equals 'spark-test (enforce)' oci exec c cat /proc/self/attr/current
+check 'and is kept from what it denies' fails 'Permission denied' oci exec c sh -c '>/tmp/closed'
+check 'and from nothing else' oci exec c sh -c '>/tmp/opened'
+check 'a command may have another' equals 'spark-other (enforce)' oci exec --apparmor spark-other c cat /proc/self/attr/current
+check 'but none that is not loaded' fails 'No such file or directory' oci exec --apparmor spark-nosuch c true
+check 'which is deleted' oci delete --force c
+check 'a bundle names one that is not loaded' configure '.process.apparmorProfile = "spark-nosuch"'
+check 'its container is refused' fails 'No such file or directory' oci create c
+check 'and none is left' nothing oci list -q
+check 'without a profile' configure .
+check 'a container is run' quietly run -d c
+check 'it has none' equals unconfined label
+check 'and is deleted too' oci delete --force c
+
 echo '# containerd and the shim'
 containers() { timeout "$patience" ctr -a "$work/sock" "$@"; }
 answers() { containers version; }
