@@ -229,3 +229,27 @@ pub fn without(spec: &Spec) -> Spec {
 fn missing(what: &str) -> Error {
     Error::NotSupported { what: format!("the bundle has no `{what}`"), hint: None }
 }
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::PosixRlimitBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_process_has_the_limits_of_its_bundle_and_a_default_of_open_files() {
+        let files = |limits: &[(Resource, Rlimit)]| {
+            let files = limits.iter().filter(|(which, _)| *which == Resource::Nofile);
+            files.map(|(_, limit)| (limit.current, limit.maximum)).collect::<Vec<_>>()
+        };
+        let mut process = Process::default();
+        process.set_rlimits(None);
+        assert_eq!(files(&limits_of(&process, 7)), [(Some(7), Some(7))]);
+        let limit =
+            |typ, soft: u64| PosixRlimitBuilder::default().typ(typ).soft(soft).hard(9u64).build().unwrap();
+        process.set_rlimits(Some(vec![limit(PosixRlimitType::RlimitCore, 1)]));
+        assert_eq!(files(&limits_of(&process, 7)), [(Some(7), Some(7))]);
+        process.set_rlimits(Some(vec![limit(PosixRlimitType::RlimitNofile, 5)]));
+        assert_eq!(files(&limits_of(&process, 7)), [(Some(5), Some(9))]);
+    }
+}
