@@ -18,6 +18,9 @@ pub(super) fn attack() {
     // SAFETY: the pointers are of constants and null, and a raw call touches no other memory of this process.
     unsafe {
         match attack {
+            "spin" => loop {
+                std::hint::spin_loop();
+            },
             "open" => libc::syscall(libc::SYS_openat, libc::AT_FDCWD, shadow.as_ptr(), libc::O_RDONLY),
             "execute" => {
                 let none = std::ptr::null::<*const libc::c_char>();
