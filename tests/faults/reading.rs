@@ -51,7 +51,7 @@ fn a_reader_that_goes_on_for_ever_ends_with_its_command() {
         let is_there = || children().split_whitespace().filter(|pid| is_confined(pid)).count() == 1;
         let begun = wait_for(is_there);
         let readers: Vec<i32> = children().split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-        signal_number(&pidfd_open(pid as i32).unwrap(), signal).unwrap();
+        signal_number(pidfd_open(pid as i32).unwrap(), signal).unwrap();
         child.wait().unwrap();
         let ended = wait_for(|| !readers.iter().any(|pid| is_running(*pid)));
         for reader in readers.iter().filter_map(|pid| pidfd_open(*pid).ok()) {
