@@ -138,6 +138,211 @@ fn is_a_test(path: &str) -> bool {
     })
 }
 
+/// Calls that wait for somebody, and the only files where they may stand, each with the reason why nobody inside a spark or a
+/// container can make them wait for good. All others wait by `sys/deadline.rs` (docs/adr/0022).
+const WAITS: [(&str, &[(&str, &str)]); 13] = [
+    ("waitpid(", &[("sys/process.rs", "WNOHANG")]),
+    ("waitid(", &[("shim/reap.rs", "only looks at a child of which a signal has told")]),
+    ("process::wait(", &[("shim/reap.rs", "NOHANG")]),
+    (
+        ".wait()",
+        &[
+            ("ops/git.rs", "git of the host; nothing inside is run"),
+            ("ops/base/bootstrap.rs", "mmdebstrap of the host"),
+            ("runtime/strict/scope.rs", "our own placeholder, which was told to end"),
+            ("sys/run.rs", "forks and exits at once"),
+            ("ops/create.rs", "Starting::wait, with a deadline"),
+            ("ops/start.rs", "Starting::wait, with a deadline"),
+            ("ops/race.rs", "Running::wait, of a command that has ended"),
+            ("foreground/mod.rs", "a clock"),
+            ("shim/container.rs", "asynchronous: others go on"),
+            ("shim/mod.rs", "asynchronous: others go on"),
+            ("shim/service.rs", "asynchronous: others go on"),
+        ],
+    ),
+    (
+        ".output()",
+        &[
+            ("ops/doctor/fix.rs", "a program of the host"),
+            ("ops/doctor/filter.rs", "iptables of the host"),
+            ("runtime/strict/scope.rs", "systemctl of the host"),
+            ("oci/resources.rs", "ps of the host"),
+            ("image/minimal.rs", "busybox of the host"),
+            ("pool/image.rs", "mkfs, losetup and mount of the host"),
+            ("shim/helper.rs", "our own program, which asks nobody inside"),
+            ("foreground/mod.rs", "Relay::output, asynchronous"),
+        ],
+    ),
+    ("command.status()", &[("shim/helper.rs", "spark-oci, whose own waits have deadlines")]),
+    (
+        "thread::sleep",
+        &[
+            ("cli/commands/top/mod.rs", "the time between two looks"),
+            ("cli/commands/logs.rs", "--follow, until interrupted"),
+        ],
+    ),
+    (
+        "event::poll(",
+        &[
+            ("sys/deadline.rs", "the one"),
+            ("sys/ask.rs", "a question to the caller, at the caller's terminal"),
+            ("sys/job.rs", "with a deadline of its own, for two pipes"),
+            ("sys/net.rs", "with a time limit"),
+            ("sys/lifeline.rs", "returns at once"),
+            ("ops/race.rs", "commands run for as long as they like, and signals are among what is polled"),
+            ("runtime/strict/watch.rs", "`events`, until interrupted, with a time limit"),
+            ("foreground/relay.rs", "returns at once"),
+            ("cli/commands/top/live.rs", "the keyboard, with a time limit"),
+        ],
+    ),
+    (
+        "recvmsg(",
+        &[
+            ("runtime/report.rs", "after deadline::readable"),
+            ("sys/net.rs", "after deadline::readable"),
+            ("shim/console.rs", "asynchronous, when it is readable"),
+        ],
+    ),
+    ("net::recv(", &[]),
+    ("accept_with(", &[("sys/net.rs", "after deadline::readable")]),
+    ("FlockOperation::LockExclusive", &[("sys/loopdev.rs", "/dev/loop-control, which nobody inside has")]),
+    ("FlockOperation::LockShared", &[]),
+];
+
+/// What opens a path, and would wait at a fifo. Paths of a root filesystem are opened by `sys/beneath.rs` and `sys/tree.rs`.
+const OPENERS: [&str; 5] =
+    ["File::open(", "fs::read(", "fs::read_to_string(", "File::options()", "OpenOptions::new()"];
+
+/// The layers in which an opener may mean a path of the inside, and the files there whose openers mean another.
+const OPENING: [&str; 4] = ["runtime/", "ops/", "pool/", "bundle/"];
+const OPENED: [(&str, &[&str]); 4] = [
+    (
+        "a file of /proc, /sys or /dev, which the kernel answers for",
+        &[
+            "runtime/traffic.rs",
+            "runtime/devices.rs",
+            "runtime/youki.rs",
+            "runtime/cgroup/oom.rs",
+            "runtime/cgroup/mod.rs",
+            "runtime/cgroup/unmanaged.rs",
+            "runtime/strict/features.rs",
+            "runtime/strict/staging.rs",
+            "runtime/strict/enter.rs",
+            "runtime/strict/hooks.rs",
+            "runtime/strict/scope.rs",
+            "runtime/attach.rs",
+            "runtime/launch.rs",
+            "ops/cp/whose.rs",
+            "pool/growth.rs",
+        ],
+    ),
+    (
+        "a file that Sparks makes where nobody inside gets, or a block device of the pool",
+        &[
+            "runtime/strict/state.rs",
+            "runtime/strict/create.rs",
+            "runtime/live.rs",
+            "runtime/ids.rs",
+            "ops/exec.rs",
+            "ops/memory.rs",
+            "ops/service.rs",
+            "ops/oci/roots.rs",
+            "ops/connect/units.rs",
+            "ops/base/layers.rs",
+            "ops/base/export.rs",
+            "ops/doctor/space.rs",
+            "bundle/write.rs",
+            "pool/trash.rs",
+            "pool/index.rs",
+            "pool/repair.rs",
+            "pool/image.rs",
+            "pool/record.rs",
+            "pool/space.rs",
+            "pool/room.rs",
+        ],
+    ),
+    (
+        "a file that the caller names, or a repository of the caller's, opened with O_NONBLOCK where it is a stranger's",
+        &[
+            "ops/oci/config.rs",
+            "ops/oci/spec.rs",
+            "ops/base/import.rs",
+            "ops/clone.rs",
+            "ops/project/detect.rs",
+            "ops/git/reach.rs",
+            "ops/git/settings.rs",
+            "bundle/template.rs",
+        ],
+    ),
+    (
+        "a file of the host's /etc, a program or a configuration of the host",
+        &[
+            "ops/network.rs",
+            "ops/base/bootstrap.rs",
+            "ops/base/containerd.rs",
+            "ops/doctor/programs.rs",
+            "ops/doctor.rs",
+        ],
+    ),
+];
+
+#[test]
+fn nothing_waits_for_the_inside_but_with_a_deadline() {
+    let (mut wrong, mut used) = (Vec::new(), Vec::new());
+    for (path, text) in sources() {
+        let shown = path.to_str().unwrap();
+        for (number, line) in code(without_tests(&text)) {
+            for (word, places) in WAITS.iter().filter(|(word, _)| line.contains(word)) {
+                match places.iter().any(|(place, _)| *place == shown) {
+                    true => used.push((*word, shown.to_owned())),
+                    false => wrong.push(format!("src/{shown}:{number}: `{word}` waits; use sys::deadline")),
+                }
+            }
+            if OPENING.iter().any(|layer| shown.starts_with(layer)) && opens(line) {
+                match OPENED.iter().any(|(_, files)| files.contains(&shown)) {
+                    true => used.push(("open", shown.to_owned())),
+                    false => wrong.push(format!(
+                        "src/{shown}:{number}: this may wait at a fifo; use sys::beneath, or say what it opens"
+                    )),
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let waits = WAITS.iter().flat_map(|(word, places)| places.iter().map(|(place, _)| (*word, *place)));
+    let opened = OPENED.iter().flat_map(|(_, files)| files.iter().map(|file| ("open", *file)));
+    let idle: Vec<_> =
+        waits.chain(opened).filter(|(word, place)| !used.contains(&(*word, (*place).to_owned()))).collect();
+    assert!(idle.is_empty(), "exceptions that nothing needs: {idle:?}");
+}
+
+/// Whether a line opens something by its path.
+fn opens(line: &str) -> bool {
+    OPENERS.iter().any(|word| {
+        line.match_indices(word).any(|(at, _)| {
+            // `sys::file::read(` and `refs::read(` are others.
+            let before = line[..at].chars().next_back();
+            before.is_none_or(|c| !c.is_alphanumeric() && c != '_')
+        })
+    })
+}
+
+/// A source file up to its tests.
+fn without_tests(text: &str) -> &str {
+    let tests = text.find("\nmod tests {").unwrap_or(text.len());
+    text[..tests]
+        .trim_end_matches("#[allow(clippy::unwrap_used)]")
+        .trim_end()
+        .trim_end_matches("#[cfg(test)]")
+}
+
+#[test]
+fn what_opens_a_path_is_recognised_and_tests_are_not_looked_at() {
+    assert!(opens("let x = File::open(path)?;") && opens("    std::fs::read(path)"));
+    assert!(!opens("beneath::read(root, path)") && !opens("refs::read(&dir)"));
+    assert_eq!(without_tests("fn f() {}\n#[cfg(test)]\nmod tests {\n    File::open(x);\n}\n"), "fn f() {}\n");
+}
+
 /// The check has to see what it forbids, or it would pass on anything.
 #[test]
 fn imports_are_recognised_in_every_form() {

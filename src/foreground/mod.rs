@@ -24,7 +24,7 @@ use relay::{Relay, watch};
 
 use crate::domain::signal::REAL_TIME;
 use crate::error::{Error, Result};
-use crate::ops::exec::{Held, PASSED_ON, RawMode, Running};
+use crate::ops::exec::{Attention, Held, PASSED_ON, RawMode, Running};
 
 /// An exit status.
 type Status = u8;
@@ -38,11 +38,13 @@ const QUIET: Duration = Duration::from_millis(50);
 /// And it is no more than this.
 const LEFT: u64 = 1 << 20;
 
-/// Catches signals from the time it is made, so that none is lost while the command is being started.
+/// Catches signals from the time it is made, so that none is lost while the command is being started. Until it is there, those
+/// that would end this process end whatever is waited for.
 #[derive(Debug)]
 pub struct Supervisor {
     signals: Signals,
     runtime: Runtime,
+    attention: Attention,
 }
 
 impl Supervisor {
@@ -53,13 +55,22 @@ impl Supervisor {
             let inside = runtime.enter();
             let signals = Signals::catch()?;
             drop(inside);
-            Ok(Supervisor { signals, runtime })
+            Ok(Supervisor { signals, runtime, attention: Attention::new()? })
         };
         prepared().map_err(Error::sys("catch signals"))
     }
 
+    /// The status for a command that did not start, if that is because of a signal which ends this process: as of a command
+    /// that was ended by it.
+    pub fn interrupted(&self) -> Option<Status> {
+        let signal = self.attention.pending().ok().flatten()?;
+        Status::try_from(128 + signal).ok()
+    }
+
     /// Stands by until the command has ended, and returns its status.
     pub fn attach(mut self, running: &Running, limit: Option<Duration>) -> Result<Status> {
+        // Those that have come meanwhile are passed on.
+        drop(self.attention);
         let signals = &mut self.signals;
         let pipes = running.pipes.take();
         let mut lost = None;

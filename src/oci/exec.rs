@@ -34,7 +34,10 @@ pub(super) fn exec(runtime: &Runtime, args: ExecArgs) -> Result<u8> {
     }
     // Before the command is there, so that no signal falls between.
     let supervisor = Supervisor::prepare()?;
-    let mut running = runtime.exec(&args.id, &exec)?;
+    let mut running = match (runtime.exec(&args.id, &exec), supervisor.interrupted()) {
+        (Err(_), Some(status)) => return Ok(status),
+        (running, _) => running?,
+    };
     if exec.console_socket.is_some() {
         // Whoever got it relays it.
         running.master = None;
@@ -98,7 +101,10 @@ pub(super) fn run(runtime: &Runtime, args: RunArgs, systemd: bool) -> Result<u8>
         runtime.adopt()?;
     }
     let supervisor = Supervisor::prepare()?;
-    let running = runtime.run(&args.id, &create)?;
+    let running = match (runtime.run(&args.id, &create), supervisor.interrupted()) {
+        (Err(_), Some(status)) => return Ok(status),
+        (running, _) => running?,
+    };
     let ended = supervisor.attach(&running, None);
     if !args.keep {
         runtime.delete(&args.id, true)?;

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::secrets;
 use super::spark::{Opened, SparkId};
@@ -15,7 +16,7 @@ use crate::bundle::write;
 use crate::domain::place::SparkPaths;
 use crate::domain::secret::{Key, Secrets};
 use crate::domain::spark::State;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fault;
 use crate::runtime::cgroup::Cgroup;
 use crate::runtime::confine::Confinement;
@@ -25,11 +26,13 @@ use crate::runtime::log::Keeper;
 use crate::runtime::streams::{self, Replaced};
 use crate::runtime::{secrets as delivered, users};
 use crate::sys;
+use crate::sys::deadline::Deadline;
 use crate::sys::flock::Mode;
 use crate::sys::locked::Secret;
 use crate::sys::process::ProcessId;
 
 pub use crate::runtime::streams::Pipes;
+pub use crate::sys::deadline::Attention;
 pub use crate::sys::held::Held;
 pub use crate::sys::process::Ended;
 pub use crate::sys::tty::{RawMode, is_terminal};
@@ -102,15 +105,22 @@ impl Running {
 
     /// How the command ended, if it has.
     pub fn try_reap(&self) -> io::Result<Option<Ended>> {
-        sys::process::reap(self.pid, false)
+        sys::process::try_reap(self.pid)
     }
 
-    /// Waits until the command has ended.
+    /// Waits until the command has ended, for as long as it takes.
     pub fn wait(&self) -> io::Result<Ended> {
-        match sys::process::reap(self.pid, true)? {
-            Some(ended) => Ok(ended),
-            None => Err(io::ErrorKind::WouldBlock.into()),
+        loop {
+            if let Some(ended) = sys::deadline::reap(self.pid, Deadline::after(Duration::MAX))? {
+                return Ok(ended);
+            }
         }
+    }
+
+    /// Kills the command and what it has started in its process group.
+    pub fn end(&self) -> io::Result<()> {
+        self.signal(libc::SIGKILL)?;
+        sys::deadline::end_child(self.pid)
     }
 
     /// Gives its terminal the size of the window that this process is in.
@@ -165,38 +175,26 @@ impl Sparks {
             if !detached && !command.terminal {
                 (entry.streams, pipes) = streams::make().map_err(Error::sys("make a pipe"))?;
             }
-            let live = entry.live.clone();
+            let (live, may_leave) = (entry.live.clone(), entry.may_leave);
             let program = entry.argv.first().cloned().unwrap_or_default();
             let group = Cgroup::new(&cgroup(&opened.record.id));
             let oom_kills = group.oom_kills().unwrap_or_default();
-            match entry.start() {
+            let mut lock = Some(opened.lock);
+            let entered = start(entry, &self.bundle(&opened.record), command.stop_signal, &mut lock);
+            let is_late = lock.take().is_none();
+            match entered {
                 Ok(entered) => {
-                    // While the lock is held: the bundle is still the one of this process.
-                    if let Some(stop_signal) = command.stop_signal {
-                        fault::point("service.started")?;
-                        let process =
-                            ProcessId::of(entered.pid).map_err(Error::sys("identify what the image runs"))?;
-                        live::write_service(&self.bundle(&opened.record), &Service { process, stop_signal })?;
-                    }
                     let running = Running::of(entered, group, oom_kills)?;
                     running.pipes.replace(pipes);
                     return Ok(running);
                 }
-                Err(Failure::Exec(source)) => {
-                    // The shell was not named by the caller, so the error says where it came from.
-                    let hint = command.argv.is_empty().then(|| {
-                        format!("its /etc/passwd names this shell; name another: `spark console {spark} -- /bin/sh`")
-                    });
-                    return Err(Error::Exec {
-                        command: program.to_string_lossy().escape_default().to_string(),
-                        spark: spark.to_string(),
-                        source,
-                        hint,
-                    });
+                // Nobody who holds the lock has ended it, and PID 1 does not leave by itself: another command has stopped it.
+                Err(Failure::Other(_)) if is_late && !may_leave && live.has_ended() => {
+                    return Err(stopped_meanwhile(spark));
                 }
                 Err(Failure::Other(_))
                     if live.has_ended() || self.state(&opened.record) != State::Running => {}
-                Err(Failure::Other(e)) => return Err(e),
+                Err(failure) => return Err(error_of(failure, spark, command, &program)),
             }
         }
         Err(Error::Busy { what: format!("spark `{spark}`"), why: "it keeps being stopped or paused".into() })
@@ -286,5 +284,72 @@ impl Sparks {
             entry.secrets.push(Rc::clone(value));
         }
         Ok(entry)
+    }
+}
+
+/// Starts a command. If it is what the image of the spark runs, that is written down in the bundle.
+fn start(
+    entry: Entry,
+    bundle: &Path,
+    stop_signal: Option<i32>,
+    lock: &mut Option<OwnedFd>,
+) -> Result<Entered, Failure> {
+    let entering = entry.begin().map_err(Failure::Other)?;
+    let note = |stop_signal| -> Result<()> {
+        fault::point("service.started")?;
+        let process = ProcessId::of(entering.pid()).map_err(Error::sys("identify what the image runs"))?;
+        live::write_service(bundle, &Service { process, stop_signal })
+    };
+    // While the lock is held: the bundle is still the one of this process.
+    match stop_signal.map_or(Ok(()), note) {
+        Ok(()) => entering.wait(lock),
+        Err(e) => {
+            entering.abandon();
+            Err(Failure::Other(e))
+        }
+    }
+}
+
+/// Why a command did not start.
+fn error_of(failure: Failure, spark: &SparkId, command: &Command, program: &OsString) -> Error {
+    match failure {
+        Failure::Exec(source) => Error::Exec {
+            command: program.to_string_lossy().escape_default().to_string(),
+            spark: spark.to_string(),
+            source,
+            // The shell was not named by the caller, so the error says where it came from.
+            hint: command.argv.is_empty().then(|| {
+                format!("its /etc/passwd names this shell; name another: `spark console {spark} -- /bin/sh`")
+            }),
+        },
+        Failure::TimedOut => stopped_on_its_way(spark),
+        Failure::Interrupted => Error::sys("enter the spark")(io::ErrorKind::Interrupted.into()),
+        Failure::Other(e) => e,
+    }
+}
+
+/// Another command has stopped the spark while the command was on its way in.
+fn stopped_meanwhile(spark: &SparkId) -> Error {
+    Error::WrongState {
+        action: "enter",
+        kind: "spark",
+        name: spark.to_string(),
+        state: "stopped by another command meanwhile".into(),
+        hint: format!("start it again with `spark resume {spark}`"),
+    }
+}
+
+/// A command that was not executed in time.
+fn stopped_on_its_way(spark: &SparkId) -> Error {
+    Error::Spark {
+        action: "enter",
+        spark: spark.to_string(),
+        why: format!(
+            "the command did not get in within {} seconds: a process inside stops it, or keeps PID 1 busy",
+            sys::deadline::INSIDE.as_secs()
+        ),
+        code: Code::Busy,
+        hint: Some(format!("end what runs inside: `spark stop -t 0 {spark}`, then `spark resume {spark}`")),
+        failed: None,
     }
 }

@@ -13,6 +13,7 @@ use crate::domain::place::SparkPaths;
 use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::sys::deadline::Attention;
 use crate::sys::flock::Mode;
 use crate::sys::held::Held;
 
@@ -53,6 +54,7 @@ impl Sparks {
     ) -> Result<Vec<Runner>> {
         // Before the first command is there, so that none is left alone.
         let signals = Held::new(&PASSED_ON).map_err(Error::sys("catch signals"))?;
+        let _attention = Attention::new().map_err(Error::sys("catch signals"))?;
         observer.step("running", Some(sparks.len() as u64));
         let mut done: Vec<Option<Runner>> = sparks.iter().map(|_| None).collect();
         let mut going = Vec::new();

@@ -97,7 +97,7 @@ fn become_watcher(place: &Place) -> Result<Option<OwnedFd>> {
     for _ in 0..TRIES {
         match try_lock_dir(&watch) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Ok(None) => std::thread::sleep(BETWEEN_TRIES),
+            Ok(None) => sys::deadline::pause(BETWEEN_TRIES).map_err(Error::sys("wait for who watches"))?,
             other => return other.map_err(Error::io("lock", watch)),
         }
     }
@@ -131,10 +131,11 @@ impl User {
     /// Waits so long, or until the spark has ended. True if somebody else has to be found.
     fn is_gone_after(&self, time: Duration) -> Result<bool> {
         match self {
-            User::Spark(init) => sys::process::wait_end(init.as_fd(), Some(time))
-                .map_err(Error::sys("wait for the end of a spark")),
+            User::Spark(init) => {
+                sys::deadline::ended(init.as_fd(), time).map_err(Error::sys("wait for the end of a spark"))
+            }
             User::Command => {
-                std::thread::sleep(time.min(COMMAND));
+                sys::deadline::pause(time.min(COMMAND)).map_err(Error::sys("wait for a command"))?;
                 Ok(true)
             }
         }

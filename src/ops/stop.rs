@@ -1,5 +1,6 @@
 //! `stop`: SIGTERM to everything, SIGKILL to what stays. What the spark's image runs comes first, with its own signal.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use super::Sparks;
@@ -10,10 +11,15 @@ use crate::fault;
 use crate::runtime::live::{self, Live, Service};
 use crate::runtime::youki::Handle;
 use crate::sys;
+use crate::sys::deadline::{Deadline, KILLED};
 use crate::sys::flock::Mode;
 
 /// How long processes have to end by themselves, unless told otherwise.
 pub const GRACE: Duration = Duration::from_secs(10);
+/// How often it is looked whether something runs still, where PID 1 has not ended.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long the kill of PID 1 alone may take.
+const ALONE: Duration = Duration::from_secs(1);
 
 impl Sparks {
     /// Stops a spark. Its files stay. A stopped one is left as it is.
@@ -75,17 +81,46 @@ impl Ending<'_> {
         if millis > 0 {
             let _ = sys::process::signal_with_value(&pidfd, libc::SIGTERM, millis);
             hang_up(cgroup);
-            let wait = left + Duration::from_millis(500);
-            if sys::process::wait_end(&pidfd, Some(wait)).map_err(Error::sys("wait for PID 1"))? {
+            if self.has_ended(&pidfd, Deadline::after(left + Duration::from_millis(500)))? {
                 return Ok(());
             }
         }
-        let _ = sys::process::signal(&pidfd, rustix::process::Signal::KILL);
-        if sys::process::wait_end(&pidfd, Some(sys::process::TO_END)).map_err(Error::sys("wait for PID 1"))? {
-            Ok(())
-        } else {
-            let what = format!("spark {}", self.container);
-            Err(Error::Busy { what, why: "a process in it does not end".into() })
+        let deadline = Deadline::after(KILLED);
+        while !deadline.has_passed() {
+            let _ = sys::process::signal(&pidfd, rustix::process::Signal::KILL);
+            // PID 1 alone takes all others with it, unless one of them traces it, and stops it on its way out.
+            if self.has_ended(&pidfd, Deadline::after(ALONE.min(deadline.left())))? {
+                return Ok(());
+            }
+            for (_, process) in live::members(cgroup) {
+                let _ = sys::process::signal(&process, rustix::process::Signal::KILL);
+            }
+        }
+        let what = format!("spark {}", self.container);
+        Err(Error::Busy { what, why: "a process in it does not end".into() })
+    }
+
+    /// Waits until all processes have ended. False if the time is over first.
+    ///
+    /// PID 1 stays until every process of its namespace has been reaped, and the commands of `exec` are children of the host's:
+    /// if `spark exec` has been stopped, nobody reaps its command. So what counts is that nothing runs any more.
+    fn has_ended(&self, pidfd: &OwnedFd, deadline: Deadline) -> Result<bool> {
+        let failed = || Error::sys("wait for PID 1");
+        loop {
+            if sys::deadline::ended(pidfd, LOOK.min(deadline.left())).map_err(failed())? {
+                return Ok(true);
+            }
+            let others =
+                live::processes(&self.handle.cgroup).into_iter().any(|pid| pid != self.live.init.pid);
+            match others {
+                false if sys::process::is_ending(&self.live.init) => return Ok(true),
+                // It waits for what is dead.
+                false => drop(sys::process::signal(pidfd, rustix::process::Signal::KILL)),
+                true => {}
+            }
+            if deadline.has_passed() {
+                return Ok(false);
+            }
         }
     }
 }
@@ -99,7 +134,7 @@ fn end_service(service: &Service, grace: Duration) -> Result<Duration> {
     let _ = sys::process::signal_number(&pidfd, service.stop_signal);
     // A stopped process would take notice of it only after the grace.
     let _ = sys::process::signal(&pidfd, rustix::process::Signal::CONT);
-    sys::process::wait_end(&pidfd, Some(grace)).map_err(Error::sys("wait for what the image runs"))?;
+    sys::deadline::ended(&pidfd, grace).map_err(Error::sys("wait for what the image runs"))?;
     fault::point("service-stop.ended")?;
     Ok(grace.saturating_sub(begun.elapsed()))
 }

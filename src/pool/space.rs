@@ -13,6 +13,7 @@ use rustix::fs::{FallocateFlags, StatVfsMountFlags, XattrFlags};
 use super::image::{self, Kind, run};
 use super::{Pool, btrfs};
 use crate::error::{Code, Error, Result};
+use crate::sys;
 
 /// Bytes of an attribute: they fit into a node of metadata, which has 4 KiB in a small pool and else 16 KiB.
 const ATTRIBUTE: usize = 3_800;
@@ -53,7 +54,8 @@ impl Pool {
             if self.statvfs()?.f_flag.contains(StatVfsMountFlags::RDONLY) {
                 return Err(Error::io("free what was deleted in", top)(rustix::io::Errno::ROFS.into()));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            sys::deadline::pause(Duration::from_millis(10))
+                .map_err(Error::io("free what was deleted in", top))?;
             left = btrfs::unfreed(top)?.into_iter().filter(|id| all.contains(id)).count();
         }
         // What was in them is free with the next commit, and chunks that are empty with the one after it.

@@ -10,6 +10,7 @@ use super::live::Live;
 use super::place::{Maps, Place, detached};
 use crate::error::{Error, Result};
 use crate::sys;
+use crate::sys::deadline::Deadline;
 use crate::sys::mount::Planned;
 
 /// What the helper says besides an errno: it is done, or there was nothing to do.
@@ -85,7 +86,7 @@ impl Inside {
         let namespace = File::open(of("ns/mnt"))?.into();
         let root = sys::file::open_dir(of("root").as_ref())?;
         // Opened by number: they are the ones meant only if PID 1 is still that process.
-        if sys::process::wait_end(&pidfd, Some(std::time::Duration::ZERO))? {
+        if sys::deadline::ended(&pidfd, std::time::Duration::ZERO)? {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         Ok(Inside { namespace, root })
@@ -99,11 +100,16 @@ impl Inside {
                 Ok(false) => NOTHING,
                 Err(e) => e.raw_os_error().unwrap_or(libc::EIO),
             })?;
-        match sys::process::reap(helper, true)?.map(|ended| ended.status()) {
-            Some(DONE) => Ok(true),
-            Some(NOTHING) => Ok(false),
-            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-            None => Err(io::ErrorKind::WouldBlock.into()),
+        match sys::deadline::reap(helper, Deadline::inside()) {
+            Ok(Some(ended)) => match ended.status() {
+                DONE => Ok(true),
+                NOTHING => Ok(false),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            },
+            late => {
+                sys::deadline::end_child(helper)?;
+                late.and_then(|_| Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)))
+            }
         }
     }
 }

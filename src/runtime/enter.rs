@@ -10,18 +10,21 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::termios::Winsize;
 use secrecy::ExposeSecret;
 
 use super::confine::Confinement;
 use super::live::{self, Live};
-use super::report::{self, Sender};
+use super::report::{self, Report, Sender};
 use super::streams::Replaced;
 use super::users::User;
 use super::youki::{Entrances, Handle};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::sys;
+use crate::sys::deadline::{self, Deadline};
 use crate::sys::inherited::InitLimits;
 use crate::sys::locked::Secret;
 use crate::sys::process::ProcessId;
@@ -61,31 +64,49 @@ pub struct Entered {
     pub master: Option<OwnedFd>,
 }
 
+/// A child of this process that is on its way into a spark or a container. Whoever is root inside can stop it there.
+#[derive(Debug)]
+#[must_use]
+pub struct Entering {
+    pid: i32,
+    from: report::Receiver,
+    workdir: PathBuf,
+    cgroup: PathBuf,
+}
+
+/// How long the lock on a spark is kept for a command on its way in. A command that takes longer goes on without: it ends with
+/// PID 1 in any case.
+const LOCKED: Duration = Duration::from_millis(20);
+
 /// What may go wrong after the fork, as the child reports it.
 pub(super) const STEP_CONFINE: u8 = 1;
 pub(super) const STEP_TERMINAL: u8 = 2;
 pub(super) const STEP_WORKDIR: u8 = 3;
 const STEP_EXEC: u8 = 4;
 pub(super) const STEP_CGROUP: u8 = 5;
+const STEP_ARRIVE: u8 = 6;
 
 /// Why a command did not start.
 #[derive(Debug)]
 pub enum Failure {
     /// The program could not be executed.
     Exec(io::Error),
+    /// It was not executed in time, and has been killed.
+    TimedOut,
+    /// A signal came that ends this process, and the command has been killed.
+    Interrupted,
     /// Everything else.
     Other(Error),
 }
 
 impl Entry {
-    /// Starts the command.
-    pub fn start(self) -> Result<Entered, Failure> {
-        let workdir = self.workdir.clone();
-        let (pid, from) = self.fork().map_err(Failure::Other)?;
-        heard(pid, from, &workdir)
+    /// Forks the process that becomes the command. From here on it ends when PID 1 does.
+    pub fn begin(self) -> Result<Entering> {
+        let (workdir, cgroup) = (self.workdir.clone(), self.container.cgroup.clone());
+        let (pid, from) = self.fork()?;
+        Ok(Entering::of(pid, from, workdir, cgroup))
     }
 
-    /// Forks the process that becomes the command.
     fn fork(self) -> Result<(i32, report::Receiver)> {
         let init = self.live.pidfd().map_err(Error::sys("find PID 1"))?;
         let (from, to) = report::channel().map_err(Error::sys("make a channel"))?;
@@ -105,7 +126,8 @@ pub(super) fn end(
     prepared: Result<(), (u8, io::Error)>,
     execute: impl FnOnce() -> io::Error,
 ) -> i32 {
-    let (step, e) = match prepared.and_then(|()| report.ready().map_err(|e| (STEP_CONFINE, e))) {
+    let ready = prepared.and_then(|()| report.ready().map_err(|e| (STEP_CONFINE, e)));
+    let (step, e) = match ready.and_then(|()| passed(fault::point("enter.ready"))) {
         Ok(()) => (STEP_EXEC, execute()),
         Err(failed) => failed,
     };
@@ -113,27 +135,72 @@ pub(super) fn end(
     127
 }
 
-/// Waits for what a child reports: that it is about to execute its program, or why it did not. Then it is reaped.
-pub(super) fn heard(pid: i32, from: report::Receiver, workdir: &Path) -> Result<Entered, Failure> {
-    let e = match from.receive() {
-        Ok(report) => match report.failed {
-            None if report.ready => return Ok(Entered { pid, master: report.master }),
-            // The end of the first process is that of all inside.
-            None => failure(STEP_CONFINE, io::Error::from_raw_os_error(libc::ESRCH), workdir),
-            Some((step, e)) => failure(step, e, workdir),
-        },
-        Err(e) => {
-            let _ = sys::process::kill_child(pid);
-            Failure::Other(Error::sys("hear of the command")(e))
+/// What a fault point says, as a step that failed.
+fn passed(point: Result<()>) -> Result<(), (u8, io::Error)> {
+    point.map_err(|e| (STEP_CONFINE, io::Error::other(e)))
+}
+
+impl Entering {
+    pub(super) fn of(pid: i32, from: report::Receiver, workdir: PathBuf, cgroup: PathBuf) -> Entering {
+        Entering { pid, from, workdir, cgroup }
+    }
+
+    /// Its number on the host.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits until the program is executed. `lock`, which keeps the spark as it is, is given back on the way if that takes
+    /// long.
+    ///
+    /// # Errors
+    /// Why it was not executed; then it has been killed and reaped.
+    pub fn wait(self, lock: &mut Option<OwnedFd>) -> Result<Entered, Failure> {
+        let mut report = Report::default();
+        let e = match self.hear(&mut report, lock) {
+            Ok(()) => match report.failed {
+                None if report.ready => return Ok(Entered { pid: self.pid, master: report.master }),
+                // The end of the first process is that of all inside.
+                None => failure(STEP_CONFINE, io::Error::from_raw_os_error(libc::ESRCH), &self.workdir),
+                Some((step, e)) => failure(step, e, &self.workdir),
+            },
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => Failure::TimedOut,
+            Err(e) if deadline::is_interrupted(&e) => Failure::Interrupted,
+            Err(e) => Failure::Other(Error::sys("hear of the command")(e)),
+        };
+        self.abandon();
+        Err(e)
+    }
+
+    fn hear(&self, report: &mut Report, lock: &mut Option<OwnedFd>) -> io::Result<()> {
+        let is_late = |e: &io::Error| e.kind() == io::ErrorKind::TimedOut;
+        match self.from.receive(report, Deadline::after(LOCKED)) {
+            // The child has it open, too.
+            Err(e) if is_late(&e) => lock.take().map(sys::flock::release).transpose().map(drop)?,
+            other => return other,
         }
-    };
-    let _ = sys::process::reap(pid, true);
-    Err(e)
+        loop {
+            match self.from.receive(report, Deadline::inside()) {
+                // Nobody inside has done that: somebody on the host has paused the spark, and will resume it.
+                Err(e) if is_late(&e) && live::is_frozen(&self.cgroup) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Ends it.
+    pub fn abandon(self) {
+        if let Err(e) = deadline::end_child(self.pid) {
+            tracing::debug!(pid = self.pid, "cannot end a command on its way in: {e}");
+        }
+    }
 }
 
 fn failure(step: u8, source: io::Error, workdir: &Path) -> Failure {
     match step {
         STEP_EXEC => Failure::Exec(source),
+        STEP_ARRIVE if source.raw_os_error() == Some(libc::ETIMEDOUT) => Failure::TimedOut,
+        STEP_ARRIVE => Failure::Other(Error::sys("find PID 1 at rest")(source)),
         STEP_CGROUP => Failure::Other(not_entered(source)),
         STEP_TERMINAL => Failure::Other(Error::sys("open a terminal in the spark")(source)),
         STEP_WORKDIR => Failure::Other(Error::io("change to the working directory", workdir)(source)),
@@ -217,11 +284,15 @@ impl Plan {
     }
 
     fn prepare(&self) -> Result<(), (u8, io::Error)> {
-        self.arrive().map_err(|e| (STEP_CONFINE, e))?;
+        passed(fault::point("enter.born"))?;
+        self.arrive().map_err(|e| (STEP_ARRIVE, e))?;
+        passed(fault::point("enter.arrived"))?;
         for mut tasks in &self.cgroups.tasks {
             tasks.write_all(b"0").map_err(|e| (STEP_CGROUP, e))?;
         }
+        passed(fault::point("enter.in-cgroups"))?;
         self.confine().map_err(|e| (STEP_CONFINE, e))?;
+        passed(fault::point("enter.confined"))?;
         if self.terminal {
             self.open_terminal().map_err(|e| (STEP_TERMINAL, e))?;
         }
@@ -239,14 +310,15 @@ impl Plan {
     }
 
     fn arrive(&self) -> io::Result<()> {
+        // First, so that no signal that the caller's terminal sends to its foreground reaches this process.
+        rustix::process::setsid()?;
         if let Some(init) = &self.leaving {
             // It looks whether it is alone, and then leaves: if it looked just before this process was there, it takes
             // this process along. Asleep, it has decided to stay, and the next time it looks it is not alone.
-            sys::process::wait_asleep(init)?;
+            sys::process::wait_asleep(init, Deadline::inside())?;
             // What is gone again before it looks counts too.
             live::touch(&self.init)?;
         }
-        rustix::process::setsid()?;
         if let Some(limits) = &self.leaves_schedule {
             sys::inherited::leave_schedule(limits);
         }
@@ -261,15 +333,21 @@ impl Plan {
         error.as_ref().map(rustix::stdio::dup2_stderr).transpose()?;
         self.give_streams()?;
         sys::exec::join_namespaces(&self.init)?;
+        let passed = |point: Result<()>| point.map_err(io::Error::other);
+        // From here on, who is root inside may signal this process.
+        passed(fault::point("enter.joined"))?;
         self.confinement.before_drop()?;
+        passed(fault::point("enter.filtered"))?;
         sys::exec::keep_capabilities(true)?;
         sys::exec::become_user(self.user.uid, self.user.gid, &self.user.groups)?;
         sys::exec::set_undumpable()?;
+        passed(fault::point("enter.is-user"))?;
         self.confinement.drop_capabilities(self.user.uid)?;
         sys::exec::keep_capabilities(false)?;
         // For good, and not only when it is executed: what the spark chose as directory, program or interpreter may
         // lead through /proc/self/fd.
         sys::exec::close_others(self.report.as_raw_fd())?;
+        passed(fault::point("enter.closed"))?;
         self.confinement.after_drop()
     }
 

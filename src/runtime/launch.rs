@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
@@ -23,6 +23,7 @@ use super::secrets::{self, Filling};
 use super::youki::{Handle, INNER};
 use crate::error::{Code, Error, Result};
 use crate::sys;
+use crate::sys::deadline::{Deadline, INSIDE, KILLED};
 use crate::sys::idmap::IdMap;
 use crate::sys::inherited::InitLimits;
 use crate::sys::lifeline::{self, Grip, Line};
@@ -89,8 +90,11 @@ pub fn join_user_namespace(inner: &mut Spec, bundle: &Path) {
     }
 }
 
-/// Longer than any start takes, on any host.
+/// Longer than any start takes, on any host: nothing of the spark's runs before PID 1, so that what takes long is the host.
+/// A start in which a process has been stopped is given up as soon as all else that runs inside.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked for such a process.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A helper at work.
 #[derive(Debug)]
@@ -101,6 +105,7 @@ pub struct Starting {
     /// If this process is killed, so is the helper, with all that libcontainer has made for it.
     _grip: Grip,
     bundle: PathBuf,
+    cgroup: PathBuf,
 }
 
 /// Why the helper did not start the spark.
@@ -155,28 +160,53 @@ impl Starting {
     pub fn wait(self) -> Result<Live> {
         // Not until the pipe ends: what waits inside for its start has it too, and nobody starts that if the helper
         // was killed. A report fits into the pipe.
+        let begun = Instant::now();
         let helper = sys::process::pidfd_open(self.helper).map_err(Error::sys("watch the helper"))?;
-        let in_time =
-            sys::process::wait_end(&helper, Some(PATIENCE)).map_err(Error::sys("wait for the helper"))?;
-        if !in_time {
+        let given_up = match self.has_ended(&helper) {
+            Ok(true) => None,
+            Ok(false) => Some(format!("it did not start within {} seconds", begun.elapsed().as_secs())),
+            Err(e) => Some(format!("it did not start: {e}")),
+        };
+        if given_up.is_some() {
             // It would hold the spark's lock for good.
             sys::process::kill_child(self.helper).map_err(Error::sys("end the helper"))?;
         }
-        let ended = sys::process::reap(self.helper, true).map_err(Error::sys("wait for the helper"))?;
+        let ended = sys::deadline::reap(self.helper, Deadline::after(KILLED));
+        let ended = ended.map_err(Error::sys("wait for the helper"))?;
         let mut report = vec![0; REPORT_MAX];
         let length = rustix::io::read(&self.report, &mut report).unwrap_or(0);
         let report: Option<Report> = serde_json::from_slice(&report[..length]).ok();
         let status = ended.map(|e| e.status());
-        let why = match (in_time, status) {
-            (false, _) => format!("it did not start within {} seconds", PATIENCE.as_secs()),
+        let why = match (&given_up, status) {
+            (Some(why), _) => why.clone(),
             (_, Some(0)) => match live::read(&self.bundle) {
                 Some(live) => return Ok(live),
                 None => "it ended at once".into(),
             },
             _ => format!("the helper ended with {status:?}"),
         };
-        let report = report.filter(|_| in_time).unwrap_or_else(|| Report::unknown(why));
+        let report = report.filter(|_| given_up.is_none()).unwrap_or_else(|| Report::unknown(why));
         Err(report.of_spark(self.spark))
+    }
+
+    /// Waits until the helper has ended. False if the time is over first.
+    fn has_ended(&self, helper: &OwnedFd) -> std::io::Result<bool> {
+        if sys::deadline::ended(helper, INSIDE)? {
+            return Ok(true);
+        }
+        let deadline = Deadline::after(PATIENCE.saturating_sub(INSIDE));
+        while !deadline.has_passed() && !self.is_stopped() {
+            if sys::deadline::ended(helper, LOOK)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether somebody has stopped the helper, or what it makes.
+    fn is_stopped(&self) -> bool {
+        let all = sys::process::group(self.helper).into_iter().chain(live::processes(&self.cgroup));
+        { all }.any(sys::process::is_stopped)
     }
 }
 
@@ -186,7 +216,8 @@ impl Launch {
         let (report, to) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)
                 .map_err(|e| Error::sys("make a pipe")(e.into()))?;
-        let (spark, bundle) = (self.spark.clone(), self.bundle.clone());
+        let (spark, bundle, cgroup) =
+            (self.spark.clone(), self.bundle.clone(), self.container.cgroup.clone());
         let (grip, line) = lifeline::pair().map_err(Error::sys("make a pipe"))?;
         let helper = sys::process::fork(move || {
             let started = leave_caller(line).and_then(|_line| {
@@ -201,7 +232,7 @@ impl Launch {
             1
         })
         .map_err(Error::sys("start a helper"))?;
-        Ok(Starting { helper, report, _grip: grip, spark, bundle })
+        Ok(Starting { helper, report, _grip: grip, spark, bundle, cgroup })
     }
 
     /// In the helper: everything that changes this process for good.
@@ -272,7 +303,8 @@ impl Launch {
         }
         container.start().map_err(|e| self.container.failed("start", e))?;
         // It depends on this process until it is executed.
-        let heard = executed.receive().map_err(Error::sys("hear of PID 1"))?;
+        let mut heard = report::Report::default();
+        executed.receive(&mut heard, Deadline::inside()).map_err(Error::sys("hear of PID 1"))?;
         if let Some((_, e)) = heard.failed {
             return Err(self.container.failed("start", e));
         }

@@ -92,11 +92,12 @@ pub fn has_left(bundle: &Path) -> bool {
 }
 
 impl Live {
-    /// Waits until PID 1 has ended, if it is about to. False if it goes on.
+    /// Waits until PID 1 has ended, if it is about to. False if it goes on, or stays until somebody on the host has reaped the
+    /// commands that it takes along.
     pub fn has_ended(&self) -> bool {
         match self.pidfd() {
             Ok(pidfd) if sys::process::is_ending(&self.init) => {
-                sys::process::wait_end(pidfd, Some(sys::process::TO_END)).unwrap_or(false)
+                sys::deadline::ended(pidfd, sys::deadline::INSIDE).unwrap_or(false)
             }
             Ok(_) => false,
             Err(_) => true,
@@ -181,7 +182,7 @@ impl Stillness {
             if Instant::now() > deadline {
                 return Ok(false);
             }
-            std::thread::sleep(Duration::from_micros(200));
+            sys::deadline::pause(Duration::from_micros(200))?;
         }
         Ok(true)
     }
@@ -223,7 +224,7 @@ pub(super) fn members_beside(cgroup: &Path, others: &[PathBuf]) -> Vec<(i32, Own
     // A number may have gone to a process of the host before it was opened. If it is there still, and the process
     // that was opened lives, it is that one.
     let still = processes_beside(cgroup, others);
-    let ended = |fd: &OwnedFd| crate::sys::process::wait_end(fd, Some(Duration::ZERO)).unwrap_or(true);
+    let ended = |fd: &OwnedFd| crate::sys::deadline::ended(fd, Duration::ZERO).unwrap_or(true);
     opened.into_iter().filter(|(pid, fd)| still.contains(pid) && !ended(fd)).collect()
 }
 

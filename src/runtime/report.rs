@@ -9,6 +9,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
+use crate::sys::deadline::{self, Deadline};
+
 /// The maker's end.
 #[derive(Debug)]
 pub struct Receiver(OwnedFd);
@@ -36,10 +38,14 @@ pub fn channel() -> io::Result<(Receiver, Sender)> {
 }
 
 impl Receiver {
-    /// Waits until the command is executed or has failed. The sender must not be open in this process any more.
-    pub fn receive(self) -> io::Result<Report> {
-        let mut report = Report::default();
+    /// Waits until the command is executed or has failed, and adds what it tells to `report`. The sender must not be open in
+    /// this process any more. After a deadline it may be called again.
+    ///
+    /// # Errors
+    /// `TimedOut`.
+    pub fn receive(&self, report: &mut Report, deadline: Deadline) -> io::Result<()> {
         loop {
+            deadline::readable(&self.0, deadline)?;
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut bytes = [0; 8];
@@ -53,7 +59,7 @@ impl Receiver {
                 }
             }
             match &bytes[..got.bytes] {
-                [] => return Ok(report),
+                [] => return Ok(()),
                 [0, 0] => report.ready = true,
                 [step, a, b, c, d] => {
                     let errno = i32::from_ne_bytes([*a, *b, *c, *d]);
@@ -99,6 +105,7 @@ impl AsRawFd for Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn a_terminal_and_a_failure_come_through_and_the_end_is_the_end() {
@@ -107,14 +114,21 @@ mod tests {
         to.ready().unwrap();
         to.failed(3, &io::Error::from_raw_os_error(libc::ENOENT));
         drop(to);
-        let report = from.receive().unwrap();
+        let mut report = Report::default();
+        from.receive(&mut report, Deadline::inside()).unwrap();
         assert!(report.master.is_some() && report.ready);
         let (step, e) = report.failed.unwrap();
         assert_eq!((step, e.raw_os_error()), (3, Some(libc::ENOENT)));
 
         let (from, to) = channel().unwrap();
+        to.ready().unwrap();
+        // Who was stopped on its way is waited for no longer than that, and may be waited for again.
+        let (mut report, none) = (Report::default(), Deadline::after(Duration::ZERO));
+        assert_eq!(from.receive(&mut report, none).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(report.ready);
         drop(to);
-        let report = from.receive().unwrap();
+        let mut report = Report::default();
+        from.receive(&mut report, Deadline::inside()).unwrap();
         assert!(report.master.is_none() && report.failed.is_none() && !report.ready);
     }
 }

@@ -170,7 +170,7 @@ impl Handle {
                 }
                 for (_, fd) in self.members() {
                     let _ = sys::process::signal(&fd, rustix::process::Signal::KILL);
-                    let _ = sys::process::wait_end(&fd, Some(Duration::from_secs(1)));
+                    let _ = sys::deadline::ended(&fd, Duration::from_secs(1));
                 }
                 // One that a process made meanwhile keeps its parent, and is found in the next round.
                 for dir in all.iter().filter(|dir| !self.before.contains(dir)) {
@@ -187,7 +187,7 @@ impl Handle {
                 });
             }
             // The kernel takes processes out of a cgroup a moment after they end, and tells nobody.
-            std::thread::sleep(Duration::from_millis(2));
+            sys::deadline::pause(Duration::from_millis(2)).map_err(Error::sys("wait for the cgroup"))?;
         }
         match std::fs::remove_dir_all(self.dir()) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", self.dir())(e)),
@@ -209,7 +209,9 @@ impl Handle {
                 return;
             }
             // The kernel takes processes out of a cgroup a moment after they end, and tells nobody.
-            std::thread::sleep(Duration::from_millis(2));
+            if sys::deadline::pause(Duration::from_millis(2)).is_err() {
+                return;
+            }
         }
     }
 

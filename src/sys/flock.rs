@@ -26,6 +26,8 @@ pub enum Mode {
 
 /// Longest pause between two tries, and so how much later than free a lock may be taken.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The same for exclusive lockers: all others wait for them.
+const PAUSE_ALONE: Duration = Duration::from_millis(5);
 /// How long a lock is waited for before its holders are looked at, and how often they are.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a shared locker lets exclusive ones go first. If one of those waits for a shared lock that is held for long, or
@@ -36,9 +38,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// delete in between means that another one has the name now, and it is tried again.
 ///
 /// A lock belongs to all forks of who took it. If that was killed, those that wait for it for good are ended here
-/// (see [`orphans`]); so it is tried again and again, since `flock(2)` would not wake up to look.
+/// (see [`orphans`]); so it is tried again and again, since `flock(2)` would not wake up to look. There is no deadline: who
+/// has the lock is a command of the host, which may do much, and whose own waits have one.
 ///
 /// # Errors
+/// [`Interrupted`](super::deadline::Interrupted) for a signal that ends this process.
 /// `NotFound` if the directory does not exist, or does not any more.
 pub fn lock_dir(path: &Path, mode: Mode) -> io::Result<OwnedFd> {
     loop {
@@ -61,7 +65,7 @@ pub fn lock_file(file: impl AsFd, mode: Mode, limit: Duration) -> io::Result<boo
         if Instant::now() > deadline {
             return Ok(false);
         }
-        std::thread::sleep(pause);
+        super::deadline::pause(pause)?;
         pause = (pause * 2).min(PAUSE);
     }
 }
@@ -97,8 +101,8 @@ fn wait_for(fd: &OwnedFd, mode: Mode, path: &Path) -> io::Result<()> {
             end_orphans(fd)?;
             look = Instant::now() + LOOK;
         }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(PAUSE);
+        super::deadline::pause(pause)?;
+        pause = (pause * 2).min(if mode == Mode::Exclusive { PAUSE_ALONE } else { PAUSE });
     }
 }
 
@@ -214,10 +218,15 @@ fn end_all(find: impl Fn() -> io::Result<Vec<i32>>) -> io::Result<()> {
             tracing::info!(pid, "ending what a killed process left waiting");
             // What has ended meanwhile is as well.
             let _ = super::process::signal(&pidfd, rustix::process::Signal::KILL);
-            super::process::wait_end(&pidfd, Some(super::process::TO_END))?;
+            super::deadline::ended(&pidfd, super::deadline::KILLED)?;
         }
     }
     Ok(())
+}
+
+/// Gives a lock back, also where a process that was forked meanwhile still has it open.
+pub fn release(lock: OwnedFd) -> io::Result<()> {
+    Ok(rustix::fs::flock(lock, FlockOperation::Unlock)?)
 }
 
 /// Locks a directory if nobody else has it.
@@ -248,7 +257,7 @@ pub fn lock_abandoned(path: &Path) -> io::Result<Option<OwnedFd>> {
         if is_held(&held)? || Instant::now() > deadline {
             return Ok(None);
         }
-        std::thread::sleep(Duration::from_millis(1));
+        super::deadline::pause(Duration::from_millis(1))?;
     }
 }
 

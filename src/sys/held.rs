@@ -65,6 +65,22 @@ impl Held {
     }
 }
 
+/// A descriptor that becomes readable when one of some signals has come that is held back.
+pub(super) fn told_of(signals: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: sigemptyset(3) initialises the set, which is only read by the kernel. The descriptor is new and nobody else's.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, *signal);
+        }
+        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC) {
+            fd if fd < 0 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
 impl AsFd for Held {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.arrived.as_fd()

@@ -72,7 +72,7 @@ pub fn namespace(map: IdMap) -> io::Result<OwnedFd> {
         Ok(File::open(format!("/proc/{child}/ns/user"))?.into())
     })();
     drop(hold_tx);
-    super::process::reap(child, true)?;
+    super::deadline::end_child(child)?;
     opened
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal};
 
+use super::deadline::{self, Deadline};
 use super::locked::Locked;
 use super::process::{self, Ended};
 use super::run::Ids;
@@ -130,7 +131,7 @@ fn attend(pid: i32, [output, errors]: [OwnedFd; 2], limits: &Limits<'_>) -> io::
         // It leads a session and so a group of its own. If it has not come to that yet, it is all there is.
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
         let _ = rustix::process::kill_process(group, Signal::KILL);
-        process::reap(pid, true)
+        deadline::reap(pid, Deadline::after(deadline::KILLED))
     };
     let heard = match hear(pid, &output, &errors, limits) {
         Ok(heard) => heard,
@@ -148,7 +149,7 @@ fn attend(pid: i32, [output, errors]: [OwnedFd; 2], limits: &Limits<'_>) -> io::
     if let Some(group) = Pid::from_raw(pid) {
         let _ = rustix::process::kill_process_group(group, Signal::KILL);
     }
-    let ended = process::reap(pid, true)?.ok_or(io::ErrorKind::WouldBlock)?;
+    let ended = process::try_reap(pid)?.ok_or(io::ErrorKind::WouldBlock)?;
     Ok(Outcome::Done(Done { ended, output, errors }))
 }
 
@@ -183,7 +184,7 @@ fn hear(pid: i32, output: &OwnedFd, errors: &OwnedFd, limits: &Limits<'_>) -> io
             other => other?,
         };
         // Looked at before the pipes are emptied: what it wrote before it ended is in them then, up to 256 reads.
-        let ended = process::wait_end(&pidfd, Some(Duration::ZERO))?;
+        let ended = deadline::ended(&pidfd, Duration::ZERO)?;
         if output_open {
             output_open = drain(output, |pipe| {
                 let n = rustix::io::read(pipe, said.rest())?;

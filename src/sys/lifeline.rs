@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::process;
+use super::deadline;
 
 /// As `fcntl.h` of Linux has it.
 const F_SETSIG: i32 = 10;
@@ -71,7 +71,7 @@ impl Line {
 /// `ESRCH` if it has ended already.
 pub fn end_with(parent: impl AsFd) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    if process::wait_end(parent, Some(Duration::ZERO))? {
+    if deadline::ended(parent, Duration::ZERO)? {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     Ok(())
@@ -107,10 +107,10 @@ mod tests {
         let mut child = command.spawn().unwrap();
         let mut text = String::new();
         io::BufRead::read_line(&mut io::BufReader::new(child.stdout.take().unwrap()), &mut text).unwrap();
-        let grandchild = process::pidfd_open(text.trim().parse().unwrap()).unwrap();
-        assert!(!process::wait_end(&grandchild, Some(Duration::ZERO)).unwrap());
+        let grandchild = super::super::process::pidfd_open(text.trim().parse().unwrap()).unwrap();
+        assert!(!deadline::ended(&grandchild, Duration::ZERO).unwrap());
         drop(grip);
-        assert!(process::wait_end(&grandchild, Some(process::TO_END)).unwrap());
+        assert!(deadline::ended(&grandchild, deadline::KILLED).unwrap());
         assert_eq!(
             std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()),
             Some(libc::SIGKILL)

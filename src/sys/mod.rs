@@ -14,6 +14,7 @@ pub mod btrfs;
 pub mod caller;
 pub mod confine;
 pub mod copy;
+pub mod deadline;
 pub mod exec;
 pub mod file;
 pub mod flock;

@@ -19,6 +19,8 @@ use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
 
+use super::deadline::{self, Deadline};
+
 /// Connects to a port of the loopback device of a process, in whatever network namespace that is. Does not wait for
 /// longer than `patience`. The stream does not block.
 ///
@@ -160,6 +162,7 @@ pub fn send_descriptor_to(path: &Path, message: &[u8], fd: impl AsFd) -> io::Res
 /// # Errors
 /// `InvalidData` if none does.
 pub fn receive_descriptor(listener: impl AsFd) -> io::Result<OwnedFd> {
+    deadline::readable(&listener, Deadline::inside())?;
     receive_from(rustix::io::retry_on_intr(|| rustix::net::accept_with(&listener, SocketFlags::CLOEXEC))?)
 }
 
@@ -172,6 +175,7 @@ pub fn receive_from(peer: impl AsFd) -> io::Result<OwnedFd> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [0; 4096];
     let mut place = [io::IoSliceMut::new(&mut bytes)];
+    deadline::readable(&peer, Deadline::inside())?;
     rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(&peer, &mut place, &mut control, RecvFlags::CMSG_CLOEXEC)
     })?;

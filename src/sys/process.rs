@@ -4,12 +4,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 pub use rustix::process::Pid;
 use rustix::process::{PidfdFlags, Signal};
 
-/// How long what is ending may take: what was killed while it waits for a disk ends when that has answered.
-pub const TO_END: Duration = Duration::from_secs(60);
+use super::deadline::Deadline;
 
 /// A process, told apart from a later one with the same number.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -82,25 +80,46 @@ pub fn is_ending(id: &ProcessId) -> bool {
     !id.alive() || field(id.pid, 9).is_none_or(|flags| flags & EXITING != 0)
 }
 
-/// Waits until a process that mostly waits does so: what it does next, it decides with what is there now.
+/// Waits until a process that mostly waits does so: what it does next, it decides with what is there now. If one of its own pid
+/// namespace traces it and lets it stand, that is as good: whoever has come in has waited for this, too, and so it has decided
+/// with the tracer there.
 ///
 /// # Errors
-/// `ESRCH` if it has ended or is about to, `TimedOut` if it is busy for a minute.
-pub fn wait_asleep(id: &ProcessId) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+/// `ESRCH` if it has ended or is about to, `ETIMEDOUT` if it is busy until the deadline.
+pub fn wait_asleep(id: &ProcessId, deadline: Deadline) -> io::Result<()> {
     loop {
         let (start, state) = stat(id.pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
         if start != id.start_time || is_ending(id) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
-        if state == b'S' {
+        if state == b'S' || state == b't' && is_traced_from_inside(id.pid) {
             return Ok(());
         }
-        if Instant::now() > deadline {
-            return Err(io::ErrorKind::TimedOut.into());
+        if deadline.has_passed() {
+            return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
         }
-        std::thread::sleep(Duration::from_micros(200));
+        super::deadline::pause(Duration::from_micros(200))?;
     }
+}
+
+/// Whether the tracer of a process is in the same pid namespace.
+fn is_traced_from_inside(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse::<i32>().ok());
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    tracer.is_some_and(|tracer| namespace(tracer).is_some() && namespace(tracer) == namespace(pid))
+}
+
+/// Whether somebody has stopped a process, or traces it and lets it stand.
+pub fn is_stopped(pid: i32) -> bool {
+    stat(pid).is_ok_and(|(_, state)| matches!(state, b'T' | b't'))
+}
+
+/// The processes of a process group.
+pub fn group(leader: i32) -> Vec<i32> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| field(*pid, 5) == Some(leader.into())).collect()
 }
 
 fn boot_id() -> io::Result<String> {
@@ -115,22 +134,6 @@ fn boot_id() -> io::Result<String> {
 /// Whether this process has one thread, as whoever forks without executing has to be sure of.
 pub fn single_threaded() -> bool {
     std::fs::read_dir("/proc/self/task").map(|tasks| tasks.count() == 1).unwrap_or(false)
-}
-
-/// Waits until the process of a pidfd has ended, or until a pipe can be read. False if the time is up first.
-pub fn wait_end(pidfd: impl AsFd, timeout: Option<Duration>) -> io::Result<bool> {
-    let deadline = timeout.map(|t| Instant::now() + t);
-    loop {
-        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        let left = left.map(|l| Timespec { tv_sec: l.as_secs() as i64, tv_nsec: l.subsec_nanos().into() });
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, left.as_ref()) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
 }
 
 /// Signals the process of a pidfd.
@@ -204,29 +207,16 @@ impl Ended {
     }
 }
 
-/// Reaps a child. `None` if it is running still and `block` is false.
-pub fn reap(pid: i32, block: bool) -> io::Result<Option<Ended>> {
+/// Reaps a child that has ended. `None` if it has not.
+pub fn try_reap(pid: i32) -> io::Result<Option<Ended>> {
     let mut status = 0;
-    let flags = if block { 0 } else { libc::WNOHANG };
-    loop {
-        // SAFETY: `status` is a valid place for an int.
-        let r = unsafe { libc::waitpid(pid, &mut status, flags) };
-        if r == 0 {
-            return Ok(None);
-        }
-        if r < 0 {
-            let e = io::Error::last_os_error();
-            if e.kind() == io::ErrorKind::Interrupted {
-                continue;
-            }
-            return Err(e);
-        }
-        if libc::WIFSIGNALED(status) {
-            return Ok(Some(Ended::Signaled(libc::WTERMSIG(status))));
-        }
-        if libc::WIFEXITED(status) {
-            return Ok(Some(Ended::Exited(libc::WEXITSTATUS(status))));
-        }
+    // SAFETY: `status` is a valid place for an int. WNOHANG: it returns at once.
+    let r = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) };
+    match r {
+        0 => Ok(None),
+        r if r < 0 => Err(io::Error::last_os_error()),
+        _ if libc::WIFSIGNALED(status) => Ok(Some(Ended::Signaled(libc::WTERMSIG(status)))),
+        _ => Ok(Some(Ended::Exited(libc::WEXITSTATUS(status)))),
     }
 }
 
@@ -327,7 +317,7 @@ pub fn fork_orphan(cgroup: Option<BorrowedFd<'_>>, work: impl FnOnce() -> i32) -
         Ok(_) => 0,
         Err(e) => e.raw_os_error().unwrap_or(libc::EIO),
     })?;
-    match reap(between, true)? {
+    match super::deadline::reap(between, Deadline::inside())? {
         Some(Ended::Exited(0)) => Ok(()),
         Some(Ended::Exited(error)) => Err(io::Error::from_raw_os_error(error)),
         _ => Err(io::ErrorKind::Interrupted.into()),

@@ -338,7 +338,7 @@ fn thaw(id: &str) {
 
 fn kill(pidfd: &std::os::fd::OwnedFd) {
     let _ = sparks::sys::process::signal(pidfd, rustix::process::Signal::KILL);
-    let _ = sparks::sys::process::wait_end(pidfd, Some(PATIENCE));
+    let _ = sparks::sys::deadline::ended(pidfd, PATIENCE);
 }
 
 fn unmount_below(dir: &Path) {

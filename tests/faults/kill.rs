@@ -215,7 +215,7 @@ fn kill_at(child: &mut Child, victim: Victim, moment: Duration) -> bool {
     if matches!(victim, Victim::Command | Victim::Both) {
         kill(&pidfd);
     }
-    let ended = wait_for(|| sys::wait_end(&pidfd, Some(Duration::from_millis(100))).unwrap());
+    let ended = wait_for(|| sparks::sys::deadline::ended(&pidfd, Duration::from_millis(100)).unwrap());
     if !ended {
         kill(&pidfd);
         panic!("the command hangs");

@@ -12,6 +12,7 @@ mod canary;
 mod data;
 mod dumps;
 mod ends;
+mod enter;
 mod files;
 mod images;
 mod kill;

@@ -29,7 +29,7 @@ fn names(machine: &Machine) -> String {
 fn kill(machine: &Machine, name: &str) {
     let pidfd = sparks::sys::process::pidfd_open(init(machine, name)).unwrap();
     sparks::sys::process::signal(&pidfd, Signal::KILL).unwrap();
-    assert!(sparks::sys::process::wait_end(&pidfd, Some(PATIENCE)).unwrap());
+    assert!(sparks::sys::deadline::ended(&pidfd, PATIENCE).unwrap());
 }
 
 #[test]

@@ -24,7 +24,8 @@ use crate::ops::{Observer, Sparks};
 /// it ends. The exit status is the command's own: 128 + n after signal n, 124 after `--timeout`, 125 if spark failed,
 /// 126 if the command cannot be run, 127 if it is not found.
 ///
-/// SIGINT, SIGTERM and SIGHUP are passed on to the command, which they end unless it handles them. If spark is killed by
+/// SIGINT, SIGTERM and SIGHUP are passed on to the command, which they end unless it handles them. Before the command runs,
+/// they end spark. If spark is killed by
 /// SIGKILL, the command goes on; if it has a terminal, that hangs up. What a command leaves in the background goes on too:
 /// who reads a pipe that it has open waits for it, as with ssh(1) and timeout(1). What it writes to a terminal or a file
 /// is passed on only until the command ends.
@@ -153,7 +154,10 @@ fn refuse_files(command: &Command) -> Result<()> {
 fn run(ctx: &Ctx, (sparks, spark): (&Sparks, &SparkId), command: &Command, job: &Job) -> Result<Status> {
     // Before the command is there, so that no signal falls between.
     let supervisor = Supervisor::prepare()?;
-    let running = sparks.exec(spark, command)?;
+    let running = match (sparks.exec(spark, command), supervisor.interrupted()) {
+        (Err(_), Some(status)) => return Ok(status),
+        (running, _) => running?,
+    };
     let status = supervisor.attach(&running, job.limit)?;
     if status != 0
         && let Some(why) = running.out_of_memory(spark, job.target == Target::Ephemeral)

@@ -87,7 +87,7 @@ impl Service<'_> {
                 });
             }
             // Nobody tells when a server listens.
-            std::thread::sleep(Duration::from_millis(10));
+            sys::deadline::pause(Duration::from_millis(10)).map_err(Error::sys("wait for the server"))?;
         }
     }
 
@@ -114,9 +114,7 @@ impl Service<'_> {
         let Some(server) = self.server.take() else { return Ok(()) };
         for signal in [libc::SIGTERM, libc::SIGKILL] {
             let _ = server.signal(signal);
-            if sys::process::wait_end(&server.pidfd, Some(GRACE))
-                .map_err(Error::sys("wait for the server"))?
-            {
+            if sys::deadline::ended(&server.pidfd, GRACE).map_err(Error::sys("wait for the server"))? {
                 break;
             }
         }

@@ -25,7 +25,7 @@ fn is_locked(dir: &Path, fd: &OwnedFd) -> bool {
         if lives || waits || Instant::now() > deadline {
             return true;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        let _ = sys::deadline::pause(Duration::from_millis(1));
     }
     false
 }

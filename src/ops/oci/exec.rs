@@ -1,7 +1,7 @@
 //! `exec`: one more process in a container.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capabilities, Capability, Process};
@@ -52,16 +52,17 @@ impl Runtime {
         let container = self.container(id)?;
         let preserve_fds = super::create::inherited(exec.preserve_fds);
         let exec = &Exec { preserve_fds, ..exec.clone() };
-        let running = {
-            let lock = container.lock(Mode::Shared)?;
-            match container.state()? {
-                State::Created | State::Running => {}
-                // It freezes on its way in, and whoever thaws it needs the lock.
-                State::Paused if exec.ignore_paused => drop(lock),
-                other => return Err(container.refused("exec in", other)),
+        let lock = container.lock(Mode::Shared)?;
+        let mut lock = match container.state()? {
+            State::Created | State::Running => Some(lock),
+            // It freezes on its way in, and whoever thaws it needs the lock.
+            State::Paused if exec.ignore_paused => {
+                drop(lock);
+                None
             }
-            enter(&container, exec)?
+            other => return Err(container.refused("exec in", other)),
         };
+        let running = enter(&container, exec, &mut lock)?;
         let told = || -> Result<()> {
             if let (Some(socket), Some(master)) = (&exec.console_socket, &running.master) {
                 send_terminal(socket, master).map_err(Error::io("send the terminal to", socket))?;
@@ -70,8 +71,7 @@ impl Runtime {
             exec.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, running.pid))
         };
         told().inspect_err(|_| {
-            let _ = running.signal(libc::SIGKILL);
-            let _ = running.wait();
+            let _ = running.end();
         })?;
         Ok(running)
     }
@@ -96,7 +96,7 @@ pub fn add_capabilities(process: &mut Process, more: &[Capability]) {
     process.set_capabilities(Some(lists));
 }
 
-fn enter(container: &Container, exec: &Exec) -> Result<Running> {
+fn enter(container: &Container, exec: &Exec, lock: &mut Option<OwnedFd>) -> Result<Running> {
     let init = container.init().ok_or_else(|| container.refused("exec in", State::Creating))?;
     let config = container.config()?;
     let filter = config::filter(&config)?;
@@ -117,9 +117,16 @@ fn enter(container: &Container, exec: &Exec) -> Result<Running> {
     };
     let group = Cgroup::new(&container.cgroup()?);
     let oom_kills = group.oom_kills().unwrap_or_default();
-    match entry.start() {
+    match entry.start(lock) {
         Ok(entered) => Running::of(entered, group, oom_kills),
         Err(Failure::Other(e)) => Err(e),
+        Err(Failure::Interrupted) => {
+            Err(Error::sys("enter the container")(io::ErrorKind::Interrupted.into()))
+        }
+        Err(Failure::TimedOut) => Err(Error::Busy {
+            what: format!("container `{}`", container.id),
+            why: "the process did not get in within 10 seconds: something inside stops or traces it".into(),
+        }),
         Err(Failure::Exec(source)) => {
             let command = exec.process.args().iter().flatten().next();
             Err(Error::Io { action: "execute", path: command.cloned().unwrap_or_default().into(), source })

@@ -88,7 +88,7 @@ fn kills(events: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::process::wait_end;
+    use crate::sys::deadline::ended;
 
     /// The kernel's file stands for itself: what is written to it is what counts.
     #[test]
@@ -100,7 +100,7 @@ mod tests {
         let write = |text: &str| std::fs::write(group.v2().join("memory.events"), text).unwrap();
         write("max 0\noom_kill 3\n");
         let mut notices = group.notices().unwrap().unwrap();
-        let heard = |notices: &Notices| wait_end(notices, Some(std::time::Duration::ZERO)).unwrap();
+        let heard = |notices: &Notices| ended(notices, std::time::Duration::ZERO).unwrap();
         assert!(!heard(&notices));
         write("max 7\noom_kill 3\n");
         assert!(heard(&notices));

@@ -21,6 +21,7 @@ use crate::runtime::report::{self, Sender};
 use crate::runtime::youki::{Entrances, Handle};
 use crate::runtime::{init, streams::Replaced};
 use crate::sys;
+use crate::sys::deadline::Deadline;
 use crate::sys::inherited::InitLimits;
 
 /// The user that keepers are, counted from a spark's first id: nobody inside is the host's nobody.
@@ -68,7 +69,10 @@ impl Keeper {
         let cgroup = self.cgroups.unified.as_ref().map(AsFd::as_fd);
         sys::process::fork_orphan(cgroup, || self.run(&to))?;
         drop(to);
-        match from.receive()?.failed {
+        let mut report = report::Report::default();
+        // It joins no user namespace on its way: nobody inside can signal it.
+        from.receive(&mut report, Deadline::inside())?;
+        match report.failed {
             None => Ok(()),
             Some((_, e)) => Err(e),
         }
@@ -127,7 +131,7 @@ pub fn wait_end(cgroup: &Path) {
     let deadline = Instant::now() + TO_WRITE;
     for (_, pidfd) in keepers(cgroup) {
         let left = deadline.saturating_duration_since(Instant::now());
-        if !sys::process::wait_end(&pidfd, Some(left)).unwrap_or(true) {
+        if !sys::deadline::ended(&pidfd, left).unwrap_or(true) {
             tracing::warn!("the log may lack what was written last");
         }
     }
@@ -149,7 +153,7 @@ pub fn settle(cgroup: &Path, log: &Path) -> io::Result<()> {
         if pipes.is_empty() || reader::end_of(log)? >= enough || Instant::now() > deadline {
             return Ok(());
         }
-        std::thread::sleep(Duration::from_micros(200));
+        sys::deadline::pause(Duration::from_micros(200))?;
     }
 }
 

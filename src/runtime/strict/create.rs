@@ -33,6 +33,7 @@ use crate::runtime::place::no_mount_namespace;
 use crate::runtime::users;
 use crate::runtime::youki::{Handle, leave_deleted_directory};
 use crate::sys;
+use crate::sys::deadline::Deadline;
 use crate::sys::process::ProcessId;
 
 /// What is needed to make a container.
@@ -238,7 +239,8 @@ impl Creation {
             Err(e) => e.raw_os_error().unwrap_or(libc::EIO),
         };
         // In a child: whoever raises it is in that namespace from then on.
-        let ended = sys::process::fork(raise).and_then(|child| sys::process::reap(child, true));
+        let ended =
+            sys::process::fork(raise).and_then(|child| sys::deadline::reap(child, Deadline::inside()));
         match ended.map(|e| e.map(|e| e.status())) {
             Ok(Some(0)) => Ok(()),
             Ok(errno) => Err(failed(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO)))),
@@ -301,8 +303,7 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         // It waits for good if nobody read.
-        let _ = sys::process::kill_child(self.writer);
-        let _ = sys::process::reap(self.writer, true);
+        let _ = sys::deadline::end_child(self.writer);
     }
 }
 

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::runtime::live;
 use crate::runtime::youki::{Handle, leave_deleted_directory};
 use crate::sys;
+use crate::sys::deadline::{Deadline, KILLED};
 use crate::sys::flock::Mode;
 
 /// How long a container that runs may take to end by itself where it is to be deleted.
@@ -102,7 +103,7 @@ impl Container {
         if !force && matches!(self.state(), Ok(State::Running)) {
             // Its program may be about to end.
             let init = self.init().and_then(|init| init.open().ok());
-            init.map(|init| sys::process::wait_end(init, Some(GRACE)));
+            init.map(|init| sys::deadline::ended(init, GRACE));
         }
         match self.state() {
             Ok(state @ (State::Running | State::Paused | State::Creating)) if !force => {
@@ -169,8 +170,10 @@ impl Container {
         if !all.is_empty() {
             let _ = live::thaw(&handle.cgroup);
         }
+        // For all of them together: there may be thousands.
+        let deadline = Deadline::after(KILLED);
         for process in &all {
-            let _ = sys::process::wait_end(process, Some(sys::process::TO_END));
+            let _ = sys::deadline::ended(process, deadline.left());
         }
     }
 }

@@ -20,8 +20,8 @@ use super::state::Container;
 use crate::error::{Error, Result};
 use crate::runtime::confine::{Confinement, resource_limit};
 use crate::runtime::enter::{
-    Entered, Failure, STEP_CONFINE, STEP_TERMINAL, STEP_WORKDIR, candidates, end, execute, give_streams,
-    heard,
+    Entered, Entering, Failure, STEP_CONFINE, STEP_TERMINAL, STEP_WORKDIR, candidates, end, execute,
+    give_streams,
 };
 use crate::runtime::report::{self, Sender};
 use crate::runtime::youki::{Entrances, Handle};
@@ -46,16 +46,17 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Starts it.
-    pub fn start(self) -> Result<Entered, Failure> {
+    /// Starts it. `lock`, which keeps the container as it is, is given back on the way if that takes long.
+    pub fn start(self, lock: &mut Option<OwnedFd>) -> Result<Entered, Failure> {
         let workdir = self.process.cwd().clone();
+        let cgroup = self.container.cgroup().map_err(Failure::Other)?;
         let (from, to) = report::channel().map_err(Error::sys("make a channel")).map_err(Failure::Other)?;
         let plan = Plan::new(self, to).map_err(Failure::Other)?;
         plan.run_on(true).map_err(Error::sys("choose processors")).map_err(Failure::Other)?;
         let pid = plan.fork().map_err(Error::sys("enter the container")).map_err(Failure::Other)?;
         // The receiver hears the end only when nobody here can send any more.
         drop(plan);
-        heard(pid, from, &workdir)
+        Entering::of(pid, from, workdir, cgroup).wait(lock)
     }
 }
 
@@ -198,6 +199,7 @@ impl Plan {
     /// The order matters: see docs/security.md before changing it.
     fn prepare(&self) -> Result<(), (u8, io::Error)> {
         self.join().map_err(|e| (STEP_CONFINE, e))?;
+        crate::fault::point("oci-enter.joined").map_err(|e| (STEP_CONFINE, io::Error::other(e)))?;
         if self.process.terminal().unwrap_or(false) {
             self.open_terminal().map_err(|e| (STEP_TERMINAL, e))?;
         }

@@ -69,7 +69,7 @@ impl Making {
         let failed = |e| Error::sys("watch over this process")(e);
         let maker = sys::process::pidfd_open(std::process::id() as i32).map_err(failed)?;
         let end = || {
-            let ended = sys::process::wait_end(&maker, None);
+            let ended = sys::deadline::ended(&maker, std::time::Duration::MAX);
             i32::from(ended.and_then(|_| sys::flock::lock_abandoned(&self.dir)).is_err())
         };
         sys::process::fork_apart(maker.as_fd(), end).map(Watcher).map_err(failed)
@@ -108,8 +108,7 @@ pub(super) struct Watcher(i32);
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        let _ = sys::process::kill_child(self.0);
-        let _ = sys::process::reap(self.0, true);
+        let _ = sys::deadline::end_child(self.0);
     }
 }
 

@@ -210,7 +210,7 @@ impl Container {
                 Ok(state) => return Ok(state),
                 Err(e) => last = Some(e),
             }
-            std::thread::sleep(Duration::from_millis(1));
+            sys::deadline::pause(Duration::from_millis(1)).map_err(Error::io("read", &path))?;
         }
         self.remade().ok_or_else(|| Error::corrupt(&path, last.map(|e| e.to_string()).unwrap_or_default()))
     }
