@@ -109,7 +109,7 @@ pub fn readable(fd: impl AsFd, deadline: Deadline) -> io::Result<()> {
     if wait(Some(fd.as_fd()), deadline)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
-/// Waits until the process of a pidfd has ended. False if the time is over first.
+/// Waits until the process of a pidfd has ended, or a pipe can be read. False if the time is over first.
 ///
 /// # Errors
 /// [`Interrupted`] for a signal.

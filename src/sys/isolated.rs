@@ -19,7 +19,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::pipe::PipeFlags;
@@ -27,6 +27,7 @@ use rustix::process::{Resource, Signal};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use super::confine::{self, Confinement, Files, Filter};
+use super::deadline::{self, Deadline};
 use super::{exec, process};
 
 /// The name that such a process is started with.
@@ -95,10 +96,9 @@ impl Isolated {
     /// # Errors
     /// Those of poll(2), read(2) and waitpid(2).
     pub fn end(&mut self) -> io::Result<End> {
-        let deadline = Instant::now() + TO_END;
+        let deadline = Deadline::after(TO_END);
         let mut said = Vec::new();
-        let left = || Some(deadline.saturating_duration_since(Instant::now()));
-        while said.len() < SENTENCE as usize && process::wait_end(&self.said, left())? {
+        while said.len() < SENTENCE as usize && deadline::ended(&self.said, deadline.left())? {
             let mut some = [0; 512];
             match self.said.read(&mut some)? {
                 0 => break,
@@ -106,7 +106,7 @@ impl Isolated {
             }
         }
         let pidfd = process::pidfd_open(self.child.id() as i32)?;
-        if !process::wait_end(&pidfd, left())? {
+        if !deadline::ended(&pidfd, deadline.left())? {
             self.child.kill()?;
         }
         let status = self.child.wait()?;
