@@ -84,7 +84,7 @@ pub(super) const STEP_TERMINAL: u8 = 2;
 pub(super) const STEP_WORKDIR: u8 = 3;
 const STEP_EXEC: u8 = 4;
 pub(super) const STEP_CGROUP: u8 = 5;
-const STEP_ARRIVE: u8 = 6;
+const STEP_REST: u8 = 6;
 
 /// Why a command did not start.
 #[derive(Debug)]
@@ -126,8 +126,8 @@ pub(super) fn end(
     prepared: Result<(), (u8, io::Error)>,
     execute: impl FnOnce() -> io::Error,
 ) -> i32 {
-    let ready = prepared.and_then(|()| report.ready().map_err(|e| (STEP_CONFINE, e)));
-    let (step, e) = match ready.and_then(|()| passed(fault::point("enter.ready"))) {
+    let ready = || report.ready().and_then(|()| passed(fault::point("enter.ready")));
+    let (step, e) = match prepared.and_then(|()| ready().map_err(|e| (STEP_CONFINE, e))) {
         Ok(()) => (STEP_EXEC, execute()),
         Err(failed) => failed,
     };
@@ -135,9 +135,9 @@ pub(super) fn end(
     127
 }
 
-/// What a fault point says, as a step that failed.
-fn passed(point: Result<()>) -> Result<(), (u8, io::Error)> {
-    point.map_err(|e| (STEP_CONFINE, io::Error::other(e)))
+/// The result of a fault point in a child.
+pub(super) fn passed(point: Result<()>) -> io::Result<()> {
+    point.map_err(io::Error::other)
 }
 
 impl Entering {
@@ -199,8 +199,8 @@ impl Entering {
 fn failure(step: u8, source: io::Error, workdir: &Path) -> Failure {
     match step {
         STEP_EXEC => Failure::Exec(source),
-        STEP_ARRIVE if source.raw_os_error() == Some(libc::ETIMEDOUT) => Failure::TimedOut,
-        STEP_ARRIVE => Failure::Other(Error::sys("find PID 1 at rest")(source)),
+        STEP_REST if source.raw_os_error() == Some(libc::ETIMEDOUT) => Failure::TimedOut,
+        STEP_REST => Failure::Other(Error::sys("find PID 1 at rest")(source)),
         STEP_CGROUP => Failure::Other(not_entered(source)),
         STEP_TERMINAL => Failure::Other(Error::sys("open a terminal in the spark")(source)),
         STEP_WORKDIR => Failure::Other(Error::io("change to the working directory", workdir)(source)),
@@ -284,15 +284,14 @@ impl Plan {
     }
 
     fn prepare(&self) -> Result<(), (u8, io::Error)> {
-        passed(fault::point("enter.born"))?;
-        self.arrive().map_err(|e| (STEP_ARRIVE, e))?;
-        passed(fault::point("enter.arrived"))?;
+        let unconfined = |e| (STEP_CONFINE, e);
+        self.leave_caller().map_err(unconfined)?;
+        self.await_rest().map_err(|e| (STEP_REST, e))?;
+        self.arrive().map_err(unconfined)?;
         for mut tasks in &self.cgroups.tasks {
             tasks.write_all(b"0").map_err(|e| (STEP_CGROUP, e))?;
         }
-        passed(fault::point("enter.in-cgroups"))?;
-        self.confine().map_err(|e| (STEP_CONFINE, e))?;
-        passed(fault::point("enter.confined"))?;
+        self.confine().map_err(unconfined)?;
         if self.terminal {
             self.open_terminal().map_err(|e| (STEP_TERMINAL, e))?;
         }
@@ -302,16 +301,21 @@ impl Plan {
             _ => {}
         }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        self.confinement.lower_limits().map_err(|e| (STEP_CONFINE, e))?;
+        self.confinement.lower_limits().map_err(unconfined)?;
         // A crash would write the variables that are secrets into the root filesystem, and so into the next snapshot, or hand
         // them to who collects core dumps on the host. Who wants one inside can say so: `ulimit -c`.
-        sys::exec::without_core_dumps().map_err(|e| (STEP_CONFINE, e))?;
-        sys::exec::reset_signals().map_err(|e| (STEP_CONFINE, e))
+        sys::exec::without_core_dumps().map_err(unconfined)?;
+        sys::exec::reset_signals().map_err(unconfined)
     }
 
-    fn arrive(&self) -> io::Result<()> {
-        // First, so that no signal that the caller's terminal sends to its foreground reaches this process.
-        rustix::process::setsid()?;
+    /// First, so that no signal that the caller's terminal sends to its foreground reaches this process.
+    fn leave_caller(&self) -> io::Result<()> {
+        passed(fault::point("enter.born"))?;
+        rustix::process::setsid().map(drop).map_err(io::Error::from)
+    }
+
+    /// Waits until PID 1 rests, if it may leave by itself.
+    fn await_rest(&self) -> io::Result<()> {
         if let Some(init) = &self.leaving {
             // It looks whether it is alone, and then leaves: if it looked just before this process was there, it takes
             // this process along. Asleep, it has decided to stay, and the next time it looks it is not alone.
@@ -319,6 +323,11 @@ impl Plan {
             // What is gone again before it looks counts too.
             live::touch(&self.init)?;
         }
+        Ok(())
+    }
+
+    fn arrive(&self) -> io::Result<()> {
+        passed(fault::point("enter.arrived"))?;
         if let Some(limits) = &self.leaves_schedule {
             sys::inherited::leave_schedule(limits);
         }
@@ -327,13 +336,13 @@ impl Plan {
 
     /// The order matters: see docs/security.md before changing it.
     fn confine(&self) -> io::Result<()> {
+        passed(fault::point("enter.in-cgroups"))?;
         let [input, output, error] = &self.streams;
         input.as_ref().map(rustix::stdio::dup2_stdin).transpose()?;
         output.as_ref().map(rustix::stdio::dup2_stdout).transpose()?;
         error.as_ref().map(rustix::stdio::dup2_stderr).transpose()?;
         self.give_streams()?;
         sys::exec::join_namespaces(&self.init)?;
-        let passed = |point: Result<()>| point.map_err(io::Error::other);
         // From here on, who is root inside may signal this process.
         passed(fault::point("enter.joined"))?;
         self.confinement.before_drop()?;
@@ -348,7 +357,8 @@ impl Plan {
         // lead through /proc/self/fd.
         sys::exec::close_others(self.report.as_raw_fd())?;
         passed(fault::point("enter.closed"))?;
-        self.confinement.after_drop()
+        self.confinement.after_drop()?;
+        passed(fault::point("enter.confined"))
     }
 
     /// `/dev/stdin` and its like open the stream's inode anew, so that has to belong to the user inside. Files are

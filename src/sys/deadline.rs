@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::held::ENDING;
 use super::process::{self, Ended};
 
 /// The longest time that the host waits for something that a process inside a spark or a container can delay.
@@ -19,9 +20,6 @@ pub const INSIDE: Duration = Duration::from_secs(10);
 /// How long what was killed may take to end. It has no say any more, so this is a wait for the kernel: for a disk that has
 /// not answered.
 pub const KILLED: Duration = Duration::from_secs(60);
-
-/// Signals that end a wait, and with it this process, unless that holds them back.
-const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
 /// A point in time at which a wait is given up.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +94,12 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// In a forked child: its waits end for no signal. The child may close the descriptor of [`Attention`], and another file
+/// may get its number.
+pub(super) fn pay_no_attention() {
+    ATTENTION.set(None);
+}
+
 /// Whether a wait was given up because of a signal.
 pub fn is_interrupted(e: &io::Error) -> bool {
     e.get_ref().is_some_and(|e| e.is::<Interrupted>())
@@ -169,10 +173,7 @@ fn wait(fd: Option<BorrowedFd<'_>>, deadline: Deadline) -> io::Result<bool> {
             return Ok(true);
         }
         ATTENTION.set(None);
-        // Who was forked has a copy of the descriptor, and may have closed it: then it only has no attention any more.
-        if fds.last().is_some_and(|fd| fd.revents().contains(PollFlags::IN)) {
-            return Err(io::Error::new(io::ErrorKind::Interrupted, Interrupted));
-        }
+        return Err(io::Error::new(io::ErrorKind::Interrupted, Interrupted));
     }
 }
 

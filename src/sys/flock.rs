@@ -26,7 +26,7 @@ pub enum Mode {
 
 /// Longest pause between two tries, and so how much later than free a lock may be taken.
 const PAUSE: Duration = Duration::from_millis(20);
-/// The same for exclusive lockers: all others wait for them.
+/// Longest pause of an exclusive locker, which is shorter: all other lockers wait for it.
 const PAUSE_ALONE: Duration = Duration::from_millis(5);
 /// How long a lock is waited for before its holders are looked at, and how often they are.
 const LOOK: Duration = Duration::from_millis(500);
@@ -42,8 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// has the lock is a command of the host, which may do much, and whose own waits have one.
 ///
 /// # Errors
-/// [`Interrupted`](super::deadline::Interrupted) for a signal that ends this process.
-/// `NotFound` if the directory does not exist, or does not any more.
+/// [`Interrupted`](super::deadline::Interrupted) for a signal that ends this process. `NotFound` if the directory does not
+/// exist, or does not any more.
 pub fn lock_dir(path: &Path, mode: Mode) -> io::Result<OwnedFd> {
     loop {
         let fd = super::file::open_dir(path)?;

@@ -19,8 +19,7 @@ pub struct Held {
 
 impl Held {
     pub fn new(signals: &[i32]) -> io::Result<Held> {
-        // SAFETY: both sets are of plain numbers, made whole by sigemptyset(3) and the kernel. The descriptor is new and
-        // nobody else's.
+        // SAFETY: both sets are of plain numbers, made whole by sigemptyset(3) and the kernel.
         unsafe {
             let (mut set, mut before) = (std::mem::zeroed(), std::mem::zeroed());
             libc::sigemptyset(&mut set);
@@ -31,11 +30,7 @@ impl Held {
                     libc::sigaddset(&mut set, *signal);
                 }
             }
-            let arrived = libc::signalfd(-1, &set, libc::SFD_CLOEXEC);
-            if arrived < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            let arrived = OwnedFd::from_raw_fd(arrived);
+            let arrived = signalfd(&set)?;
             match libc::pthread_sigmask(libc::SIG_BLOCK, &set, &mut before) {
                 0 => Ok(Held { arrived, before: Some(before) }),
                 e => Err(io::Error::from_raw_os_error(e)),
@@ -65,16 +60,23 @@ impl Held {
     }
 }
 
-/// A descriptor that becomes readable when one of some signals has come that is held back.
+/// Makes a descriptor that becomes readable when one of these signals arrives. The caller holds the signals back.
 pub(super) fn told_of(signals: &[i32]) -> io::Result<OwnedFd> {
-    // SAFETY: sigemptyset(3) initialises the set, which is only read by the kernel. The descriptor is new and nobody else's.
+    // SAFETY: the set is of plain numbers, made whole by sigemptyset(3).
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&mut set);
         for signal in signals {
             libc::sigaddset(&mut set, *signal);
         }
-        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC) {
+        signalfd(&set)
+    }
+}
+
+fn signalfd(set: &libc::sigset_t) -> io::Result<OwnedFd> {
+    // SAFETY: the set is valid, and the kernel only reads it. The descriptor is new and nobody else's.
+    unsafe {
+        match libc::signalfd(-1, set, libc::SFD_CLOEXEC) {
             fd if fd < 0 => Err(io::Error::last_os_error()),
             fd => Ok(OwnedFd::from_raw_fd(fd)),
         }

@@ -270,6 +270,7 @@ fn alone_soon() -> bool {
         if Instant::now() > deadline {
             return false;
         }
+        // Nobody tells of that moment, and it is shorter than a timer.
         std::thread::yield_now();
     }
     true
@@ -284,6 +285,7 @@ fn fork_with(call: impl FnOnce() -> i32, work: impl FnOnce() -> i32) -> io::Resu
     match call() {
         -1 => Err(io::Error::last_os_error()),
         0 => {
+            super::deadline::pay_no_attention();
             let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101);
             // SAFETY: _exit(2) takes a plain number. Destructors and buffers belong to the parent.
             unsafe { libc::_exit(status) }

@@ -18,10 +18,11 @@ use super::priority::Priority;
 use super::spec::has_home;
 use super::state::Container;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::runtime::confine::{Confinement, resource_limit};
 use crate::runtime::enter::{
     Entered, Entering, Failure, STEP_CONFINE, STEP_TERMINAL, STEP_WORKDIR, candidates, end, execute,
-    give_streams,
+    give_streams, passed,
 };
 use crate::runtime::report::{self, Sender};
 use crate::runtime::youki::{Entrances, Handle};
@@ -199,7 +200,7 @@ impl Plan {
     /// The order matters: see docs/security.md before changing it.
     fn prepare(&self) -> Result<(), (u8, io::Error)> {
         self.join().map_err(|e| (STEP_CONFINE, e))?;
-        crate::fault::point("oci-enter.joined").map_err(|e| (STEP_CONFINE, io::Error::other(e)))?;
+        passed(fault::point("oci-enter.joined")).map_err(|e| (STEP_CONFINE, e))?;
         if self.process.terminal().unwrap_or(false) {
             self.open_terminal().map_err(|e| (STEP_TERMINAL, e))?;
         }
