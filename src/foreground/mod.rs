@@ -38,8 +38,8 @@ const QUIET: Duration = Duration::from_millis(50);
 /// And it is no more than this.
 const LEFT: u64 = 1 << 20;
 
-/// Catches signals from the time it is made, so that none is lost while the command is being started. Until it is there, those
-/// that would end this process end whatever is waited for.
+/// Catches signals from the time it is made, so that none is lost while the command is being started. Until the command is
+/// there, signals that would end this process end whatever is waited for.
 #[derive(Debug)]
 pub struct Supervisor {
     signals: Signals,
@@ -60,10 +60,10 @@ impl Supervisor {
         prepared().map_err(Error::sys("catch signals"))
     }
 
-    /// The status for a command that did not start, if that is because of a signal which ends this process: as of a command
-    /// that was ended by it.
+    /// The status for a command that did not start because a signal has ended a wait: as of a command that the signal has
+    /// ended.
     pub fn interrupted(&self) -> Option<Status> {
-        let signal = self.attention.pending().ok().flatten()?;
+        let signal = self.attention.has_ended_by().ok().flatten()?;
         Status::try_from(128 + signal).ok()
     }
 

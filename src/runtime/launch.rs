@@ -162,11 +162,10 @@ impl Starting {
         // was killed. A report fits into the pipe.
         let begun = Instant::now();
         let helper = sys::process::pidfd_open(self.helper).map_err(Error::sys("watch the helper"))?;
-        let given_up = match self.has_ended(&helper) {
-            Ok(true) => None,
-            Ok(false) => Some(format!("it did not start within {} seconds", begun.elapsed().as_secs())),
-            Err(e) => Some(format!("it did not start: {e}")),
-        };
+        let given_up = self.reason_to_give_up(&helper);
+        let given_up = given_up.unwrap_or_else(|e| Some(e.to_string()));
+        let given_up = given_up
+            .map(|why| format!("the start was given up after {} seconds: {why}", begun.elapsed().as_secs()));
         if given_up.is_some() {
             // It would hold the spark's lock for good.
             sys::process::kill_child(self.helper).map_err(Error::sys("end the helper"))?;
@@ -189,18 +188,20 @@ impl Starting {
         Err(report.of_spark(self.spark))
     }
 
-    /// Waits until the helper has ended. False if the time is over first.
-    fn has_ended(&self, helper: &OwnedFd) -> std::io::Result<bool> {
-        if sys::deadline::ended(helper, INSIDE)? {
-            return Ok(true);
-        }
-        let deadline = Deadline::after(PATIENCE.saturating_sub(INSIDE));
-        while !deadline.has_passed() && !self.is_stopped() {
-            if sys::deadline::ended(helper, LOOK)? {
-                return Ok(true);
+    /// Waits until the helper has ended. If that takes too long, returns why.
+    fn reason_to_give_up(&self, helper: &OwnedFd) -> std::io::Result<Option<String>> {
+        let deadline = Deadline::after(PATIENCE);
+        let mut time = INSIDE;
+        while !sys::deadline::ended(helper, time)? {
+            if self.is_stopped() {
+                return Ok(Some("a process of it was stopped by a signal".into()));
             }
+            if deadline.has_passed() {
+                return Ok(Some("it takes too long".into()));
+            }
+            time = LOOK;
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Whether somebody has stopped the helper, or what it makes.

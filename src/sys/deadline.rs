@@ -67,12 +67,10 @@ impl Attention {
         Ok(Attention { told })
     }
 
-    /// The number of a signal of [`ENDING`] that has come, if one has.
-    pub fn pending(&self) -> io::Result<Option<i32>> {
-        if !is_readable(self.told.as_fd())? {
-            return Ok(None);
-        }
-        pending()
+    /// The number of the signal of [`ENDING`] that has ended a wait, if one has.
+    pub fn has_ended_by(&self) -> io::Result<Option<i32>> {
+        // The wait that a signal ends pays no more attention.
+        if ATTENTION.get() == Some(self.told.as_raw_fd()) { Ok(None) } else { pending() }
     }
 }
 
@@ -177,13 +175,6 @@ fn wait(fd: Option<BorrowedFd<'_>>, deadline: Deadline) -> io::Result<bool> {
     }
 }
 
-/// Whether a descriptor can be read now.
-fn is_readable(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&now)))? > 0)
-}
-
 /// The first signal of [`ENDING`] that waits to be let through.
 fn pending() -> io::Result<Option<i32>> {
     // SAFETY: sigpending(2) fills a set, which sigismember(3) reads.
@@ -207,14 +198,14 @@ mod tests {
         assert_eq!(readable(&from, brief()).unwrap_err().kind(), io::ErrorKind::TimedOut);
         let held = super::super::held::Held::new(&[libc::SIGTERM]).unwrap();
         let attention = Attention::new().unwrap();
-        assert_eq!(attention.pending().unwrap(), None);
         // SAFETY: raise(3) takes a plain number, and the signal is held back from this thread.
         unsafe { libc::raise(libc::SIGTERM) };
         // Who only looks does not wait, and what has come is not waited for.
         assert!(!ended(&from, Duration::ZERO).unwrap());
+        assert_eq!(attention.has_ended_by().unwrap(), None);
         let e = readable(&from, Deadline::after(Duration::from_secs(3600))).unwrap_err();
         assert!(is_interrupted(&e), "{e}");
-        assert_eq!(attention.pending().unwrap(), Some(libc::SIGTERM));
+        assert_eq!(attention.has_ended_by().unwrap(), Some(libc::SIGTERM));
         // What is begun is undone in peace.
         pause(Duration::from_millis(1)).unwrap();
         drop(to);

@@ -56,7 +56,13 @@ fn has_open(pid: i32, file: &Path) -> bool {
     { fds }.any(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path == file))
 }
 
-fn said(child: Child) -> (Option<i32>, String) {
+/// Waits until a command has ended. Returns its status, and what it wrote to standard error.
+#[track_caller]
+fn said(mut child: Child) -> (Option<i32>, String) {
+    if !wait_for(|| child.try_wait().unwrap().is_some()) {
+        child.kill().unwrap();
+        panic!("the command hangs");
+    }
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     (status.code(), String::from_utf8(stderr).unwrap())
 }
@@ -295,6 +301,7 @@ fn a_start_that_is_stopped_anywhere_is_given_up_and_stop_and_delete_go_on() {
         machine.spark(verb).ok();
         let (status, error) = said(resume);
         assert!(status == Some(1) && error.contains("cannot start spark `web`"), "{status:?} {error}");
+        assert!(error.contains("was stopped by a signal"), "{error}");
         assert!(processes(&id).is_empty() && cgroups(&id).is_empty());
     }
 }

@@ -25,10 +25,9 @@ use crate::ops::{Observer, Sparks};
 /// 126 if the command cannot be run, 127 if it is not found.
 ///
 /// SIGINT, SIGTERM and SIGHUP are passed on to the command, which they end unless it handles them. Before the command runs,
-/// they end spark. If spark is killed by
-/// SIGKILL, the command goes on; if it has a terminal, that hangs up. What a command leaves in the background goes on too:
-/// who reads a pipe that it has open waits for it, as with ssh(1) and timeout(1). What it writes to a terminal or a file
-/// is passed on only until the command ends.
+/// they end spark. If spark is killed by SIGKILL, the command goes on; if it has a terminal, that hangs up. What a command
+/// leaves in the background goes on too: who reads a pipe that it has open waits for it, as with ssh(1) and timeout(1).
+/// What it writes to a terminal or a file is passed on only until the command ends.
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
     /// The spark, or `-` for one that lives as long as the command
