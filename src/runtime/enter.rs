@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString, OsString};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -85,6 +85,7 @@ pub(super) const STEP_WORKDIR: u8 = 3;
 const STEP_EXEC: u8 = 4;
 pub(super) const STEP_CGROUP: u8 = 5;
 const STEP_REST: u8 = 6;
+pub(super) const STEP_STREAMS: u8 = 7;
 
 /// Why a command did not start.
 #[derive(Debug)]
@@ -202,6 +203,7 @@ fn failure(step: u8, source: io::Error, workdir: &Path) -> Failure {
         STEP_REST if source.raw_os_error() == Some(libc::ETIMEDOUT) => Failure::TimedOut,
         STEP_REST => Failure::Other(Error::sys("find PID 1 at rest")(source)),
         STEP_CGROUP => Failure::Other(not_entered(source)),
+        STEP_STREAMS => Failure::Other(not_given(source)),
         STEP_TERMINAL => Failure::Other(Error::sys("open a terminal in the spark")(source)),
         STEP_WORKDIR => Failure::Other(Error::io("change to the working directory", workdir)(source)),
         _ => Failure::Other(Error::sys("confine the command")(source)),
@@ -219,6 +221,23 @@ fn not_entered(source: io::Error) -> Error {
         },
         _ => Error::sys("enter the spark")(source),
     }
+}
+
+/// Why a command could not have this process's standard streams.
+fn not_given(source: io::Error) -> Error {
+    let names = ["standard input", "standard output", "standard error"];
+    let named = (0..).zip(names).find(|(fd, _)| is_directory(sys::exec::standard_stream(*fd)));
+    match named {
+        Some((_, name)) => Error::Denied {
+            what: format!("{name} is a directory: from there, a command could reach all files of the host"),
+            hint: format!("redirect {name} to a file, a pipe or /dev/null"),
+        },
+        None => Error::sys("pass the standard streams on")(source),
+    }
+}
+
+fn is_directory(stream: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(stream).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
 }
 
 /// Everything that the child needs, made before the fork.
@@ -291,6 +310,7 @@ impl Plan {
         for mut tasks in &self.cgroups.tasks {
             tasks.write_all(b"0").map_err(|e| (STEP_CGROUP, e))?;
         }
+        self.take_streams().map_err(|e| (STEP_STREAMS, e))?;
         self.confine().map_err(unconfined)?;
         if self.terminal {
             self.open_terminal().map_err(|e| (STEP_TERMINAL, e))?;
@@ -334,14 +354,23 @@ impl Plan {
         self.confinement.enter_profile()
     }
 
-    /// The order matters: see docs/security.md before changing it.
-    fn confine(&self) -> io::Result<()> {
-        passed(fault::point("enter.in-cgroups"))?;
+    /// `/dev/stdin` and its like open the stream's inode anew, so that has to belong to the user inside. Files are
+    /// the caller's and stay so, fifos with a name among them.
+    ///
+    /// # Errors
+    /// `EISDIR` for a directory: all of the host's files would be in reach from there.
+    fn take_streams(&self) -> io::Result<()> {
         let [input, output, error] = &self.streams;
         input.as_ref().map(rustix::stdio::dup2_stdin).transpose()?;
         output.as_ref().map(rustix::stdio::dup2_stdout).transpose()?;
         error.as_ref().map(rustix::stdio::dup2_stderr).transpose()?;
-        self.give_streams()?;
+        // What has a terminal of its own leaves these behind.
+        give_streams((!self.terminal).then_some(self.first_id + self.user.uid))
+    }
+
+    /// The order matters: see docs/security.md before changing it.
+    fn confine(&self) -> io::Result<()> {
+        passed(fault::point("enter.in-cgroups"))?;
         sys::exec::join_namespaces(&self.init)?;
         // From here on, who is root inside may signal this process.
         passed(fault::point("enter.joined"))?;
@@ -359,16 +388,6 @@ impl Plan {
         passed(fault::point("enter.closed"))?;
         self.confinement.after_drop()?;
         passed(fault::point("enter.confined"))
-    }
-
-    /// `/dev/stdin` and its like open the stream's inode anew, so that has to belong to the user inside. Files are
-    /// the caller's and stay so, fifos with a name among them.
-    ///
-    /// # Errors
-    /// `EISDIR` for a directory: all of the host's files would be in reach from there.
-    fn give_streams(&self) -> io::Result<()> {
-        // What has a terminal of its own leaves these behind.
-        give_streams((!self.terminal).then_some(self.first_id + self.user.uid))
     }
 
     /// Opened by the user inside, with their rights, and so theirs.

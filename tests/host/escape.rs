@@ -198,6 +198,12 @@ fn a_directory_is_no_standard_stream() {
         };
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{n}: {}", String::from_utf8_lossy(&output.stdout));
+        if n < 2 {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let name = ["standard input", "standard output"][n];
+            assert!(said.contains(&format!("{name} is a directory")), "{said}");
+            assert!(said.contains(&format!("redirect {name} to a file")), "{said}");
+        }
     }
 }
 

@@ -21,8 +21,8 @@ use crate::error::{Error, Result};
 use crate::fault;
 use crate::runtime::confine::{Confinement, resource_limit};
 use crate::runtime::enter::{
-    Entered, Entering, Failure, STEP_CONFINE, STEP_TERMINAL, STEP_WORKDIR, candidates, end, execute,
-    give_streams, passed,
+    Entered, Entering, Failure, STEP_CONFINE, STEP_STREAMS, STEP_TERMINAL, STEP_WORKDIR, candidates, end,
+    execute, give_streams, passed,
 };
 use crate::runtime::report::{self, Sender};
 use crate::runtime::youki::{Entrances, Handle};
@@ -199,6 +199,9 @@ impl Plan {
 
     /// The order matters: see docs/security.md before changing it.
     fn prepare(&self) -> Result<(), (u8, io::Error)> {
+        self.leave_host().map_err(|e| (STEP_CONFINE, e))?;
+        give_streams(self.host_uid.filter(|_| !self.process.terminal().unwrap_or(false)))
+            .map_err(|e| (STEP_STREAMS, e))?;
         self.join().map_err(|e| (STEP_CONFINE, e))?;
         passed(fault::point("oci-enter.joined")).map_err(|e| (STEP_CONFINE, e))?;
         if self.process.terminal().unwrap_or(false) {
@@ -220,8 +223,8 @@ impl Plan {
         below_root().map_err(|e| (STEP_WORKDIR, e))
     }
 
-    /// What needs the host's root and its `/proc`; then the container's namespaces.
-    fn join(&self) -> io::Result<()> {
+    /// What needs the host's root and its `/proc`.
+    fn leave_host(&self) -> io::Result<()> {
         rustix::process::setsid()?;
         if self.new_keyring {
             sys::exec::leave_keyring()?;
@@ -242,7 +245,11 @@ impl Plan {
             let (which, limit) = resource_limit(limit);
             rustix::process::setrlimit(which, limit)?;
         }
-        give_streams(self.host_uid.filter(|_| !self.process.terminal().unwrap_or(false)))?;
+        Ok(())
+    }
+
+    /// The container's namespaces.
+    fn join(&self) -> io::Result<()> {
         if self.kinds != 0 {
             sys::exec::join_some(&self.init, self.kinds)?;
         }
