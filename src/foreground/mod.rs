@@ -16,9 +16,11 @@ use tokio::io::{Interest, Ready};
 use tokio::runtime::Runtime;
 use tokio::time::{Instant, sleep, sleep_until};
 
+mod flags;
 mod relay;
 mod streams;
 
+use flags::Flags;
 pub(crate) use relay::is_ready;
 use relay::{Relay, watch};
 
@@ -45,6 +47,8 @@ pub struct Supervisor {
     signals: Signals,
     runtime: Runtime,
     attention: Attention,
+    /// From before the command.
+    flags: Flags,
 }
 
 impl Supervisor {
@@ -55,7 +59,7 @@ impl Supervisor {
             let inside = runtime.enter();
             let signals = Signals::catch()?;
             drop(inside);
-            Ok(Supervisor { signals, runtime, attention: Attention::new()? })
+            Ok(Supervisor { signals, runtime, attention: Attention::new()?, flags: Flags::read() })
         };
         prepared().map_err(Error::sys("catch signals"))
     }
@@ -73,6 +77,8 @@ impl Supervisor {
         drop(self.attention);
         let signals = &mut self.signals;
         let pipes = running.pipes.take();
+        // With a terminal of its own, it has none of our streams.
+        let replaced = if running.master.is_some() { [true; 3] } else { pipes.replaced };
         let mut lost = None;
         let result = self.runtime.block_on(async {
             match (&running.master, Relay::new(running)) {
@@ -84,6 +90,7 @@ impl Supervisor {
                 _ => streams::with_pipes(running, pipes, (signals, limit), &mut lost).await,
             }
         });
+        self.flags.restore(replaced);
         let status = result.map_err(|e| {
             // Nobody is left to stand by it.
             let _ = running.signal(libc::SIGKILL);

@@ -26,6 +26,8 @@ pub struct Pipes {
     pub input: Option<OwnedFd>,
     /// Says what standard output, and what standard error is to be told. Where both are one file, the first has both.
     pub outputs: [Option<OwnedFd>; 2],
+    /// Which standard streams, by their numbers, the command does not have as they are.
+    pub replaced: [bool; 3],
 }
 
 impl Pipes {
@@ -62,6 +64,7 @@ pub fn make() -> io::Result<(Replaced, Pipes)> {
         }
         (_, None, _) => {}
     }
+    pipes.replaced = replaced.each_ref().map(Option::is_some);
     Ok((replaced, pipes))
 }
 

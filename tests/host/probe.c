@@ -262,11 +262,20 @@ __attribute__((constructor)) static void loaded(void) {
 }
 #endif
 
+/* Sets flags on the standard streams, which all have who share these. */
+static int set_flags(void) {
+    int flags = O_NONBLOCK | O_ASYNC | O_APPEND;
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | flags) || (fcntl(fd, F_GETFL) & flags) != flags) return 1;
+    return 0;
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     if (!strcmp(what, "calls")) calls();
     else if (!strcmp(what, "mknod")) make_node(argv[2], argv[3]);
     else if (!strcmp(what, "watch")) watch(atof(argv[2]));
+    else if (!strcmp(what, "flags")) return set_flags();
     else if (!strcmp(what, "uid")) {
         /* Set-uid programs that want more than the effective id. */
         say("setuid", setuid(0));

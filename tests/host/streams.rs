@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use crate::common::{Machine, Output, wait_for};
-use crate::inside::{USER, bare, machine, root};
+use crate::inside::{USER, bare, machine, root, spark};
 use crate::terminal::Seat;
 
 fn web() -> Machine {
@@ -142,4 +144,25 @@ fn what_is_typed_at_a_terminal_reaches_a_command_without_one() {
     seat.types("\u{4}");
     let mut seat = seat;
     assert!(wait_for(|| seat.child.try_wait().unwrap().is_some()));
+}
+
+/// An open file description has one set of flags for all who share it.
+#[test]
+fn flags_that_a_command_sets_on_a_pipe_or_a_socket_do_not_stay_for_the_caller() {
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    let flags = |fd: &OwnedFd| rustix::fs::fcntl_getfl(fd).unwrap();
+    let pipe = || rustix::pipe::pipe().unwrap();
+    let socket = || UnixStream::pair().map(|(a, b)| (OwnedFd::from(a), OwnedFd::from(b))).unwrap();
+    for pair in [&pipe as &dyn Fn() -> (OwnedFd, OwnedFd), &socket] {
+        for (line, status) in [("probe flags", 0), ("probe flags && kill -9 $$", 137)] {
+            let ((input, _to), (_from, output), (_errors, error)) = (pair(), pair(), pair());
+            let given = [input, output, error];
+            let before = given.each_ref().map(flags);
+            let [input, output, error] = given.each_ref().map(|fd| fd.try_clone().unwrap());
+            let mut exec = machine.command(&["exec", "web", "--", "sh", "-c", line]);
+            let ended = exec.stdin(input).stdout(output).stderr(error).status().unwrap();
+            assert_eq!((ended.code(), given.each_ref().map(flags)), (Some(status), before), "{line}");
+        }
+    }
 }
