@@ -22,7 +22,6 @@ use crate::runtime::cgroup::Cgroup;
 use crate::runtime::confine::Confinement;
 use crate::runtime::enter::{Entered, Entry, Failure};
 use crate::runtime::live::{self, Service};
-use crate::runtime::log::Keeper;
 use crate::runtime::streams::{self, Replaced};
 use crate::runtime::{secrets as delivered, users};
 use crate::sys;
@@ -209,11 +208,6 @@ impl Sparks {
         let wanted = command.user.as_deref().or(record.options.user.as_deref()).unwrap_or("0");
         let user = users::find(&paths.root(), wanted)?;
 
-        let container = self.handle(record);
-        let streams = match detached {
-            true => Keeper::start(self.open_log(&opened.dir)?, &container, &live)?,
-            false => Replaced::default(),
-        };
         let mut argv = command.argv.clone();
         let mut shown_as = None;
         if argv.is_empty() {
@@ -246,7 +240,7 @@ impl Sparks {
             set_env(&mut env, key, value);
         }
         Ok(Entry {
-            container,
+            container: self.handle(record),
             confinement: Confinement::of(&process, filter, defaults::open_files())?,
             workdir_optional: given.is_none(),
             workdir: given.unwrap_or_else(|| user.home.clone()),
@@ -257,7 +251,8 @@ impl Sparks {
             env: env.into_iter().map(OsString::from).collect(),
             secrets: Vec::new(),
             terminal: command.terminal,
-            streams,
+            streams: Replaced::default(),
+            log: detached.then(|| self.open_log(&opened.dir)).transpose()?,
             window: command.terminal.then(sys::tty::window).flatten(),
             is_service: command.stop_signal.is_some(),
             may_leave: record.options.idle_stop.is_some_and(|seconds| seconds > 0),

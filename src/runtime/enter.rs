@@ -17,6 +17,7 @@ use secrecy::ExposeSecret;
 
 use super::confine::Confinement;
 use super::live::{self, Live};
+use super::log::{Keeper, Log};
 use super::report::{self, Report, Sender};
 use super::streams::Replaced;
 use super::users::User;
@@ -49,6 +50,8 @@ pub struct Entry {
     pub terminal: bool,
     /// Standard input, output and error, if not this process's own.
     pub streams: Replaced,
+    /// The log that the command writes to, in place of `streams`.
+    pub log: Option<Log>,
     /// PID 1 may leave by itself at any moment, when it finds itself alone.
     pub may_leave: bool,
     /// The size of its terminal's window: there before its first instruction.
@@ -108,10 +111,14 @@ impl Entry {
         Ok(Entering::of(pid, from, workdir, cgroup))
     }
 
-    fn fork(self) -> Result<(i32, report::Receiver)> {
+    fn fork(mut self) -> Result<(i32, report::Receiver)> {
         let init = self.live.pidfd().map_err(Error::sys("find PID 1"))?;
+        let cgroups = self.container.entrances()?;
+        if let Some(log) = self.log.take() {
+            self.streams = Keeper::start(log, &cgroups, &init, self.live.first_id)?;
+        }
         let (from, to) = report::channel().map_err(Error::sys("make a channel"))?;
-        let plan = Plan::new(self, init, to)?;
+        let plan = Plan::new(self, (init, cgroups), to)?;
         // The child is in sight of the spark from its first moment, and nobody may look into it.
         sys::exec::set_undumpable().map_err(Error::sys("hide this process"))?;
         let cgroup = plan.cgroups.unified.as_ref().map(AsFd::as_fd);
@@ -265,7 +272,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(entry: Entry, init: OwnedFd, report: Sender) -> Result<Plan> {
+    fn new(entry: Entry, (init, cgroups): (OwnedFd, Entrances), report: Sender) -> Result<Plan> {
         let nul = |_| Error::usage("the command, its environment or its directory holds a NUL");
         let string = |s: OsString| CString::new(s.into_vec()).map_err(nul);
         let strings = |items: Vec<OsString>| items.into_iter().map(string).collect::<Result<Vec<_>>>();
@@ -279,7 +286,7 @@ impl Plan {
         Ok(Plan {
             leaving: entry.may_leave.then(|| entry.live.init.clone()),
             init,
-            cgroups: entry.container.entrances()?,
+            cgroups,
             report,
             confinement: entry.confinement,
             user: entry.user,

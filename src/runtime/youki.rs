@@ -220,10 +220,10 @@ impl Handle {
     /// # Errors
     /// `Runtime` if there are none: nothing may run without its limits.
     pub(super) fn entrances(&self) -> Result<Entrances> {
-        self.entrances_of(self.hierarchies().into_iter().map(|(_, dir)| dir))
+        self.entrances_of(self.possible().map(|(_, dir)| dir))
     }
 
-    /// The same of some cgroups, one in each hierarchy.
+    /// The ways into some cgroups, one in each hierarchy. A cgroup that does not exist has none.
     pub(super) fn entrances_of(&self, dirs: impl Iterator<Item = PathBuf>) -> Result<Entrances> {
         let mut entrances = Entrances::default();
         for dir in dirs {
@@ -231,9 +231,11 @@ impl Handle {
             match File::options().write(true).open(&tasks) {
                 Ok(file) => entrances.tasks.push(file),
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("open", tasks)(e)),
-                Err(_) => {
-                    entrances.unified = Some(sys::file::open_dir(&dir).map_err(Error::io("open", dir))?);
-                }
+                Err(_) => match sys::file::open_dir(&dir) {
+                    Ok(dir) => entrances.unified = Some(dir),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(Error::io("open", dir)(e)),
+                },
             }
         }
         if entrances.tasks.is_empty() && entrances.unified.is_none() {
@@ -250,6 +252,11 @@ impl Handle {
 
     /// Its directories in every cgroup hierarchy, with the names of the controllers there. Version 2 has none if it is alone.
     pub(super) fn hierarchies(&self) -> Vec<(String, PathBuf)> {
+        self.possible().filter(|(_, dir)| dir.exists()).collect()
+    }
+
+    /// Where its directories would be in every cgroup hierarchy.
+    fn possible(&self) -> impl Iterator<Item = (String, PathBuf)> {
         let below = self.cgroup.strip_prefix("/").unwrap_or(&self.cgroup);
         let fs = Path::new("/sys/fs/cgroup");
         let entries = std::fs::read_dir(fs).into_iter().flatten().flatten();
@@ -257,7 +264,7 @@ impl Handle {
         let own = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
         let own = own.map(|e| (e.file_name().to_string_lossy().into_owned(), e.path()));
         let all = own.chain([(String::new(), fs.to_owned())]);
-        all.map(|(names, top)| (names, top.join(below))).filter(|(_, dir)| dir.exists()).collect()
+        all.map(move |(names, top)| (names, top.join(below)))
     }
 }
 

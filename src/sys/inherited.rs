@@ -235,6 +235,9 @@ fn limit_as(resource: libc::c_uint, init: libc::rlimit64) -> io::Result<()> {
     let own = limit_of(0, resource)?;
     let rlim_max = own.rlim_max.min(init.rlim_max);
     let new = libc::rlimit64 { rlim_cur: init.rlim_cur.min(rlim_max), rlim_max };
+    if (new.rlim_cur, new.rlim_max) == (own.rlim_cur, own.rlim_max) {
+        return Ok(());
+    }
     // SAFETY: `new` is a valid limit that outlives the call; nothing is written.
     let r = unsafe { libc::prlimit64(0, resource as _, &new, std::ptr::null_mut()) };
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

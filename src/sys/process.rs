@@ -1,6 +1,6 @@
 //! Processes that are certainly the ones meant: a pid with its start time, and pidfds.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,10 @@ fn start_time(pid: i32) -> io::Result<u64> {
 
 /// The fields of `/proc/PID/stat` after the command's name, from number 3 on.
 fn fields(pid: i32) -> io::Result<Vec<String>> {
-    let text = std::fs::read(format!("/proc/{pid}/stat"))?;
+    // More than the kernel ever writes there, which it does at once.
+    let mut text = [0; 2048];
+    let length = std::fs::File::open(format!("/proc/{pid}/stat"))?.read(&mut text)?;
+    let text = &text[..length];
     // The name may hold anything, parentheses and spaces included: the rest begins after its last.
     let rest = text.iter().rposition(|b| *b == b')').map(|i| &text[i + 1..]).unwrap_or_default();
     Ok(String::from_utf8_lossy(rest).split_ascii_whitespace().map(str::to_owned).collect())

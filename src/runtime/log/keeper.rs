@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -16,9 +16,9 @@ use rustix::pipe::PipeFlags;
 use super::bounded::MOST;
 use super::{Log, reader};
 use crate::error::{Error, Result};
-use crate::runtime::live::{self, Live};
+use crate::runtime::live;
 use crate::runtime::report::{self, Sender};
-use crate::runtime::youki::{Entrances, Handle};
+use crate::runtime::youki::Entrances;
 use crate::runtime::{init, streams::Replaced};
 use crate::sys;
 use crate::sys::deadline::Deadline;
@@ -33,19 +33,24 @@ const TO_WRITE: Duration = Duration::from_secs(2);
 
 /// A keeper to be.
 #[derive(Debug)]
-pub struct Keeper {
+pub(in crate::runtime) struct Keeper<'a> {
     pipe: OwnedFd,
     log: Log,
-    init: OwnedFd,
+    init: BorrowedFd<'a>,
     program: OwnedFd,
-    cgroups: Entrances,
+    cgroups: &'a Entrances,
     user: u32,
 }
 
-impl Keeper {
-    /// Starts a keeper for a command that is about to enter a running spark. Returns the command's streams: nothing to read,
-    /// and the keeper's pipe twice.
-    pub fn start(log: Log, container: &Handle, live: &Live) -> Result<Replaced> {
+impl Keeper<'_> {
+    /// Starts a keeper for a command that is about to enter a running spark by these ways. `init` is a pidfd of PID 1.
+    /// Returns the command's streams: nothing to read, and the keeper's pipe twice.
+    pub(in crate::runtime) fn start(
+        log: Log,
+        cgroups: &Entrances,
+        init: &OwnedFd,
+        first_id: u32,
+    ) -> Result<Replaced> {
         let begin = || -> io::Result<_> {
             let null = File::open("/dev/null")?;
             let (pipe, to) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
@@ -53,11 +58,10 @@ impl Keeper {
             // A command opens its output anew through /dev/stdout, as any user inside.
             rustix::fs::fchmod(&to, rustix::fs::Mode::from_raw_mode(0o622))?;
             let streams = [Some(null.into()), Some(to.try_clone()?), Some(to)];
-            Ok((pipe, live.pidfd()?, init::seal(NAME, init::KEEPER)?, streams))
+            Ok((pipe, init::seal(NAME, init::KEEPER)?, streams))
         };
-        let (pipe, init, program, streams) = begin().map_err(Error::sys("prepare the keeper of the log"))?;
-        let (user, cgroups) = (live.first_id + USER, container.entrances()?);
-        let keeper = Keeper { pipe, log, init, program, cgroups, user };
+        let (pipe, program, streams) = begin().map_err(Error::sys("prepare the keeper of the log"))?;
+        let keeper = Keeper { pipe, log, init: init.as_fd(), program, cgroups, user: first_id + USER };
         keeper.fork().map_err(Error::sys("start the keeper of the log"))?;
         Ok(streams)
     }
@@ -103,10 +107,9 @@ impl Keeper {
             | libc::CLONE_NEWIPC
             | libc::CLONE_NEWNET
             | libc::CLONE_NEWCGROUP;
-        sys::exec::join_some(&self.init, all)?;
+        sys::exec::join_some(self.init, all)?;
         let log = &self.log;
-        let fds =
-            [self.pipe.as_fd(), log.newer.as_fd(), log.older.as_fd(), log.start.as_fd(), self.init.as_fd()];
+        let fds = [self.pipe.as_fd(), log.newer.as_fd(), log.older.as_fd(), log.start.as_fd(), self.init];
         sys::exec::limit_files(MOST)?;
         sys::exec::without_core_dumps()?;
         sys::exec::become_user(self.user, self.user, &[])?;

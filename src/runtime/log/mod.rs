@@ -14,7 +14,8 @@ pub mod bounded;
 mod keeper;
 mod reader;
 
-pub use keeper::{Keeper, settle, wait_end};
+pub(in crate::runtime) use keeper::Keeper;
+pub use keeper::{settle, wait_end};
 pub use reader::Reader;
 
 /// How long the log's lock is waited for: a keeper that was frozen may have it, and what is read or written without it
