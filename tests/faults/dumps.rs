@@ -84,12 +84,18 @@ impl Stopped {
         let find = || family(command).into_iter().find(|pid| state(*pid) == Some('T'));
         assert!(wait_for(|| find().is_some()), "nothing stops there");
         stopped.pid = find().unwrap();
+        if stopped.pid != command {
+            // It would give up a helper that has been stopped, and end it.
+            send(command, Signal::STOP);
+        }
         stopped
     }
 
     /// Has it go on to its end.
     pub(crate) fn goes_on(mut self) {
-        send(self.pid, Signal::CONT);
+        for pid in [self.pid, self.child.id() as i32] {
+            send(pid, Signal::CONT);
+        }
         let ended = self.child.wait().unwrap();
         assert!(ended.success(), "{ended:?}");
     }
