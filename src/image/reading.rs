@@ -46,50 +46,35 @@ impl<S: Source + ?Sized> Source for Box<S> {
 }
 
 /// The task of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Makes plain bytes of what is compressed.
-    Decompress,
-    /// Makes records of an archive.
-    Archive,
-    /// Makes records of a layer of an image, which may end without saying so.
-    Layer,
-}
-
-impl Role {
-    const ALL: [Role; 3] = [Role::Decompress, Role::Archive, Role::Layer];
-
-    fn name(self) -> &'static str {
-        match self {
-            Role::Decompress => "decompress",
-            Role::Archive => "read-archive",
-            Role::Layer => "read-layer",
-        }
-    }
-
+#[derive(Debug)]
+pub struct Role {
+    pub name: &'static str,
     /// Most bytes of address space. The program itself takes some 40 MiB of it.
-    fn memory(self) -> u64 {
-        match self {
-            Role::Decompress => compression::MEMORY + (128 << 20),
-            Role::Archive | Role::Layer => 256 << 20,
-        }
-    }
-
-    fn work(self, input: impl Read, output: impl Write) -> io::Result<()> {
-        match self {
-            Role::Decompress => decompress(input, output),
-            Role::Archive => read_archive(input, output, false),
-            Role::Layer => read_archive(input, output, true),
-        }
-    }
+    pub memory: u64,
+    /// Reads what is not trusted, and writes what it makes of that.
+    pub work: fn(&mut dyn Read, &mut dyn Write) -> io::Result<()>,
 }
 
-/// Runs this process in the role of that name, if there is one.
+/// Makes plain bytes of what is compressed.
+pub(super) static DECOMPRESS: Role =
+    Role { name: "decompress", memory: compression::MEMORY + (128 << 20), work: decompress };
+/// Makes records of an archive.
+pub(super) static ARCHIVE: Role = Role {
+    name: "read-archive",
+    memory: 256 << 20,
+    work: |input, output| read_archive(input, output, false),
+};
+/// Makes records of a layer of an image, which may end without saying so.
+pub(super) static LAYER: Role =
+    Role { name: "read-layer", memory: 256 << 20, work: |input, output| read_archive(input, output, true) };
+
+/// Runs this process in the role of that name: one for archives, or one of `others`. None if there is no such role.
 #[must_use]
-pub fn run(role: &str) -> Option<ExitCode> {
-    let role = Role::ALL.into_iter().find(|r| r.name() == role)?;
-    Some(isolated::run(role.memory(), |input, output| {
-        role.work(input, output).or_else(unless_unwanted).map_err(|e| e.to_string())
+pub fn run(name: &str, others: &[&'static Role]) -> Option<ExitCode> {
+    let mut all = [&DECOMPRESS, &ARCHIVE, &LAYER].into_iter().chain(others.iter().copied());
+    let role = all.find(|role| role.name == name)?;
+    Some(isolated::run(role.memory, |mut input, mut output| {
+        (role.work)(&mut input, &mut output).or_else(unless_unwanted).map_err(|e| e.to_string())
     }))
 }
 
@@ -98,7 +83,7 @@ fn unless_unwanted(e: io::Error) -> io::Result<()> {
     if e.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(e) }
 }
 
-fn decompress(input: impl Read, mut output: impl Write) -> io::Result<()> {
+fn decompress(input: &mut dyn Read, output: &mut dyn Write) -> io::Result<()> {
     let mut plain = compression::open(input)?;
     let mut buffer = vec![0; records::PIECE];
     loop {
@@ -109,7 +94,7 @@ fn decompress(input: impl Read, mut output: impl Write) -> io::Result<()> {
     }
 }
 
-fn read_archive(input: impl Read, output: impl Write, open_end: bool) -> io::Result<()> {
+fn read_archive(input: &mut dyn Read, output: &mut dyn Write, open_end: bool) -> io::Result<()> {
     let mut archive = Archive::new(BufReader::with_capacity(records::PIECE, input));
     archive.open_end = open_end;
     let mut out = records::Writer::new(output);
@@ -125,7 +110,8 @@ fn read_archive(input: impl Read, output: impl Write, open_end: bool) -> io::Res
 }
 
 /// A process in a role, and what it writes.
-pub(super) struct Flow {
+#[derive(Debug)]
+pub struct Flow {
     process: Process,
     output: Option<File>,
     feeder: Option<JoinHandle<io::Result<()>>>,
@@ -143,7 +129,9 @@ pub(super) fn is_stop(e: &io::Error) -> bool {
 
 impl Flow {
     /// Starts a process, and a thread that copies the input to it.
-    pub(super) fn start(program: &Path, role: Role, source: impl Source + 'static) -> io::Result<Flow> {
+    /// # Errors
+    /// Those of pipe(2), fork(2) and execve(2).
+    pub fn start(program: &Path, role: &'static Role, source: impl Source + 'static) -> io::Result<Flow> {
         let (input, pipe) = isolated::pipe()?;
         let mut flow = Flow::on(program, role, input)?;
         let feeder = std::thread::Builder::new().name("feeder".into());
@@ -152,14 +140,14 @@ impl Flow {
     }
 
     /// Starts a process that reads what this one writes.
-    pub(super) fn then(mut self, program: &Path, role: Role) -> io::Result<Flow> {
+    pub(super) fn then(mut self, program: &Path, role: &'static Role) -> io::Result<Flow> {
         let input = self.output.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut flow = Flow::on(program, role, input.into())?;
         flow.before = Some(Box::new(self));
         Ok(flow)
     }
 
-    fn on(program: &Path, role: Role, input: OwnedFd) -> io::Result<Flow> {
+    fn on(program: &Path, role: &'static Role, input: OwnedFd) -> io::Result<Flow> {
         let (output, pipe) = isolated::pipe()?;
         let process = Process::start(program, role, input, pipe)?;
         Ok(Flow {
@@ -213,9 +201,9 @@ fn refused(why: String) -> io::Error {
 
 fn killed(signal: Option<i32>) -> String {
     match signal {
-        Some(libc::SIGSYS) => "the process that reads it did what no archive needs, and was killed for it: the archive is damaged, or an attack".into(),
+        Some(libc::SIGSYS) => "the process that reads it did what no reader needs, and was killed for it: what it reads is damaged, or an attack".into(),
         Some(libc::SIGKILL) => "the process that reads it was killed: if that was for want of memory, try again with more of it free".into(),
-        Some(signal) => format!("the process that reads it broke down (signal {signal}): the archive is damaged, or an attack"),
+        Some(signal) => format!("the process that reads it broke down (signal {signal}): what it reads is damaged, or an attack"),
         None => "the process that reads it ended without a reason: try again, and report it if that happens again".into(),
     }
 }
@@ -278,6 +266,7 @@ fn feed(mut source: impl Source, mut pipe: File) -> io::Result<()> {
 }
 
 /// Whoever works in a role. The unit tests have no program to execute, so that a thread does the work there.
+#[derive(Debug)]
 enum Process {
     Isolated(Isolated),
     #[cfg(test)]
@@ -285,15 +274,16 @@ enum Process {
 }
 
 impl Process {
-    fn start(program: &Path, role: Role, input: OwnedFd, output: OwnedFd) -> io::Result<Process> {
+    fn start(program: &Path, role: &'static Role, input: OwnedFd, output: OwnedFd) -> io::Result<Process> {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         #[cfg(test)]
         if program.as_os_str().is_empty() {
-            let work = move || role.work(File::from(input), File::from(output)).or_else(unless_unwanted);
+            let work =
+                move || (role.work)(&mut File::from(input), &mut File::from(output)).or_else(unless_unwanted);
             return Ok(Process::Thread(Some(std::thread::spawn(work))));
         }
         let id = ids::reader(std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
-        isolated::start(program, role.name(), id, input, output).map(Process::Isolated)
+        isolated::start(program, role.name, id, input, output).map(Process::Isolated)
     }
 
     fn end(&mut self) -> io::Result<End> {
@@ -357,11 +347,11 @@ impl<S: Source + 'static> Plain<S> {
         if !compressed {
             return Ok(Plain::AsItIs(begun));
         }
-        Flow::start(program, Role::Decompress, begun).map(Plain::Decompressed)
+        Flow::start(program, &DECOMPRESS, begun).map(Plain::Decompressed)
     }
 
     /// Has the bytes parsed.
-    pub(super) fn then(self, program: &Path, role: Role) -> io::Result<Flow> {
+    pub(super) fn then(self, program: &Path, role: &'static Role) -> io::Result<Flow> {
         match self {
             Plain::AsItIs(source) => Flow::start(program, role, source),
             Plain::Decompressed(flow) => flow.then(program, role),

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use super::archive::{Entry, Kind};
 use super::files::{self, Limits, Made, Meta, Problem, Root, Summary, io};
 use super::layer::{self, Layer};
-use super::reading::{self, Flow, Plain, Role, Source};
+use super::reading::{self, Flow, Plain, Source};
 use super::records::Records;
 use crate::domain::ids;
 use crate::domain::image::Digest;
@@ -79,7 +79,7 @@ impl std::fmt::Debug for Options<'_> {
 pub fn unpack(archive: impl Source + 'static, target: &Path, options: &Options<'_>) -> Result<Summary> {
     let read = Arc::default();
     let plain = Plain::of(options.program, Counted { inner: archive, read: Arc::clone(&read) });
-    let flow = plain.and_then(|plain| plain.then(options.program, Role::Archive)?.unless(options.stop));
+    let flow = plain.and_then(|plain| plain.then(options.program, &reading::ARCHIVE)?.unless(options.stop));
     let flow = flow.map_err(|e| options.damaged(&e))?;
     run(flow, target, options, &read, None)
 }
@@ -98,7 +98,7 @@ pub fn apply(
     let plain = Plain::of(options.program, Counted { inner: archive, read: Arc::clone(&read) });
     let flow = plain.and_then(|plain| {
         let hashed = Hashed { inner: plain, hash: Sha256::new(), digest: Arc::clone(&digest) };
-        Flow::start(options.program, Role::Layer, hashed)?.unless(options.stop)
+        Flow::start(options.program, &reading::LAYER, hashed)?.unless(options.stop)
     });
     let flow = flow.map_err(|e| options.damaged(&e))?;
     let summary = run(flow, target, options, &read, Some(Layer::default()))?;

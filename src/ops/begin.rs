@@ -5,6 +5,7 @@ pub use crate::sys::inherited::{Program, with_callers_umask};
 
 use std::process::ExitCode;
 
+use super::transfer;
 use crate::error::{Error, Result};
 use crate::image::reading;
 use crate::sys::inherited::{self, Limit};
@@ -20,7 +21,7 @@ const STACK: u64 = 1 << 20;
 pub fn reader() -> Option<ExitCode> {
     let role = isolated::role()?;
     // A role of another version is none here. Whoever started this process says that it ended without a reason.
-    Some(reading::run(&role).unwrap_or(ExitCode::FAILURE))
+    Some(reading::run(&role, &[&transfer::PARSER]).unwrap_or(ExitCode::FAILURE))
 }
 
 /// Resets what must not depend on the caller, and makes sure that there is room to work.

@@ -5,14 +5,14 @@
 //! shared with the subvolume itself and with the parent, and with nothing else.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 
 use rustix::fs::FileType;
 
-use super::stream::{Command, Reader, Uuid};
+use super::stream::{Command, Uuid};
 use crate::domain::ids;
 use crate::error::{Error, Result};
 use crate::sys;
@@ -42,13 +42,12 @@ pub struct Summary {
     pub xattrs_dropped: u64,
 }
 
-/// Applies a stream to its end.
+/// Applies the commands of a stream, which `next` gives one after another, to their end.
 ///
 /// # Errors
-/// `corrupt` for what is no stream, not the one that is expected, or asks for what cannot be. Then nothing can be said
+/// Those of `next`. `corrupt` for what is no stream, not the one that is expected, or asks for what cannot be. Then nothing can be said
 /// of what is in `top`, and it has to go.
-pub fn apply(stream: impl Read, target: &Target<'_>) -> Result<Summary> {
-    let mut reader = Reader::new(stream)?;
+pub fn apply(mut next: impl FnMut() -> Result<Option<Command>>, target: &Target<'_>) -> Result<Summary> {
     let open = |path: &Path| sys::file::open_dir(path).map_err(Error::io("open", path));
     let mut applier = Applier {
         top: Rc::new(open(target.top)?),
@@ -58,7 +57,7 @@ pub fn apply(stream: impl Read, target: &Target<'_>) -> Result<Summary> {
         file: None,
         summary: Summary::default(),
     };
-    while let Some(command) = reader.next()? {
+    while let Some(command) = next()? {
         applier.run(command)?;
     }
     Ok(applier.summary)

@@ -24,7 +24,7 @@ fn a_reader_that_was_taken_over_is_killed_whatever_it_tries() {
             let mut command = machine.command(&["--json", "base", "import", archive, "b"]);
             command.env("SPARK_FAULT", format!("isolated.{attack}=attack"));
             let text = crate::common::Output::of(attack, &mut command).fails_with("image");
-            assert!(text.contains("did what no archive needs, and was killed for it"), "{attack}: {text}");
+            assert!(text.contains("did what no reader needs, and was killed for it"), "{attack}: {text}");
             assert!(machine.staged().is_empty(), "{attack}");
         }
     }
@@ -59,4 +59,27 @@ fn a_reader_that_goes_on_for_ever_ends_with_its_command() {
         }
         assert!(begun && ended, "signal {signal}: begun {begun}, ended {ended}");
     }
+}
+
+#[test]
+fn a_parser_of_streams_that_was_taken_over_is_killed_whatever_it_tries() {
+    let machine = Machine::new().with_base();
+    machine.spark(&["create", "web", "--no-start"]).ok();
+    let stream = machine.work().join("stream");
+    let mut send = machine.command(&["send", "web"]);
+    let sent =
+        send.stdout(std::fs::File::create(&stream).unwrap()).stderr(std::process::Stdio::null()).status();
+    assert!(sent.unwrap().success());
+    let receive = |fault: &str, args: &[&str]| {
+        let mut command = machine.command(args);
+        command.env("SPARK_FAULT", fault).stdin(std::fs::File::open(&stream).unwrap());
+        crate::common::Output::of(fault, &mut command)
+    };
+    for attack in ATTACKS {
+        let fault = format!("isolated.{attack}=attack");
+        let text = receive(&fault, &["--json", "receive", "copy"]).fails_with("corrupt");
+        assert!(text.contains("and was killed for it"), "{attack}: {text}");
+        assert!(machine.staged().is_empty(), "{attack}");
+    }
+    receive("isolated.nothing=attack", &["receive", "copy"]).ok();
 }

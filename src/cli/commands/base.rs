@@ -126,7 +126,7 @@ enum Action {
 }
 
 /// Standard input as a file: without a buffer, so that it can be waited for.
-fn standard_input() -> Result<File> {
+pub(super) fn standard_input() -> Result<File> {
     let input = std::io::stdin().as_fd().try_clone_to_owned();
     input.map(File::from).map_err(Error::sys("open standard input"))
 }

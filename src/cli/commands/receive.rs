@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use clap::Args;
 
+use super::base::standard_input;
 use crate::cli::report::Status;
 use crate::cli::{Ctx, output};
 use crate::domain::name::SparkRef;
@@ -34,8 +35,7 @@ pub(crate) struct ReceiveArgs {
 }
 
 pub(crate) fn receive(ctx: &Ctx, args: ReceiveArgs) -> Result<Status> {
-    let stdin = std::io::stdin();
-    if stdin.is_terminal() {
+    if std::io::stdin().is_terminal() {
         return Err(Error::Usage {
             message: "a stream comes from no terminal".into(),
             hint: Some("give it as standard input: `spark receive < FILE`".into()),
@@ -43,7 +43,7 @@ pub(crate) fn receive(ctx: &Ctx, args: ReceiveArgs) -> Result<Status> {
     }
     let request = Request { name: args.name, keep_files: args.no_restore, network: args.network };
     let progress = ctx.progress(false);
-    let received = ctx.sparks(&progress)?.receive(stdin.lock(), &request, &progress)?;
+    let received = ctx.sparks(&progress)?.receive(standard_input()?, &request, &progress)?;
     drop(progress);
     if ctx.json {
         output::print_json(&received)?;

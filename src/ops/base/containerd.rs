@@ -19,6 +19,7 @@ use crate::domain::name::Name;
 use crate::error::{Error, Result};
 use crate::image::containerd::{self, Snapshot};
 use crate::pool::apply::{Target, apply};
+use crate::pool::stream::Reader;
 use crate::pool::{btrfs, stage};
 use crate::sys::flock::Mode;
 use crate::sys::{self, tree};
@@ -129,7 +130,9 @@ impl Sparks {
         let counted = Counted { from: sent.take(limits.bytes), observer };
         btrfs::create(draft)?;
         let target = Target { top: draft, uuid: &uuid, parent: None, entries: limits.entries };
-        let summary = apply(BufReader::with_capacity(128 << 10, counted), &target)?;
+        // The kernel has written it just now, so that it is read here.
+        let mut reader = Reader::new(BufReader::with_capacity(128 << 10, counted))?;
+        let summary = apply(|| reader.next(), &target)?;
         if summary.ids_mapped > 0 {
             let count = summary.ids_mapped;
             observer.notice(&format!("{count} files have owners beyond 65,535: they are 65534's now"));

@@ -1,12 +1,13 @@
 //! What a stream holds, made true in `staging/`: the root filesystem first, then data volumes.
 
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::super::Observer;
 use super::super::data::held;
-use super::format::{self, Incoming};
+use super::format;
+use super::incoming::Incoming;
 use super::{Header, MOST_VOLUMES, Point, ROOT, Section, VOLUME, Volume};
 use crate::domain::name::Name;
 use crate::domain::place::SnapshotPaths;
@@ -87,13 +88,7 @@ impl<R: Read> Stream<'_, R> {
         let target = Target { top, uuid, parent, entries };
         let observer = self.observer;
         let progress = |bytes| observer.advance(bytes);
-        let mut content = BufReader::with_capacity(128 << 10, self.incoming.content(&progress));
-        let made = apply(&mut content, &target).map_err(format::blame)?;
-        match content.read(&mut [0]) {
-            Ok(0) => {}
-            Ok(_) => return Err(format::corrupt("something follows a subvolume")),
-            Err(e) => return Err(format::blame(Error::sys("read the stream")(e))),
-        }
+        let made = apply(self.incoming.commands(&progress), &target)?;
         summary.entries += made.entries;
         summary.ids_mapped += made.ids_mapped;
         summary.xattrs_dropped += made.xattrs_dropped;

@@ -2,10 +2,13 @@
 
 mod drafts;
 mod format;
+mod incoming;
+mod parse;
 mod receive;
 mod send;
 
 pub use format::WRITE;
+pub(super) use parse::PARSER;
 pub use receive::{Received, Request};
 pub use send::Sent;
 

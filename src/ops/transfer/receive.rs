@@ -11,7 +11,9 @@ use super::super::snapshot::{self, Restored};
 use super::super::spark::{Opened, SparkId};
 use super::super::{Observer, Sparks};
 use super::drafts::{Drafts, Parent, Stream, unaltered};
-use super::format::{self, Incoming};
+use super::format;
+use super::incoming::Incoming;
+use super::parse::PARSER;
 use super::{Header, Point};
 use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
@@ -23,6 +25,7 @@ use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::domain::volume::Attached;
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::image::reading::{Flow, Source};
 use crate::pool::{btrfs, names_in, record};
 use crate::sys::flock::Mode;
 
@@ -55,10 +58,16 @@ impl Sparks {
     /// # Errors
     /// `corrupt` if it is cut, altered or hostile, `not_found` without the snapshot that it starts from, `exists` if it is
     /// here already. Then nothing is left of it.
-    pub fn receive(&self, input: impl Read, request: &Request, observer: &dyn Observer) -> Result<Received> {
+    pub fn receive(
+        &self,
+        input: impl Source + 'static,
+        request: &Request,
+        observer: &dyn Observer,
+    ) -> Result<Received> {
         let _room = self.room()?;
         let limits = self.import_limits()?;
-        let (header, incoming) = Incoming::open(input, limits.bytes)?;
+        let records = Flow::start(self.reader()?, &PARSER, input).map_err(Error::sys("start a reader"))?;
+        let (header, incoming) = Incoming::open(records, limits.bytes)?;
         let name =
             request.name.clone().unwrap_or(SparkRef { project: None, name: header.spark.name.clone() });
         observer.step(&format!("receiving {}@{}", header.spark.name, header.snapshot.name), None);

@@ -105,9 +105,7 @@ impl<'a> Attributes<'a> {
     /// A path below the top, or the top itself: an empty one.
     pub(super) fn path_or_top(&self, kind: Attribute) -> Result<Vec<u8>, Refused> {
         let path = self.bytes(kind)?;
-        let good =
-            |part: &[u8]| !matches!(part, b"" | b"." | b"..") && part.len() <= NAME_MAX && !part.contains(&0);
-        if !path.is_empty() && (path.len() >= PATH_MAX || !path.split(|b| *b == b'/').all(good)) {
+        if !is_path(path) {
             return Err(format!("{kind:?} `{}` leads elsewhere", excerpt(path)).into());
         }
         Ok(path.to_owned())
@@ -116,15 +114,38 @@ impl<'a> Attributes<'a> {
     /// What a symbolic link points to.
     pub(super) fn target(&self, kind: Attribute) -> Result<Vec<u8>, Refused> {
         let target = self.bytes(kind)?;
-        let good = (1..PATH_MAX).contains(&target.len()) && !target.contains(&0);
-        if good { Ok(target.to_owned()) } else { Err("a symbolic link points to no path".into()) }
+        if is_link_target(target) {
+            Ok(target.to_owned())
+        } else {
+            Err("a symbolic link points to no path".into())
+        }
     }
 
     pub(super) fn xattr_name(&self, kind: Attribute) -> Result<Vec<u8>, Refused> {
         let name = self.bytes(kind)?;
-        let good = (1..=NAME_MAX).contains(&name.len()) && !name.contains(&0);
-        if good { Ok(name.to_owned()) } else { Err("an extended attribute has no proper name".into()) }
+        if is_attribute_name(name) {
+            Ok(name.to_owned())
+        } else {
+            Err("an extended attribute has no proper name".into())
+        }
     }
+}
+
+/// Whether a path leads down from the top, or is the top itself: an empty one.
+pub(super) fn is_path(path: &[u8]) -> bool {
+    let good =
+        |part: &[u8]| !matches!(part, b"" | b"." | b"..") && part.len() <= NAME_MAX && !part.contains(&0);
+    path.is_empty() || (path.len() < PATH_MAX && path.split(|b| *b == b'/').all(good))
+}
+
+/// Whether a symbolic link can point to a text.
+pub(super) fn is_link_target(target: &[u8]) -> bool {
+    (1..PATH_MAX).contains(&target.len()) && !target.contains(&0)
+}
+
+/// Whether an extended attribute can have a name.
+pub(super) fn is_attribute_name(name: &[u8]) -> bool {
+    (1..=NAME_MAX).contains(&name.len()) && !name.contains(&0)
 }
 
 /// The beginning of a text from a stranger, fit for a message.

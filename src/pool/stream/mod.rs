@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 
 mod attributes;
+pub mod record;
 #[cfg(test)]
 mod tests;
 
