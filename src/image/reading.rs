@@ -23,16 +23,33 @@ pub trait Source: Read + Send {
     fn waits_on(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// The descriptor whose next bytes are those of the next read, unchanged. The kernel can move them without a copy. None if
+    /// bytes were read ahead, or if this process has to see them.
+    fn moves_from(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Counts bytes that the kernel has moved.
+    fn moved(&mut self, _bytes: u64) {}
 }
 
 impl Source for File {
     fn waits_on(&self) -> Option<BorrowedFd<'_>> {
         Some(self.as_fd())
     }
+
+    fn moves_from(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
 }
 
 impl Source for ChildStdout {
     fn waits_on(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+
+    fn moves_from(&self) -> Option<BorrowedFd<'_>> {
         Some(self.as_fd())
     }
 }
@@ -42,6 +59,14 @@ impl<T: AsRef<[u8]> + Send> Source for io::Cursor<T> {}
 impl<S: Source + ?Sized> Source for Box<S> {
     fn waits_on(&self) -> Option<BorrowedFd<'_>> {
         (**self).waits_on()
+    }
+
+    fn moves_from(&self) -> Option<BorrowedFd<'_>> {
+        (**self).moves_from()
+    }
+
+    fn moved(&mut self, bytes: u64) {
+        (**self).moved(bytes);
     }
 }
 
@@ -244,25 +269,39 @@ impl Drop for Flow {
 
 /// Copies all of a source into a pipe. Ends early if nobody reads that.
 fn feed(mut source: impl Source, mut pipe: File) -> io::Result<()> {
-    let mut buffer = vec![0; records::PIECE];
+    let mut buffer = Vec::new();
+    let mut can_move = true;
     loop {
         if let Some(fd) = source.waits_on()
             && !isolated::is_wanted(fd, &pipe)?
         {
             return Ok(());
         }
-        let n = match source.read(&mut buffer) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            read => read?,
+        let fed = match source.moves_from().filter(|_| can_move) {
+            Some(fd) => isolated::move_bytes(fd, &pipe, records::PIECE).inspect(|n| source.moved(*n as u64)),
+            None => copy_some(&mut source, &mut pipe, &mut buffer),
         };
-        if n == 0 {
-            return Ok(());
-        }
-        match pipe.write_all(&buffer[..n]) {
+        match fed {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            // Files of some kinds, such as terminals, do not take part in this. A source that does not wait has the pipe not wait
+            // either when it is full.
+            Err(e) if can_move && matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EAGAIN)) => {
+                can_move = false;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            written => written?,
+            Err(e) => return Err(e),
         }
     }
+}
+
+/// Copies what one read of a source gives into a pipe. Returns how much that was.
+fn copy_some(source: &mut impl Source, pipe: &mut File, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    buffer.resize(records::PIECE, 0);
+    let n = source.read(buffer)?;
+    pipe.write_all(&buffer[..n])?;
+    Ok(n)
 }
 
 /// Whoever works in a role. The unit tests have no program to execute, so that a thread does the work there.
@@ -312,6 +351,13 @@ pub(super) struct Begun<S> {
     rest: S,
 }
 
+impl<S> Begun<S> {
+    /// Whether bytes of the start are still to be read.
+    fn is_at_start(&self) -> bool {
+        self.start.position() < self.start.get_ref().len() as u64
+    }
+}
+
 impl<S: Source> Read for Begun<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.start.read(buffer)? {
@@ -323,8 +369,15 @@ impl<S: Source> Read for Begun<S> {
 
 impl<S: Source> Source for Begun<S> {
     fn waits_on(&self) -> Option<BorrowedFd<'_>> {
-        let at_start = self.start.position() < self.start.get_ref().len() as u64;
-        if at_start { None } else { self.rest.waits_on() }
+        if self.is_at_start() { None } else { self.rest.waits_on() }
+    }
+
+    fn moves_from(&self) -> Option<BorrowedFd<'_>> {
+        if self.is_at_start() { None } else { self.rest.moves_from() }
+    }
+
+    fn moved(&mut self, bytes: u64) {
+        self.rest.moved(bytes);
     }
 }
 
@@ -373,6 +426,77 @@ impl<S: Source> Source for Plain<S> {
         match self {
             Plain::AsItIs(source) => source.waits_on(),
             Plain::Decompressed(flow) => flow.waits_on(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    use super::*;
+
+    /// What comes out of a pipe that `feed` fills from a source. It is read only after the pipe is full, or all is in it.
+    fn fed(source: impl Source + 'static) -> Vec<u8> {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let other = writer.try_clone().unwrap();
+        let feeder = std::thread::spawn(move || feed(source, writer.into()));
+        let is_full = || {
+            let mut fds = [PollFd::new(&other, PollFlags::OUT)];
+            rustix::event::poll(&mut fds, Some(&Timespec::default())).unwrap() == 0
+        };
+        while !feeder.is_finished() && !is_full() {
+            std::thread::yield_now();
+        }
+        drop(other);
+        let mut out = Vec::new();
+        File::from(reader).read_to_end(&mut out).unwrap();
+        feeder.join().unwrap().unwrap();
+        out
+    }
+
+    fn bytes() -> Vec<u8> {
+        (0..600_001_u32).map(|n| (n % 251) as u8).collect()
+    }
+
+    #[test]
+    fn all_of_a_source_arrives_whether_the_kernel_moves_it_or_it_is_copied() {
+        let bytes = bytes();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        // A file is read from where its reader stands.
+        io::Seek::seek(&mut file, io::SeekFrom::Start(7)).unwrap();
+        let start = io::Cursor::new(b"start".to_vec());
+        let expected = [b"start", &bytes[7..]].concat();
+        assert!(fed(Begun { start, rest: file }) == expected);
+        assert!(fed(io::Cursor::new(bytes.clone())) == bytes);
+        // splice(2) says EINVAL for the memory of a process.
+        let copied = Unmovable(io::Cursor::new(bytes.clone()), File::open("/proc/self/mem").unwrap());
+        assert!(fed(copied) == bytes);
+    }
+
+    #[test]
+    fn a_source_that_never_waits_is_read_to_its_end_too() {
+        let bytes = bytes();
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).unwrap();
+        File::from(writer).write_all(&bytes).unwrap();
+        assert!(fed(File::from(reader)) == bytes);
+    }
+
+    /// A source of which the kernel can move nothing.
+    struct Unmovable(io::Cursor<Vec<u8>>, File);
+
+    impl Read for Unmovable {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buffer)
+        }
+    }
+
+    impl Source for Unmovable {
+        fn moves_from(&self) -> Option<BorrowedFd<'_>> {
+            Some(self.1.as_fd())
         }
     }
 }

@@ -320,6 +320,15 @@ impl<S: Source> Source for Counted<S> {
     fn waits_on(&self) -> Option<BorrowedFd<'_>> {
         self.inner.waits_on()
     }
+
+    fn moves_from(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.moves_from()
+    }
+
+    fn moved(&mut self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+        self.inner.moved(bytes);
+    }
 }
 
 /// Hashes what is read. The digest is there at the end.

@@ -5,7 +5,8 @@
 pub(super) fn attack() {}
 
 /// Does what `SPARK_FAULT=isolated.ATTACK=attack` names, as code that a hostile input has brought in would. A call that comes
-/// back in any way, refused or not, is the end of the process with status 0, which says that all went well.
+/// back in any way, refused or not, is the end of the process with status 0, which says that all went well. `says:BYTES` writes bytes,
+/// in hexadecimal, in the place of what the process would have made of its input.
 #[cfg(feature = "faults")]
 pub(super) fn attack() {
     use std::ffi::CStr;
@@ -13,6 +14,9 @@ pub(super) fn attack() {
     let Some(attack) = fault.strip_prefix("isolated.").and_then(|f| f.strip_suffix("=attack")) else {
         return;
     };
+    if let Some(bytes) = attack.strip_prefix("says:") {
+        say(bytes);
+    }
     let shadow: &CStr = c"/etc/shadow";
     let parent: i32 = std::env::args().nth(3).and_then(|pid| pid.parse().ok()).unwrap_or_default();
     // SAFETY: the pointers are of constants and null, and a raw call touches no other memory of this process.
@@ -46,4 +50,19 @@ pub(super) fn attack() {
         };
     }
     super::process::exit_now(0);
+}
+
+/// Writes bytes as what was read, and ends as if all had gone well.
+#[cfg(feature = "faults")]
+fn say(hex: &str) -> ! {
+    let digits: Vec<u8> = hex.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).collect();
+    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    let mut left = &bytes[..];
+    // A reader that refuses what it has read reads no more.
+    while !left.is_empty()
+        && let Ok(n) = rustix::io::write(super::exec::standard_stream(1), left)
+    {
+        left = &left[n..];
+    }
+    super::process::exit_now(0)
 }

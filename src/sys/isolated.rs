@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::pipe::PipeFlags;
+use rustix::pipe::{PipeFlags, SpliceFlags};
 use rustix::process::{Resource, Signal};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
@@ -161,6 +161,14 @@ fn is_first(source: BorrowedFd<'_>, other: impl AsFd, event: PollFlags) -> io::R
     let mut fds = [PollFd::from_borrowed_fd(source, PollFlags::IN), PollFd::new(&other, event)];
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, None))?;
     Ok(fds[1].revents().is_empty())
+}
+
+/// Moves bytes of a file or a pipe to another pipe without a copy, as splice(2) does. Returns how many; 0 at the end.
+///
+/// # Errors
+/// Those of splice(2). `EINVAL` says that the source is of a kind that it cannot do this for.
+pub fn move_bytes(source: BorrowedFd<'_>, pipe: impl AsFd, most: usize) -> io::Result<usize> {
+    Ok(rustix::pipe::splice(source, None, pipe, None, most, SpliceFlags::MOVE)?)
 }
 
 /// What such a process reads.
