@@ -12,7 +12,7 @@ rounds=${3:-9}
 shift $(($# < 3 ? $# : 3))
 parts=${*:-receive import pull clone}
 
-work=$(mktemp -d /var/tmp/sparks-bench.XXXXXX)
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/sparks-bench.XXXXXX")
 run=$(mktemp -d /run/sparks-bench.XXXXXX)
 chmod 711 "$run"
 export SPARK_PROJECT=bench
@@ -39,7 +39,7 @@ btrfs subvolume sync $work/$program/pool
 EOR
     chmod 755 $program-*
     mkdir -m 711 "$run/$program"
-    ./$program-spark /dev/null pool init --size 5G >/dev/null
+    ./$program-spark /dev/null pool init --size 3G >/dev/null
     ./$program-spark /dev/null base bootstrap minimal >/dev/null
 done
 
@@ -108,6 +108,7 @@ part_pull() {
     umoci new --image l:v
     umoci insert --image l:v --rootless=false both /both
     skopeo copy -q oci:l:v oci-archive:image.tar:v
+    rm -rf l both
     compare "\`base pull\` of an archive of an image: both, and the small files" /dev/null \
         "base pull oci-archive:image.tar b" "base delete b"
 }
