@@ -200,8 +200,13 @@ mod tests {
         let many = std::iter::once(header()).chain(std::iter::repeat_n(one, 9)).collect::<Vec<_>>();
         assert!(read(&many, 1 << 20).unwrap_err().to_string().contains("headers are too long"));
         let data = command(&Command::Write { path: b"f".into(), offset: 0, data: vec![0; 1000] });
-        let records = [header(), section(), begin, data];
+        let records = [header(), section(), begin.clone(), data];
         assert_eq!(read(&records, 999).unwrap_err().code(), Code::NoSpace);
+        // Commands without any text are bounded too: a stream may have them without end.
+        let mode = command(&Command::Chmod { path: Vec::new(), mode: 0o755 });
+        let records: Vec<_> =
+            [header(), section(), begin].into_iter().chain(std::iter::repeat_n(mode, 1 << 10)).collect();
+        assert_eq!(read(&records, 32 << 10).unwrap_err().code(), Code::NoSpace);
     }
 
     #[test]

@@ -71,9 +71,9 @@ impl Record {
         Ok(Some(record))
     }
 
-    /// The bytes of the texts together.
+    /// The bytes of the record.
     pub fn length(&self) -> u64 {
-        self.texts.iter().map(|text| text.len() as u64).sum()
+        HEAD as u64 + self.texts.iter().map(|text| text.len() as u64).sum::<u64>()
     }
 }
 
