@@ -1,6 +1,6 @@
 //! How input gets to the processes that read it.
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn fed(source: impl Source + 'static) -> Vec<u8> {
     let feeder = std::thread::spawn(move || feed(source, writer.into()));
     let is_full = || {
         let mut fds = [PollFd::new(&other, PollFlags::OUT)];
-        rustix::event::poll(&mut fds, Some(&Timespec::default())).unwrap() == 0
+        poll(&mut fds, Some(&Timespec::default())).unwrap() == 0
     };
     while !feeder.is_finished() && !is_full() {
         std::thread::yield_now();
