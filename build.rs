@@ -1,6 +1,7 @@
-//! Builds the small programs that the crate embeds: the PID 1 of every spark, and the keeper of logs.
+//! Builds the small programs that the crate embeds: the PID 1 of every spark, the keeper of logs, and what the kernel runs
+//! at network devices.
 //!
-//! They are compiled by calling rustc directly, not as crates of their own, because they link with
+//! The first two are compiled by calling rustc directly, not as crates of their own, because they link with
 //! nothing at all: no libc, no start files. Cargo's flags for the main program must not reach them.
 
 #![allow(
@@ -19,6 +20,9 @@ const PROGRAMS: [(&str, &str); 2] =
     [("pid1", "src/runtime/init/pid1.rs"), ("keeper", "src/runtime/init/keeper.rs")];
 /// What they share.
 const SHARED: [&str; 2] = ["src/runtime/init/kernel.rs", "src/runtime/log/bounded.rs"];
+
+/// The programs at network devices, and what they include.
+const BARRIER: [&str; 2] = ["src/net/barrier/barrier.c", "src/net/barrier/helpers.h"];
 
 /// Makes a static program of one or two pages: no unwinding, no relocations, no alignment of
 /// segments to pages of their own, no notes.
@@ -44,7 +48,10 @@ fn main() -> ExitCode {
     for source in PROGRAMS.map(|(_, source)| source).iter().chain(&SHARED) {
         println!("cargo:rerun-if-changed={source}");
     }
-    match PROGRAMS.iter().try_for_each(|(name, source)| build(name, source)) {
+    for source in BARRIER {
+        println!("cargo:rerun-if-changed={source}");
+    }
+    match PROGRAMS.iter().try_for_each(|(name, source)| build(name, source)).and_then(|()| build_barrier()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("{message}");
@@ -84,6 +91,20 @@ fn build(name: &str, source: &str) -> Result<(), String> {
         output.status,
         String::from_utf8_lossy(&output.stderr)
     ))
+}
+
+/// Compiles what the kernel runs, to its own instructions: the same for every machine.
+fn build_barrier() -> Result<(), String> {
+    let mut clang = Command::new("clang");
+    clang.args(["-target", "bpf", "-mcpu=v2", "-O2", "-g", "-Wall", "-Werror"]);
+    // Debian has the kernel's <asm/types.h> in a directory of the architecture.
+    clang.arg(format!("-I/usr/include/{}-linux-gnu", arch(&variable("TARGET")?.to_string_lossy())));
+    clang.args(["-c", BARRIER[0], "-o"]).arg(Path::new(&variable("OUT_DIR")?).join("barrier.o"));
+    let output = clang.output().map_err(|error| format!("{clang:?}: {error} (is clang installed?)"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{} does not compile:\n{}", BARRIER[0], String::from_utf8_lossy(&output.stderr)))
 }
 
 fn variable(name: &str) -> Result<OsString, String> {

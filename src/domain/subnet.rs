@@ -4,9 +4,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// Bits of a project's network of IPv4: room for 4,093 sparks. A bridge has 1,023 ports.
+/// Bits of a project's network of IPv4: room for 4,093 sparks.
 pub const PREFIX4: u8 = 20;
-/// The first number that a spark can have; 1 is the bridge's.
+/// The first number that a spark can have.
 pub const FIRST: u16 = 2;
 /// The last.
 pub const LAST: u16 = 4094;
@@ -110,6 +110,11 @@ impl Subnet {
     /// The same of IPv6.
     pub fn v6(&self, number: u16) -> Ipv6Addr {
         Ipv6Addr::from(u128::from(self.v6) + u128::from(number))
+    }
+
+    /// What tells it from those of other projects of the installation.
+    pub fn key(&self) -> u32 {
+        u32::from(self.v4)
     }
 
     pub fn net4(&self) -> Cidr {

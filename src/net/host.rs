@@ -1,5 +1,5 @@
-//! What all installations of a host share, in `/run/spark-nets`: whose bridges there are, which networks they have, and what
-//! of the host's own settings was changed for them. It is put back with the last bridge.
+//! What all installations of a host share, in `/run/spark-nets`: whose uplinks there are, and what of the host's own settings
+//! was changed for them. It is put back with the last uplink.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,7 +29,9 @@ const POOLS: [(Ipv4Addr, u8); 3] = [
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 struct State {
-    bridges: Vec<String>,
+    /// The devices that the host forwards for. Earlier versions had a bridge for each project.
+    #[serde(alias = "bridges")]
+    uplinks: Vec<String>,
     /// `family/device/key` and what it was.
     settings: BTreeMap<String, String>,
     /// Families and tables and chains that our rules are in.
@@ -168,16 +170,16 @@ pub(super) fn mtu() -> u32 {
     sizes.min().unwrap_or(1500).clamp(1280, 1500)
 }
 
-/// Whether the host forwards for a bridge already.
-pub(super) fn forwards_for(bridge: &str) -> bool {
-    load().bridges.iter().any(|name| name == bridge)
+/// Whether the host forwards for an uplink already.
+pub(super) fn forwards_for(uplink: &str) -> bool {
+    load().uplinks.iter().any(|name| name == uplink)
 }
 
-/// Has the host forward for a bridge. The caller holds the lock.
-pub(super) fn acquire(bridge: &str) -> Result<()> {
+/// Has the host forward for an uplink. The caller holds the lock.
+pub(super) fn acquire(uplink: &str) -> Result<()> {
     let mut state = load();
-    state.bridges.retain(|name| name != bridge && link::exists(name));
-    state.bridges.push(bridge.to_owned());
+    state.uplinks.retain(|name| name != uplink && link::exists(name));
+    state.uplinks.push(uplink.to_owned());
     let (up4, up6) = uplinks();
     let mut wanted: Vec<(String, &str)> = up4.iter().map(|d| (format!("ipv4/{d}/forwarding"), "1")).collect();
     if has_route6() {
@@ -224,11 +226,11 @@ pub(super) fn is_cut() -> Result<bool> {
     Ok(chains::dropping()?.iter().any(|found| !found.has_ours))
 }
 
-/// Without a bridge; with the last one, everything is put back. The caller holds the lock.
-pub(super) fn release(bridge: &str) -> Result<()> {
+/// Without an uplink; with the last one, everything is put back. The caller holds the lock.
+pub(super) fn release(uplink: &str) -> Result<()> {
     let mut state = load();
-    state.bridges.retain(|name| name != bridge && link::exists(name));
-    if !state.bridges.is_empty() {
+    state.uplinks.retain(|name| name != uplink && link::exists(name));
+    if !state.uplinks.is_empty() {
         return save(&state);
     }
     for (key, was) in &state.settings {

@@ -1,25 +1,30 @@
-//! Devices, through rtnetlink: a bridge per project, a pair of Ethernet devices per spark.
+//! Devices, through rtnetlink: a pair of Ethernet devices per spark, and the uplink between the router's namespace and the
+//! host.
+//!
+//! Nobody asks for addresses of Ethernet: both ends of a pair have the same one, and no ARP, so that whatever is sent by one
+//! arrives at the other.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{BridgeStpState, InfoData, InfoVeth};
-use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
-use rtnetlink::{
-    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
-};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::{Member, PREFIX, sysctl};
-use crate::domain::subnet::{PREFIX4, Subnet};
+use super::{GATEWAY4, GATEWAY6, Member, sysctl};
+use crate::domain::subnet::{Cidr, PREFIX4, Subnet};
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// How many sparks a bridge has room for: the kernel gives it 1,023 ports, and one is its sink's.
-pub(super) const PORTS: usize = 1022;
-
 /// The device inside.
 const INSIDE: &str = "eth0";
+/// The router's end of the uplink.
+pub(super) const UPLINK: &str = "up";
+/// Bits of the network between the two ends of the uplink: the host is 1, sparks are 2, and 3 with `--allow-host`.
+pub(super) const TRANSIT4: u8 = 29;
+pub(super) const TRANSIT6: u8 = 126;
 
 /// Runs requests, one after the other, in the network namespace that this thread is in.
 fn netlink<T>(
@@ -45,89 +50,151 @@ pub(super) fn exists(name: &str) -> bool {
     sys::net::index_of(name).is_ok()
 }
 
-fn index(name: &str) -> Result<u32> {
+/// The number of a device of this thread's namespace.
+pub(super) fn index(name: &str) -> Result<u32> {
     sys::net::index_of(name).map_err(Error::sys("find a network device"))
 }
 
-/// The pair of devices to which a bridge sends what is for an address that it does not know, as that of a spark that ended
-/// by itself: its port, and the other end, where the packet filter refuses it.
-pub(super) fn sink_of(bridge: &str) -> [String; 2] {
-    let rest = bridge.strip_prefix(PREFIX).unwrap_or(bridge);
-    [format!("spq-{rest}"), format!("sps-{rest}")]
-}
-
-/// Makes a project's bridge, with the first address of its networks.
-pub(super) fn make_bridge(name: &str, subnet: &Subnet) -> Result<()> {
-    let mac = super::mac_of(name.as_bytes());
-    netlink("make a bridge", async |handle| {
-        let link = LinkBridge::new(name)
-            .stp_state(BridgeStpState::Disabled)
-            .mcast_snooping(false)
-            .address(mac.to_vec())
-            .build();
-        handle.link().add(link).execute().await
-    })?;
-    sysctl::of_bridge(name)?;
-    let index = index(name)?;
-    netlink("set up a bridge", async |handle| {
-        address(handle, index, subnet.v4(1).into(), PREFIX4).await?;
-        if sysctl::has_ipv6() {
-            address(handle, index, subnet.v6(1).into(), 64).await?;
-        }
-        handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await
-    })?;
-    make_sink(name, index)
-}
-
-fn make_sink(bridge_name: &str, bridge: u32) -> Result<()> {
-    let [port, end] = sink_of(bridge_name);
-    let pair = LinkVeth::new(&port, &end).controller(bridge).build();
-    netlink("make the sink of a bridge", async |handle| handle.link().add(pair).execute().await)?;
-    for device in [&port, &end] {
-        sysctl::of_port(device);
-    }
-    let port = index(&port)?;
-    netlink("set up the sink of a bridge", async |handle| {
-        // Nothing but what is for one address, and that is learnt from nobody.
-        let closed = LinkBridgePort::new(port).learning(false).bcast_flood(false).mcast_flood(false);
-        handle.link().change(closed.build()).execute().await?;
-        handle.link().change(LinkUnspec::new_with_index(port).up().build()).execute().await
-    })
-}
-
-/// Whether the sink of a bridge takes something.
-pub(super) fn sinks(bridge: &str) -> bool {
-    sys::net::is(&sink_of(bridge)[1], libc::IFF_UP).unwrap_or(false)
-}
-
-/// Whether it refuses what it takes: the other end has `NOARP` then, which nothing else sets.
-fn refuses(bridge: &str) -> bool {
-    sys::net::is(&sink_of(bridge)[1], libc::IFF_UP | libc::IFF_NOARP).unwrap_or(false)
-}
-
-/// Has it take something, now that the packet filter refuses that, if it can.
-pub(super) fn open_sink(bridge: &str, refuses: bool) -> Result<()> {
-    let end = index(&sink_of(bridge)[1])?;
-    netlink("set up the sink of a bridge", async |handle| {
-        handle.link().change(LinkUnspec::new_with_index(end).arp(!refuses).up().build()).execute().await
-    })
-}
-
-/// No duplicate is looked for, which would take a second: every address is its spark's alone.
+/// No duplicate is looked for, which would take a second: every address is its owner's alone.
 async fn address(handle: &Handle, index: u32, ip: IpAddr, prefix: u8) -> Result<(), rtnetlink::Error> {
     let mut request = handle.address().add(index, ip, prefix);
     if ip.is_ipv6() {
         request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
-    request.execute().await
+    request.replace().execute().await
 }
 
-/// Removes a device, and a bridge with its sink. One that is not there is as well.
-pub(super) fn remove(name: &str) -> Result<()> {
-    if name.starts_with(PREFIX) {
-        // The other end goes along.
-        remove(&sink_of(name)[0])?;
+/// A route to a network, by a device or to nowhere.
+fn route(to: &Cidr, kind: RouteType, device: Option<u32>) -> RouteMessage {
+    let mut message = match to.address {
+        IpAddr::V4(ip) => {
+            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, to.prefix).kind(kind).build()
+        }
+        IpAddr::V6(ip) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, to.prefix).kind(kind).build()
+        }
+    };
+    if let Some(device) = device {
+        message.attributes.push(rtnetlink::packet_route::route::RouteAttribute::Oif(device));
+        if to.address.is_ipv4() {
+            message.header.scope = RouteScope::Link;
+        }
     }
+    message
+}
+
+/// The networks of both families that the kernel speaks.
+fn families(nets: [Cidr; 2]) -> impl Iterator<Item = Cidr> {
+    let ipv6 = sysctl::has_ipv6();
+    nets.into_iter().filter(move |net| ipv6 || net.address.is_ipv4())
+}
+
+/// A spark's pair of devices has one address of Ethernet.
+fn pair(
+    name: &str,
+    peer: LinkMessageBuilder<LinkUnspec>,
+    mac: [u8; 6],
+    mtu: u32,
+) -> LinkMessageBuilder<LinkVeth> {
+    let peer = peer.address(mac.to_vec()).mtu(mtu).arp(false).build();
+    LinkVeth::new(name, INSIDE)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .address(mac.to_vec())
+        .arp(false)
+        .mtu(mtu)
+}
+
+/// Makes the uplink, from within the router's namespace: `host` is the host's.
+pub(super) fn make_uplink(name: &str, mac: [u8; 6], host: BorrowedFd<'_>, mtu: u32) -> Result<()> {
+    let peer = LinkMessageBuilder::<LinkUnspec>::new().name(name.to_owned()).setns_by_fd(host.as_raw_fd());
+    let link = pair(UPLINK, peer, mac, mtu).build();
+    netlink("make the uplink of sparks", async |handle| handle.link().add(link).execute().await)
+}
+
+/// Sets up the router's end of the uplink, and what sparks have for a gateway.
+pub(super) fn set_up_router(transit: &Subnet) -> Result<()> {
+    let (up, lo) = (index(UPLINK)?, index("lo")?);
+    let ipv6 = sysctl::has_ipv6();
+    netlink("set up the uplink of sparks", async |handle| {
+        handle.link().change(LinkUnspec::new_with_index(lo).up().build()).execute().await?;
+        address(handle, lo, GATEWAY4.into(), 32).await?;
+        for n in [2, 3] {
+            address(handle, up, transit.v4(n).into(), TRANSIT4).await?;
+            if ipv6 {
+                address(handle, up, transit.v6(n).into(), TRANSIT6).await?;
+            }
+        }
+        handle.link().change(LinkUnspec::new_with_index(up).up().build()).execute().await?;
+        let way = RouteMessageBuilder::<Ipv4Addr>::new().gateway(transit.v4(1)).output_interface(up);
+        handle.route().add(way.build()).execute().await?;
+        if ipv6 {
+            let way = RouteMessageBuilder::<Ipv6Addr>::new().gateway(transit.v6(1)).output_interface(up);
+            handle.route().add(way.build()).execute().await?;
+        }
+        Ok(())
+    })
+}
+
+/// Sets up the host's end of the uplink.
+pub(super) fn set_up_host(name: &str, transit: &Subnet) -> Result<()> {
+    sysctl::of_uplink(name)?;
+    let index = index(name)?;
+    netlink("set up the uplink of sparks", async |handle| {
+        address(handle, index, transit.v4(1).into(), TRANSIT4).await?;
+        if sysctl::has_ipv6() {
+            address(handle, index, transit.v6(1).into(), TRANSIT6).await?;
+        }
+        handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await
+    })
+}
+
+/// Has the host find a project's sparks beyond the uplink.
+pub(super) fn find_project(uplink: &str, subnet: &Subnet, from: &Subnet) -> Result<()> {
+    let index = index(uplink)?;
+    netlink("make the route to a project", async |handle| {
+        for net in families([subnet.net4(), subnet.net6()]) {
+            let mut way = route(&net, RouteType::Unicast, Some(index));
+            if net.address.is_ipv4() {
+                let source = rtnetlink::packet_route::route::RouteAddress::Inet(from.v4(1));
+                way.attributes.push(rtnetlink::packet_route::route::RouteAttribute::PrefSource(source));
+            }
+            handle.route().add(way).replace().execute().await?;
+        }
+        Ok(())
+    })
+}
+
+/// In the router's namespace: what is for a spark of a project that does not run goes nowhere.
+pub(super) fn bound_project(subnet: &Subnet) -> Result<()> {
+    netlink("make the route to a project", async |handle| {
+        for net in families([subnet.net4(), subnet.net6()]) {
+            handle.route().add(route(&net, RouteType::Prohibit, None)).replace().execute().await?;
+        }
+        Ok(())
+    })
+}
+
+/// Takes the routes to a project away, in this thread's namespace. Those that are not there are as well.
+pub(super) fn forget_project(subnet: &Subnet, device: Option<&str>) -> Result<()> {
+    let device = match device.map(sys::net::index_of) {
+        Some(Err(_)) => return Ok(()),
+        found => found.and_then(std::result::Result::ok),
+    };
+    let kind = if device.is_some() { RouteType::Unicast } else { RouteType::Prohibit };
+    for net in families([subnet.net4(), subnet.net6()]) {
+        let way = route(&net, kind, device);
+        let removed =
+            netlink("remove the route to a project", async |handle| handle.route().del(way).execute().await);
+        match removed {
+            Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes a device of this thread's namespace. One that is not there is as well.
+pub(super) fn remove(name: &str) -> Result<()> {
     let Ok(index) = sys::net::index_of(name) else { return Ok(()) };
     match netlink("remove a network device", async |handle| handle.link().del(index).execute().await) {
         Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
@@ -135,39 +202,24 @@ pub(super) fn remove(name: &str) -> Result<()> {
     }
 }
 
-/// Makes a spark's pair of devices: one end in its project's bridge, the other in the namespace of `pid`.
-pub(super) fn plug(member: &Member, pid: i32) -> Result<()> {
-    let bridge = index(&member.bridge)?;
-    let peer = LinkMessageBuilder::<LinkUnspec>::new()
-        .name(INSIDE.to_owned())
-        .address(member.mac().to_vec())
-        .setns_by_pid(pid.unsigned_abs())
-        .mtu(member.mtu)
-        .build();
-    let pair = LinkVeth::new(&member.port(), INSIDE)
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-        .controller(bridge)
-        .mtu(member.mtu)
-        .up()
-        .build();
-    netlink("make a network device for the spark", async |handle| handle.link().add(pair).execute().await)?;
-    sysctl::of_port(&member.port());
-    let port = index(&member.port())?;
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    if refuses(&member.bridge) {
-        addresses.push(member.v4().into());
-        addresses.extend(sysctl::has_ipv6().then(|| IpAddr::from(member.v6())));
-    }
-    netlink("tell the bridge of a spark", async |handle| {
-        // For good: the host is not to ask for one that is gone, and find no route, but to be refused by the sink.
-        for ip in addresses {
-            let here = handle.neighbours().add(bridge, ip).link_layer_address(&member.mac());
-            here.replace().execute().await?;
+/// Makes a spark's pair of devices, from within the router's namespace: the other end is in the namespace `inside`. It is
+/// down, so that nothing passes yet.
+pub(super) fn plug(member: &Member, inside: BorrowedFd<'_>) -> Result<u32> {
+    let peer =
+        LinkMessageBuilder::<LinkUnspec>::new().name(INSIDE.to_owned()).setns_by_fd(inside.as_raw_fd());
+    let link = pair(&member.device(), peer, member.mac(), member.mtu).build();
+    netlink("make a network device for the spark", async |handle| handle.link().add(link).execute().await)?;
+    index(&member.device())
+}
+
+/// Lets packets pass between a spark's device and others.
+pub(super) fn open(member: &Member, device: u32) -> Result<()> {
+    netlink("set up a network device for the spark", async |handle| {
+        handle.link().change(LinkUnspec::new_with_index(device).up().build()).execute().await?;
+        for net in families([Cidr::from(IpAddr::from(member.v4())), Cidr::from(IpAddr::from(member.v6()))]) {
+            handle.route().add(route(&net, RouteType::Unicast, Some(device))).replace().execute().await?;
         }
-        // Where it is, for as long as it is there: what the bridge does not know goes to the sink and to no spark.
-        let known = handle.neighbours().add_bridge(port, &member.mac()).state(NeighbourState::Noarp);
-        known.flags(NeighbourFlags::Controller).execute().await?;
-        handle.link().change(LinkBridgePort::new(port).flood(false).build()).execute().await
+        Ok(())
     })
 }
 
@@ -176,23 +228,32 @@ pub(super) fn set_up_inside(member: &Member) -> Result<()> {
     let index = index(INSIDE)?;
     let ipv6 = sysctl::has_ipv6();
     let (v4, v6) = (member.v4(), member.v6());
-    let (gateway4, gateway6) = (member.subnet.v4(1), member.subnet.v6(1));
-    // An address that it gave itself would be refused where frames are checked.
     sysctl::inside(INSIDE);
     netlink("set up the network device of the spark", async |handle| {
-        address(handle, index, v4.into(), PREFIX4).await?;
+        address(handle, index, v4.into(), 32).await?;
         if ipv6 {
-            address(handle, index, v6.into(), 64).await?;
+            address(handle, index, v6.into(), 128).await?;
         }
         handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await?;
-        let route =
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().gateway(gateway4).output_interface(index);
-        handle.route().add(route.build()).execute().await?;
-        if ipv6 && member.has_route6 {
-            let route =
-                RouteMessageBuilder::<std::net::Ipv6Addr>::new().gateway(gateway6).output_interface(index);
-            handle.route().add(route.build()).execute().await?;
+        let way = RouteMessageBuilder::<Ipv4Addr>::new().gateway(GATEWAY4).onlink().output_interface(index);
+        handle.route().add(way.build()).execute().await?;
+        if ipv6 {
+            // To what is local everywhere; to everywhere only where the host has a way there too.
+            let to = if member.has_route6 { (Ipv6Addr::UNSPECIFIED, 0) } else { (LOCAL6, 7) };
+            let way = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to.0, to.1);
+            let way = way.gateway(GATEWAY6).onlink().output_interface(index);
+            handle.route().add(way.build()).execute().await?;
         }
         Ok(())
     })
 }
+
+/// What a spark had from a router that is gone.
+pub(super) fn clear_inside() -> Result<()> {
+    remove(INSIDE)
+}
+
+/// The first of the addresses that are local to a place (RFC 4193), 7 bits of which are theirs.
+const LOCAL6: Ipv6Addr = Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0);
+
+const _: () = assert!(PREFIX4 < TRANSIT4, "the network of the uplink is within one that was chosen for it");

@@ -1,9 +1,9 @@
-//! Networks of projects: a bridge per project, a pair of Ethernet devices per spark, tables of the packet filter that keep
+//! Networks of projects: a router per installation, a pair of Ethernet devices per spark, programs of the kernel's that keep
 //! projects apart, names, and published ports.
 //!
 //! A spark that has a network is a member: a file below `SPARK_RUN`, written before anything is made for it and removed after
-//! all of it is gone, so that whatever a crash leaves, somebody knows what it was. Devices and the filter are made from
-//! members, and can be made anew from them.
+//! all of it is gone, so that whatever a crash leaves, somebody knows what it was. The router is made from members, and can
+//! be made anew from them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
@@ -19,17 +19,27 @@ use crate::error::{Error, Result};
 use crate::{fault, sys};
 
 mod address;
+mod barrier;
 mod chains;
+mod closed;
 mod host;
 mod hosts;
 mod link;
 mod nft;
 mod ports;
 pub mod resolv;
+mod router;
 mod sysctl;
 
-/// What the names of all bridges begin with, whoever's they are: the rules of one installation keep away from those of another.
+pub use router::Router;
+
+/// What the names of the host's ends of all uplinks begin with, whoever's they are: the rules of one installation keep away
+/// from those of another.
 const PREFIX: &str = "spk-";
+
+/// Whom sparks take for their gateway. It is the router's, and nobody's beyond.
+const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// A spark that has a network.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -39,7 +49,6 @@ pub struct Member {
     pub name: Name,
     /// Its host name inside.
     pub hostname: Option<String>,
-    pub bridge: String,
     pub subnet: Subnet,
     /// Its number in the subnet.
     pub number: u16,
@@ -64,21 +73,18 @@ impl Member {
         self.subnet.v6(self.number)
     }
 
-    fn port(&self) -> String {
-        port_of(&self.id)
+    /// The router's end of its pair of devices.
+    fn device(&self) -> String {
+        device_of(&self.id)
     }
 
     fn mac(&self) -> [u8; 6] {
         mac_of(self.id.as_str().as_bytes())
     }
-
-    fn mac_text(&self) -> String {
-        self.mac().map(|byte| format!("{byte:02x}")).join(":")
-    }
 }
 
-/// The host's end of a spark's pair of devices: 60 random bits of its id, in 15 characters.
-fn port_of(id: &Id) -> String {
+/// 60 random bits of an id, in 15 characters.
+fn device_of(id: &Id) -> String {
     format!("spv{}", id.as_str()[14..].to_ascii_lowercase())
 }
 
@@ -112,13 +118,9 @@ impl Nets {
         Nets { run: run.to_owned(), dir: run.join("net"), table: format!("spark-{name}") }
     }
 
-    /// The name of a project's bridge.
-    pub fn bridge(&self, project: &Name) -> String {
-        let mut seed = self.run.as_os_str().as_encoded_bytes().to_owned();
-        seed.push(0);
-        seed.extend(project.as_str().bytes());
-        let hex: String = hash(&seed)[..5].iter().map(|b| format!("{b:02x}")).collect();
-        format!("{PREFIX}{hex}")
+    /// The name of the host's end of the uplink.
+    fn uplink(&self) -> String {
+        format!("{PREFIX}{}", self.table.trim_start_matches("spark-"))
     }
 
     fn member_path(&self, id: &Id) -> PathBuf {
@@ -158,11 +160,12 @@ impl Nets {
         if ids.is_empty() {
             return ids;
         }
+        let Some(router) = self.router() else { return ids };
         // Every command looks here: one question, however many there are.
-        match sys::net::names() {
-            Ok(devices) => ids.retain(|id| !devices.contains(&port_of(id))),
+        match router.inside(|| sys::net::names().map_err(Error::sys("list network devices"))) {
+            Ok(devices) => ids.retain(|id| !devices.contains(&device_of(id))),
             Err(e) => {
-                tracing::warn!("cannot list network devices: {e}");
+                tracing::warn!("{e}");
                 ids.clear();
             }
         }
@@ -192,81 +195,137 @@ impl Nets {
         ports::claims().into_iter().map(|(port, _)| port).collect()
     }
 
-    /// Makes room for a spark: its project's bridge, its ports. `had` is the subnet that the project had, and `used` are those
-    /// of other projects. Nothing of the spark runs yet.
+    /// Makes room for a spark: the router, its project, its ports. `had` is the subnet that the project had, and `used` are those
+    /// of other projects. `inside` finds the network namespace of a spark that runs: sparks are connected anew where the
+    /// router was lost. Nothing of the spark runs yet.
     pub fn reserve(
         &self,
         mut member: Member,
         had: Option<Subnet>,
         used: impl FnOnce() -> Vec<Subnet>,
-    ) -> Result<Member> {
+        inside: impl Fn(&Id) -> Option<OwnedFd>,
+    ) -> Result<(Member, Router)> {
         let _lock = self.lock()?;
-        let made = link::exists(&member.bridge);
         let of_project = |m: &Member| m.project == member.project && m.id != member.id;
-        let others: Vec<Member> = self.members().into_iter().filter(of_project).collect();
-        if others.len() >= link::PORTS {
-            return Err(Error::Network {
-                what: format!(
-                    "the network of project `{}` is full: {} sparks are in it",
-                    member.project,
-                    others.len()
-                ),
-                hint: Some("stop some, or start it in another project or with `--network none`".into()),
-            });
-        }
-        match others.first().map(|m| m.subnet).filter(|_| made) {
+        let others: Vec<Member> = self.members().into_iter().filter(|m| m.id != member.id).collect();
+        let used = used();
+        let router = self.router_for(&others, &used, inside)?;
+        match others.iter().find(|m| of_project(m)).map(|m| m.subnet) {
             Some(subnet) => member.subnet = subnet,
             None => {
                 let _host = host::lock()?;
-                // What a crash left, with nobody in it.
-                link::remove(&member.bridge)?;
-                member.subnet = host::choose(had, member.bridge.as_bytes(), &used())?;
+                if let Some(had) = &had {
+                    // What a crash left, with nobody in it.
+                    router.remove_project(had)?;
+                }
+                member.subnet = host::choose(had, member.project.as_str().as_bytes(), &used)?;
                 self.save(&member)?;
                 fault::point("net-join.reserved")?;
-                link::make_bridge(&member.bridge, &member.subnet)?;
-                fault::point("net-join.bridge-made")?;
+                router.add_project(&member.subnet)?;
+                fault::point("net-join.project-made")?;
             }
         }
         member.has_route6 = host::has_route6();
         member.mtu = host::mtu();
         if member.ports.is_empty() {
             self.save(&member)?;
-            return Ok(member);
+            return Ok((member, router));
         }
         let _host = host::lock()?;
         ports::refuse_taken(&member.ports, &self.member_path(&member.id))?;
         // Before the claims: without it they count for nothing.
         self.save(&member)?;
         ports::claim(&member.ports, &self.member_path(&member.id))?;
-        Ok(member)
+        Ok((member, router))
     }
 
-    /// Puts a spark into the packet filter and into the names of its project. Has to be done before it runs.
-    pub fn join(&self, member: &Member) -> Result<()> {
+    /// The router. Where it was lost, it is made anew, and the members that run are connected to it.
+    fn router_for(
+        &self,
+        members: &[Member],
+        used: &[Subnet],
+        inside: impl Fn(&Id) -> Option<OwnedFd>,
+    ) -> Result<Router> {
+        if let Some(router) = self.router() {
+            return Ok(router);
+        }
+        let _host = host::lock()?;
+        let router = self.make_router(used)?;
+        nft::rebuild(&self.table, &router, members)?;
+        host::acquire(&router.uplink)?;
+        for (n, member) in members.iter().enumerate() {
+            if members[..n].iter().all(|m| m.subnet != member.subnet) {
+                router.add_project(&member.subnet)?;
+            }
+            // One that ended is somebody else's to take out.
+            let Some(namespace) = inside(&member.id) else { continue };
+            within(&namespace, link::clear_inside)?;
+            router.plug(member, &namespace)?;
+            within(&namespace, || link::set_up_inside(member))?;
+        }
+        self.take_loopback(&router, members)?;
+        Ok(router)
+    }
+
+    /// Publishes a spark's ports, and puts it into the names of its project. Has to be done before it runs.
+    pub fn join(&self, member: &Member, router: &Router) -> Result<()> {
         let _lock = self.lock()?;
         let members = self.members();
-        let forwards = host::forwards_for(&member.bridge);
-        // Looking takes as long as the kernel waits, and where the host does not forward yet, it is done then.
-        let cut = std::thread::scope(|scope| {
-            let cut = scope.spawn(|| if forwards { host::is_cut() } else { Ok(true) });
-            let mut refuses = true;
-            // The first makes the tables, and so does who finds that somebody has flushed them.
-            if members.len() < 2 || nft::run(&nft::put_in(&self.table, member)).is_err() {
-                refuses = nft::rebuild(&self.table, &members)?;
-            }
-            if !link::sinks(&member.bridge) {
-                link::open_sink(&member.bridge, refuses)?;
-            }
-            cut.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })?;
-        fault::point("net-join.filtered")?;
-        if cut {
-            let _host = host::lock()?;
-            host::acquire(&member.bridge)?;
+        if !member.ports.is_empty()
+            && nft::run(&nft::change(&self.table, member, &[], &member.ports)).is_err()
+        {
+            // Somebody has flushed the rules, or a crash left some.
+            nft::rebuild(&self.table, router, &members)?;
         }
-        fault::point("net-join.forwarded")?;
+        self.take_loopback(router, &members)?;
+        self.mend(router, &members, true)?;
+        fault::point("net-join.published")?;
         self.tell(&member.project, members)?;
         fault::point("net-join.told")
+    }
+
+    /// Packets of 127.0.0.1 go by the uplink while somebody publishes a port there, and not longer.
+    fn take_loopback(&self, router: &Router, members: &[Member]) -> Result<()> {
+        let is_loopback = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+        let mut ports = members.iter().flat_map(|m| &m.ports);
+        sysctl::take_loopback(&router.uplink, ports.any(|port| port.ip.is_none_or(is_loopback)))
+    }
+
+    /// Looks whether rules are as they were left, and says what is not, and whose that is; with `fix`, it is made anew.
+    fn mend(
+        &self,
+        router: &Router,
+        members: &[Member],
+        fix: bool,
+    ) -> Result<Vec<(&'static str, &'static str)>> {
+        let seen = self.dir.join("rules");
+        let now = sys::nft::generation().ok();
+        if now.is_some() && std::fs::read_to_string(&seen).ok().and_then(|t| t.parse().ok()) == now {
+            return Ok(Vec::new());
+        }
+        let lacks = !nft::there(&self.table);
+        let lacks_inside = router.inside(|| Ok(!nft::there("spark")))?;
+        let cut = host::is_cut()?;
+        if fix {
+            if lacks {
+                nft::rebuild(&self.table, router, members)?;
+            }
+            if lacks_inside {
+                router.inside(|| nft::run(&nft::of_router(&router.transit)))?;
+            }
+            if cut || !host::forwards_for(&router.uplink) {
+                let _host = host::lock()?;
+                host::acquire(&router.uplink)?;
+            }
+            if let Ok(now) = sys::nft::generation() {
+                sys::file::replace_volatile(&seen, now.to_string().as_bytes())
+                    .map_err(Error::io("write", &seen))?;
+            }
+        }
+        let flushed =
+            (lacks || lacks_inside).then_some(("packet filter that was flushed", "project networks"));
+        let cut = cut.then_some(("chain of the packet filter that drops what sparks send", "somebody else"));
+        Ok(flushed.into_iter().chain(cut).collect())
     }
 
     /// Tells every spark of a project who is in it. The caller holds the lock.
@@ -280,10 +339,10 @@ impl Nets {
         Ok(())
     }
 
-    /// In a helper that starts the spark: makes its devices.
-    pub fn plug(&self, member: &Member, pid: i32) -> Result<()> {
-        link::plug(member, pid)?;
-        fault::point("net-join.plugged")
+    /// In a helper that starts the spark: makes its devices. `pid` is in its network namespace.
+    pub fn plug(&self, member: &Member, router: &Router, pid: i32) -> Result<()> {
+        let inside = sys::netns::of(pid).map_err(Error::sys("open the spark's network"))?;
+        router.plug(member, inside)
     }
 
     /// The same, within the spark's namespace.
@@ -291,7 +350,8 @@ impl Nets {
         link::set_up_inside(member)
     }
 
-    /// Takes a spark out of everything, and its project with the last one. One that is in nothing is as well.
+    /// Takes a spark out of everything, its project with the last one, and the router with the last of all. One that is in
+    /// nothing is as well.
     pub fn leave(&self, id: &Id) -> Result<()> {
         let path = self.member_path(id);
         if !path.exists() {
@@ -299,42 +359,45 @@ impl Nets {
         }
         let _lock = self.lock()?;
         let others: Vec<Member> = self.members().into_iter().filter(|m| m.id != *id).collect();
-        if let Some(member) = self.member(id) {
-            let last = others.iter().all(|m| m.project != member.project);
-            // The kernel waits for all its processors in each of them, and can do so for both at once.
-            std::thread::scope(|scope| {
-                let filter = scope.spawn(|| self.unfilter(&member, &others, last));
-                link::remove(&member.port())?;
-                fault::point("net-leave.unplugged")?;
-                if last {
-                    link::remove(&member.bridge)?;
-                    fault::point("net-leave.bridge-removed")?;
-                }
-                filter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })?;
-            if last || !member.ports.is_empty() {
+        let member = self.member(id);
+        if let Some(member) = &member {
+            self.disconnect(member, &others)?;
+            if others.is_empty() || !member.ports.is_empty() {
                 let _host = host::lock()?;
                 ports::claim(&[], &path)?;
-                if last {
-                    host::release(&member.bridge)?;
+                if others.is_empty() {
+                    host::release(&self.uplink())?;
                 }
             }
         }
         fault::point("net-leave.left")?;
-        let project = self.member(id).map(|m| m.project);
         sys::file::remove(&path).map_err(Error::io("remove", path))?;
-        project.map_or(Ok(()), |project| self.tell(&project, others))
+        member.map_or(Ok(()), |member| self.tell(&member.project, others))
     }
 
-    /// Takes a spark out of the packet filter.
-    fn unfilter(&self, member: &Member, others: &[Member], last: bool) -> Result<()> {
+    /// Takes a spark's devices and rules away, and what nobody needs any more.
+    fn disconnect(&self, member: &Member, others: &[Member]) -> Result<()> {
+        let router = self.router();
         if others.is_empty() {
             nft::run(&nft::remove(&self.table))?;
-        } else if nft::run(&nft::take_out(&self.table, member, last)).is_err() {
-            // Some of it is out already.
-            nft::rebuild(&self.table, others)?;
+            fault::point("net-leave.unfiltered")?;
+            return self.remove_router();
         }
-        fault::point("net-leave.unfiltered")
+        let Some(router) = router else { return Ok(()) };
+        router.unplug(member)?;
+        if !member.ports.is_empty() {
+            if nft::run(&nft::change(&self.table, member, &member.ports, &[])).is_err() {
+                // Some of it is out already.
+                nft::rebuild(&self.table, &router, others)?;
+            }
+            self.take_loopback(&router, others)?;
+        }
+        fault::point("net-leave.unfiltered")?;
+        if others.iter().all(|m| m.project != member.project) {
+            router.remove_project(&member.subnet)?;
+            fault::point("net-leave.project-removed")?;
+        }
+        Ok(())
     }
 
     /// Gives a spark another name in its project.
@@ -363,40 +426,34 @@ impl Nets {
         ports::claim(&new.ports, &path)?;
         self.save(&new)?;
         fault::point("port.claimed")?;
-        if nft::run(&nft::change(&self.table, &old, &new)).is_err() {
-            nft::rebuild(&self.table, &self.members())?;
+        let Some(router) = self.router() else { return Ok(true) };
+        if nft::run(&nft::change(&self.table, &new, &old.ports, &new.ports)).is_err() {
+            nft::rebuild(&self.table, &router, &self.members())?;
         }
+        self.take_loopback(&router, &self.members())?;
         Ok(true)
     }
 
-    /// Whether the packet filter lacks our tables though somebody needs them; with `fix`, not afterwards.
-    pub fn lacks_filter(&self, fix: bool) -> Result<bool> {
+    /// Whether the packet filter lacks our tables though somebody needs them, or a chain of somebody else, made or flushed
+    /// since, drops what sparks send; with `fix`, not afterwards.
+    pub fn lacks_rules(&self, fix: bool) -> Result<Vec<(&'static str, &'static str)>> {
         if self.members().is_empty() {
-            return Ok(false);
+            return Ok(Vec::new());
         }
         let _lock = self.lock()?;
         let members = self.members();
-        let lacks = !members.is_empty() && !nft::there(&self.table);
-        if lacks && fix {
-            nft::rebuild(&self.table, &members)?;
+        match self.router() {
+            Some(router) if !members.is_empty() => self.mend(&router, &members, fix),
+            _ => Ok(Vec::new()),
         }
-        Ok(lacks)
-    }
-
-    /// Whether a chain of somebody else, made or flushed since, drops what sparks send; with `fix`, not afterwards.
-    pub fn is_cut(&self, fix: bool) -> Result<bool> {
-        let Some(member) = self.members().into_iter().next() else { return Ok(false) };
-        let _lock = self.lock()?;
-        let cut = self.member(&member.id).is_some() && host::is_cut()?;
-        if cut && fix {
-            let _host = host::lock()?;
-            host::acquire(&member.bridge)?;
-        }
-        Ok(cut)
     }
 
     /// Takes everybody out, whatever runs still: for a host that this installation goes away from.
     pub fn remove_all(&self) -> Result<()> {
         self.members().iter().try_for_each(|member| self.leave(&member.id))
     }
+}
+
+fn within<T>(namespace: &OwnedFd, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    sys::netns::within(namespace, work).map_err(Error::sys("enter the spark's network"))?
 }

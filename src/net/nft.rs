@@ -1,19 +1,22 @@
 //! Our tables of the kernel's packet filter: text for `nft -f`, whose every word is a checked name, address or number.
 //!
-//! The chains are those of `table.nft` and never change; sparks are elements of sets and maps. One transaction puts a
-//! spark in, and one takes it out.
+//! They translate addresses and publish ports, and keep nobody apart: see `barrier`. Their chains never change. Only
+//! published ports are elements of maps, each change of which is a transaction.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
-use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use super::Member;
+use super::router::Router;
 use crate::domain::port::Published;
-use crate::domain::subnet::Cidr;
+use crate::domain::subnet::Subnet;
 use crate::error::{Error, Result};
 
-const CHAINS: &str = include_str!("table.nft");
+const HOST: &str = include_str!("host.nft");
+const ROUTER: &str = include_str!("router.nft");
+/// Connections to beyond that a spark may have at once, of each family: what the kernel remembers of one is a third of a KiB.
+const FLOWS: u32 = 16384;
 
 /// Runs a script as one transaction.
 ///
@@ -56,184 +59,82 @@ pub(super) fn call(args: &[&str], input: &str) -> Result<String> {
     })
 }
 
-/// Whether both tables are there.
+/// Whether the table is there.
 pub(super) fn there(table: &str) -> bool {
-    ["inet", "bridge"].iter().all(|family| call(&["-t", "list", "table", family, table], "").is_ok())
+    call(&["-t", "list", "table", "inet", table], "").is_ok()
 }
 
-/// All tables anew, in one transaction, with these members. Returns whether the kernel refuses what comes to sinks.
+/// The host's table anew, in one transaction, with the ports of these members.
 ///
 /// # Errors
 /// As of [`run`].
-pub(super) fn rebuild(table: &str, members: &[Member]) -> Result<bool> {
+pub(super) fn rebuild(table: &str, router: &Router, members: &[Member]) -> Result<()> {
     let mut script = remove(table);
-    script.push_str(&CHAINS.replace("TABLE", table));
-    let mut seen = Vec::new();
-    let mut sinks = String::new();
+    script.push_str(
+        &with_addresses(HOST, &router.transit).replace("TABLE", table).replace("UPLINK", &router.uplink),
+    );
     for member in members {
-        if !seen.contains(&&member.bridge) {
-            seen.push(&member.bridge);
-            script.push_str(&script_of("add", table, &of_project(member)));
-            sinks.push_str(&sink(table, &member.bridge));
-        }
-        script.push_str(&script_of("add", table, &of_member(member)));
+        script.push_str(&script_of("add", table, &ports_of(member)));
     }
-    // Some kernel, such as Debian 12's, cannot refuse there: then it takes a second until somebody notices.
-    match run(&(script.clone() + &sinks)) {
-        Ok(()) => Ok(true),
-        Err(_) => run(&script).map(|()| false),
-    }
+    run(&script)
 }
 
-/// Refuses what comes to the sink of a bridge.
-fn sink(table: &str, bridge: &str) -> String {
-    let [_, end] = super::link::sink_of(bridge);
-    if !super::link::exists(&end) {
-        return String::new();
-    }
-    let chain = format!("chain netdev {table} {bridge}");
-    let rule = format!("add rule netdev {table} {bridge} meta l4proto");
-    format!(
-        "add table netdev {table}\n\
-         add {chain} {{ type filter hook ingress device \"{end}\" priority 0; policy drop; }}\n\
-         flush {chain}\n\
-         {rule} tcp reject with tcp reset\n\
-         {rule} {{ udp, sctp }} reject with icmpx port-unreachable\n"
-    )
+/// The table of the router's namespace.
+pub(super) fn of_router(transit: &Subnet) -> String {
+    "add table inet spark\ndelete table inet spark\n".to_owned()
+        + &with_addresses(ROUTER, transit).replace("FLOWS", &FLOWS.to_string())
 }
 
-/// No tables, whether they were there or not.
+fn with_addresses(chains: &str, transit: &Subnet) -> String {
+    chains
+        .replace("PLAIN4", &transit.v4(2).to_string())
+        .replace("TRUSTED4", &transit.v4(3).to_string())
+        .replace("PLAIN6", &transit.v6(2).to_string())
+        .replace("TRUSTED6", &transit.v6(3).to_string())
+}
+
+/// No table, whether it was there or not.
 pub(super) fn remove(table: &str) -> String {
-    ["inet", "bridge", "netdev"]
-        .map(|f| format!("add table {f} {table}\ndelete table {f} {table}\n"))
-        .concat()
-}
-
-/// A member in, with its project.
-pub(super) fn put_in(table: &str, member: &Member) -> String {
-    let mut script =
-        script_of("add", table, &of_project(member)) + &script_of("add", table, &of_member(member));
-    if !super::link::sinks(&member.bridge) {
-        script.push_str(&sink(table, &member.bridge));
-    }
-    script
-}
-
-/// A member out; the last of its project, with that.
-pub(super) fn take_out(table: &str, member: &Member, last: bool) -> String {
-    let mut script = script_of("delete", table, &of_member(member));
-    if last {
-        script.push_str(&script_of("delete", table, &of_project(member)));
-        // It may have gone with its device.
-        let chain = format!("chain netdev {table} {}\n", member.bridge);
-        script.push_str(&format!("add table netdev {table}\nadd {chain}delete {chain}"));
-    }
-    script
+    format!("add table inet {table}\ndelete table inet {table}\n")
 }
 
 /// From one member to the same with other ports.
-pub(super) fn change(table: &str, old: &Member, new: &Member) -> String {
+pub(super) fn change(table: &str, member: &Member, from: &[Published], to: &[Published]) -> String {
     let mut script = String::new();
-    for (verb, from, other) in [("delete", old, new), ("add", new, old)] {
+    for (verb, these, others) in [("delete", from, to), ("add", to, from)] {
         let ports: Vec<Element> =
-            from.ports.iter().filter(|p| !other.ports.contains(p)).flat_map(|p| published(from, p)).collect();
+            these.iter().filter(|p| !others.contains(p)).flat_map(|p| published(member, p)).collect();
         script.push_str(&script_of(verb, table, &ports));
     }
     script
 }
 
-/// An element: the table's family, the set, and its text.
-type Element = (&'static str, &'static str, String);
+/// An element: the map, and its text.
+type Element = (&'static str, String);
 
 fn script_of(verb: &str, table: &str, elements: &[Element]) -> String {
     let mut script = String::new();
-    for (family, set, text) in elements {
-        let _ = writeln!(script, "{verb} element {family} {table} {set} {{ {text} }}");
+    for (map, text) in elements {
+        let _ = writeln!(script, "{verb} element inet {table} {map} {{ {text} }}");
     }
     script
 }
 
-fn of_project(member: &Member) -> Vec<Element> {
-    let bridge = &member.bridge;
-    vec![
-        ("inet", "bridges", format!("\"{bridge}\"")),
-        ("inet", "same", format!("\"{bridge}\" . \"{bridge}\" : accept")),
-        ("inet", "nets4", member.subnet.net4().to_string()),
-        ("inet", "nets6", member.subnet.net6().to_string()),
-    ]
-}
-
-fn of_member(member: &Member) -> Vec<Element> {
-    let (v4, v6) = (member.v4(), member.v6());
-    let (port, mac) = (member.port(), member.mac_text());
-    let mut all: Vec<Element> = vec![
-        ("bridge", "ports", format!("\"{port}\"")),
-        ("bridge", "from4", format!("\"{port}\" . {mac} . {v4}")),
-        ("bridge", "from6", format!("\"{port}\" . {mac} . {v6}")),
-    ];
-    if member.allow_host {
-        all.push(("inet", "host4", v4.to_string()));
-        all.push(("inet", "host6", v6.to_string()));
-    }
-    if let Some(allowed) = &member.egress {
-        all.push(("inet", "deny4", v4.to_string()));
-        all.push(("inet", "deny6", v6.to_string()));
-        for (net, port) in reduced(allowed) {
-            let (with, without, from): (_, _, IpAddr) = match net.address {
-                IpAddr::V4(_) => ("allowport4", "allow4", v4.into()),
-                IpAddr::V6(_) => ("allowport6", "allow6", v6.into()),
-            };
-            all.push(match port {
-                None => ("inet", without, format!("{from} . {net}")),
-                Some(port) => ("inet", with, format!("{from} . {net} . {port}")),
-            });
-        }
-    }
-    all.extend(member.ports.iter().flat_map(|port| published(member, port)));
-    all
-}
-
-/// The kernel takes no network within another in one set.
-fn reduced(allowed: &[(Cidr, Option<u16>)]) -> Vec<(Cidr, Option<u16>)> {
-    let mut kept: Vec<(Cidr, Option<u16>)> = Vec::new();
-    let mut sorted = allowed.to_vec();
-    sorted.sort_by_key(|(net, _)| net.prefix);
-    for (net, port) in sorted {
-        if !kept.iter().any(|(wider, other)| *other == port && wider.covers(&net)) {
-            kept.push((net, port));
-        }
-    }
-    kept
+fn ports_of(member: &Member) -> Vec<Element> {
+    member.ports.iter().flat_map(|port| published(member, port)).collect()
 }
 
 fn published(member: &Member, port: &Published) -> Vec<Element> {
     let (protocol, host, inside) = (port.protocol, port.host, port.spark);
     let to4 = format!("{} . {inside}", member.v4());
     let to6 = format!("{} . {inside}", member.v6());
-    let any4 = ("inet", "any4", format!("{protocol} . {host} : {to4}"));
-    let any6 = ("inet", "any6", format!("{protocol} . {host} : {to6}"));
+    let any4 = ("any4", format!("{protocol} . {host} : {to4}"));
+    let any6 = ("any6", format!("{protocol} . {host} : {to6}"));
     match port.ip {
         None => vec![any4, any6],
         Some(ip) if ip.is_unspecified() && ip.is_ipv4() => vec![any4],
         Some(ip) if ip.is_unspecified() => vec![any6],
-        Some(ip) if ip.is_ipv4() => vec![("inet", "at4", format!("{ip} . {protocol} . {host} : {to4}"))],
-        Some(ip) => vec![("inet", "at6", format!("{ip} . {protocol} . {host} : {to6}"))],
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_networks_within_another_one_is_kept() {
-        let allowed = |t: &str, port| (t.parse::<Cidr>().unwrap(), port);
-        let kept = reduced(&[
-            allowed("10.1.0.0/16", None),
-            allowed("10.0.0.0/8", None),
-            allowed("10.1.0.0/16", Some(80)),
-            allowed("10.0.0.0/8", None),
-        ]);
-        assert_eq!(kept, [allowed("10.0.0.0/8", None), allowed("10.1.0.0/16", Some(80))]);
+        Some(ip) if ip.is_ipv4() => vec![("at4", format!("{ip} . {protocol} . {host} : {to4}"))],
+        Some(ip) => vec![("at6", format!("{ip} . {protocol} . {host} : {to6}"))],
     }
 }

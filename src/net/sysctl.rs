@@ -23,41 +23,50 @@ pub(super) fn set(family: &str, device: &str, key: &str, value: &str) -> Result<
     std::fs::write(&path, value).map_err(Error::io("change", path))
 }
 
-/// How long the host takes to notice that nobody has an address, in milliseconds: that of a spark that is gone too, where
-/// its bridge's sink cannot refuse. A kernel that is busy has three times 50 of them to answer for a spark.
-const NEIGHBOUR: [(&str, &str); 6] = [
-    ("base_reachable_time_ms", "500"),
-    ("delay_first_probe_time", "0"),
-    ("retrans_time_ms", "50"),
-    ("mcast_solicit", "3"),
-    ("ucast_solicit", "3"),
-    ("gc_stale_time", "1"),
-];
-
-/// A bridge forwards, whatever the host does; takes packets of 127.0.0.1 for published ports; learns nothing from sparks.
-pub(super) fn of_bridge(name: &str) -> Result<()> {
+/// The host's end of the uplink forwards, whatever the host does, and learns nothing from sparks.
+pub(super) fn of_uplink(name: &str) -> Result<()> {
     set("ipv4", name, "forwarding", "1")?;
-    set("ipv4", name, "route_localnet", "1")?;
     let _ = set("ipv4", name, "accept_redirects", "0");
-    for family in ["ipv4", "ipv6"].iter().take(if has_ipv6() { 2 } else { 1 }) {
-        for (key, value) in NEIGHBOUR {
-            // Some kernel lacks some: then it takes longer.
-            let _ = std::fs::write(path(family, &format!("neigh/{name}"), key), value);
-        }
-    }
+    // Answers to what the host's own addresses have sent come back here, by whatever route.
+    let _ = set("ipv4", name, "rp_filter", "0");
     if has_ipv6() {
         set("ipv6", name, "disable_ipv6", "0")?;
         set("ipv6", name, "accept_ra", "0")?;
         set("ipv6", name, "accept_redirects", "0")?;
         set("ipv6", name, "accept_dad", "0")?;
+        // The barrier asks for routes as the device's own, which needs the first; kernels from 6.17 on need the second.
+        set("ipv6", name, "forwarding", "1")?;
         let _ = set("ipv6", name, "force_forwarding", "1");
     }
     Ok(())
 }
 
-/// A port of a bridge has no address of its own.
-pub(super) fn of_port(name: &str) {
-    let _ = set("ipv6", name, "disable_ipv6", "1");
+/// In the router's namespace: it forwards, refuses without counting how often, and gives its devices no addresses.
+pub(super) fn of_router() -> Result<()> {
+    set("ipv4", "all", "forwarding", "1")?;
+    set("ipv4", "all", "rp_filter", "0")?;
+    set("ipv4", "default", "rp_filter", "0")?;
+    set("ipv4", "all", "send_redirects", "0")?;
+    set("ipv4", "default", "send_redirects", "0")?;
+    let _ = std::fs::write("/proc/sys/net/ipv4/icmp_ratelimit", "0");
+    if has_ipv6() {
+        set("ipv6", "default", "disable_ipv6", "0")?;
+        set("ipv6", "default", "accept_ra", "0")?;
+        set("ipv6", "default", "accept_dad", "0")?;
+        set("ipv6", "default", "addr_gen_mode", "1")?;
+        set("ipv6", "all", "forwarding", "1")?;
+        let _ = std::fs::write("/proc/sys/net/ipv6/icmp/ratelimit", "0");
+    }
+    Ok(())
+}
+
+/// Whether packets with an address of 127.0.0.0/8 may go by a device, as those from the host to a published port do.
+pub(super) fn take_loopback(name: &str, take: bool) -> Result<()> {
+    let value = if take { "1" } else { "0" };
+    if get("ipv4", name, "route_localnet").as_deref() == Some(value) {
+        return Ok(());
+    }
+    set("ipv4", name, "route_localnet", value)
 }
 
 /// In the namespace of a spark: no address but the one that it is given, no router but the host.

@@ -84,8 +84,6 @@ pub struct Oci {
 pub struct Addresses {
     pub ipv4: std::net::Ipv4Addr,
     pub ipv6: std::net::Ipv6Addr,
-    /// The project's bridge.
-    pub bridge: String,
 }
 
 /// The root filesystem.
@@ -123,11 +121,11 @@ impl Sparks {
             None | Some(0) => Ended::ByItself,
             Some(_) => Ended::Idle,
         });
-        let network = self.nets().member(&record.id).filter(|_| live.is_some()).map(|m| Addresses {
-            ipv4: m.v4(),
-            ipv6: m.v6(),
-            bridge: m.bridge,
-        });
+        let network = self
+            .nets()
+            .member(&record.id)
+            .filter(|_| live.is_some())
+            .map(|m| Addresses { ipv4: m.v4(), ipv6: m.v6() });
         Ok(Info {
             state: if subvolume.is_some() { self.state(&record) } else { State::Broken },
             name: spark.name,

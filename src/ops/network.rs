@@ -18,7 +18,7 @@ use crate::domain::port::Published;
 use crate::domain::spark::{Id, SparkRecord};
 use crate::domain::subnet::{NetworkRecord, Subnet};
 use crate::error::{Error, Result};
-use crate::net::{Member, Nets, resolv};
+use crate::net::{Member, Nets, Router, resolv};
 use crate::pool::{names_in, record};
 use crate::runtime::launch::Wiring;
 use crate::runtime::live;
@@ -36,13 +36,14 @@ pub(super) struct Wire {
 pub(super) struct Here {
     nets: Nets,
     member: Member,
+    router: Router,
     done: File,
 }
 
 impl Here {
     /// Lets the spark into its network, and tells the helper.
     pub(super) fn join(mut self) -> Result<()> {
-        self.nets.join(&self.member)?;
+        self.nets.join(&self.member, &self.router)?;
         // The helper may have failed, and says why itself.
         let _ = self.done.write_all(b"+");
         Ok(())
@@ -54,6 +55,7 @@ impl Here {
 struct Helper {
     nets: Nets,
     member: Member,
+    router: Router,
     /// The other process's end of the pipe, which a fork has too.
     done: RawFd,
     wait: File,
@@ -71,7 +73,7 @@ impl Wiring for Helper {
         if joined == 0 {
             return Err(Error::Network { what: "its network could not be set up".into(), hint: None });
         }
-        self.nets.plug(&self.member, pid)
+        self.nets.plug(&self.member, &self.router, pid)
     }
 
     fn inside(&self) -> Result<()> {
@@ -143,7 +145,6 @@ impl Sparks {
             project: spark.project.clone(),
             name: spark.name.clone(),
             hostname: Some(spec::hostname(&given.options, &spark.name)),
-            bridge: nets.bridge(&spark.project),
             subnet: had.unwrap_or(Subnet { v4: [0; 4].into(), v6: [0; 16].into() }),
             number: given.address.unwrap_or_default(),
             ports: given.options.ports,
@@ -153,7 +154,13 @@ impl Sparks {
             has_route6: false,
             mtu: 0,
         };
-        let member = nets.reserve(member, had, || self.subnets(&spark.project))?;
+        let inside = |id: &Id| {
+            let live = live::read(&self.pool.place.bundle(id))?;
+            let namespace = sys::netns::of(live.init.pid).ok()?;
+            // It may have ended, and its number be another's.
+            live.init.alive().then_some(namespace)
+        };
+        let (member, router) = nets.reserve(member, had, || self.subnets(&spark.project), inside)?;
         if had != Some(member.subnet) {
             let (egress, rest) = known.map(|k| (k.egress, k.rest)).unwrap_or_default();
             let new = NetworkRecord { version: FORMAT, subnet: member.subnet, egress, rest };
@@ -161,9 +168,14 @@ impl Sparks {
         }
         let (wait, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|e| Error::sys("make a pipe")(e.into()))?;
-        let helper =
-            Helper { nets: nets.clone(), member: member.clone(), done: done.as_raw_fd(), wait: wait.into() };
-        Ok(Some(Wire { here: Here { nets, member, done: done.into() }, helper: Box::new(helper) }))
+        let helper = Helper {
+            nets: nets.clone(),
+            member: member.clone(),
+            router: router.clone(),
+            done: done.as_raw_fd(),
+            wait: wait.into(),
+        };
+        Ok(Some(Wire { here: Here { nets, member, router, done: done.into() }, helper: Box::new(helper) }))
     }
 
     /// The subnets of the other projects.

@@ -29,6 +29,8 @@ pub mod locked;
 pub mod loopdev;
 pub mod mount;
 pub mod net;
+pub mod netns;
+pub mod nft;
 pub mod output;
 pub mod process;
 pub mod program;

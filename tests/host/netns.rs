@@ -10,6 +10,8 @@ use crate::common::{Machine, Output, wait_for};
 pub(crate) struct Host {
     pub(crate) machine: Machine,
     name: String,
+    /// Has the host's mounts.
+    mounts: Child,
     /// What serves in its namespaces, each with a process group of its own.
     servers: RefCell<Vec<Child>>,
 }
@@ -24,10 +26,18 @@ impl Host {
         let machine = Machine::new().with_base();
         let run = machine.place().run;
         let name = run.file_name().unwrap().to_str().unwrap().trim_start_matches("sparks-test-").to_owned();
-        let host = Host { machine, name, servers: RefCell::default() };
-        // `/run/spark-nets` is a host's, and this is another one.
+        // `/run/spark-nets` is a host's, and this is another one. Not private: a copy of another test's mount would keep that
+        // alive.
+        let nets = machine.work().join("nets");
         std::fs::create_dir_all("/run/spark-nets").unwrap();
-        std::fs::create_dir(host.nets()).unwrap();
+        std::fs::create_dir(&nets).unwrap();
+        let mut mounts = Command::new("unshare");
+        mounts.args(["-m", "--propagation", "slave", "sh", "-c"]);
+        mounts.arg("mount --bind \"$0\" /run/spark-nets && exec sleep infinity").arg(&nets);
+        let mounts = mounts.stdin(std::process::Stdio::null()).spawn().unwrap();
+        let table = format!("/proc/{}/mountinfo", mounts.id());
+        assert!(wait_for(|| std::fs::read_to_string(&table).is_ok_and(|t| t.contains(" /run/spark-nets "))));
+        let host = Host { machine, name, mounts, servers: RefCell::default() };
         for which in ["h", "i"] {
             host.ok("ip", &["netns", "add", &host.netns(which)]);
             host.ok("ip", &["-n", &host.netns(which), "link", "set", "lo", "up"]);
@@ -91,17 +101,35 @@ impl Host {
         Output::of(&args.join(" "), inside(&self.netns("h")).args(args)).ok()
     }
 
+    /// The same in the namespace of the router.
+    #[track_caller]
+    pub(crate) fn on_router(&self, args: &[&str]) -> String {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.router().display())).args(args);
+        Output::of(&args.join(" "), &mut command).ok()
+    }
+
+    /// Who has its mounts.
+    pub(crate) fn mounts(&self) -> u32 {
+        self.mounts.id()
+    }
+
+    /// What keeps the router's namespace.
+    pub(crate) fn router(&self) -> PathBuf {
+        let run = self.machine.place().run;
+        let below = run.strip_prefix("/").unwrap().join("net/router");
+        PathBuf::from(format!("/proc/{}/root", self.mounts.id())).join(below)
+    }
+
     pub(crate) fn spark(&self, args: &[&str]) -> Output {
         let inner = self.machine.command(args);
         let mut command = inside(&self.netns("h"));
         command
-            // Not private: a copy of another test's mount would keep that alive.
-            .args(["unshare", "-m", "--propagation", "slave"])
-            .args(["sh", "-c", "mount --bind \"$0\" /run/spark-nets && exec \"$@\""])
-            .arg(self.nets())
+            .arg(format!("--mount=/proc/{}/ns/mnt", self.mounts.id()))
+            .args(["sh", "-c", "cd \"$0\" && exec \"$@\""])
+            .arg(self.machine.work())
             .arg(inner.get_program())
-            .args(inner.get_args())
-            .current_dir(self.machine.work());
+            .args(inner.get_args());
         for (key, value) in inner.get_envs() {
             match value {
                 Some(value) => command.env(key, value),
@@ -176,6 +204,8 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        let _ = self.mounts.kill();
+        let _ = self.mounts.wait();
         for server in self.servers.get_mut() {
             let _ = Command::new("kill").args(["--", &format!("-{}", server.id())]).status();
             let _ = server.wait();

@@ -77,7 +77,7 @@ fn btrfs(probe: &Probe) -> Check {
 
 /// What project networks are made of. The kernel loads these by itself.
 fn networks(probe: &Probe) -> Check {
-    let lacking: Vec<&str> = ["bridge", "veth", "nf_tables"]
+    let lacking: Vec<&str> = ["veth", "cls_bpf", "nf_tables"]
         .into_iter()
         .filter(|name| {
             let built_in = match *name {
@@ -89,7 +89,7 @@ fn networks(probe: &Probe) -> Check {
         })
         .collect();
     let found = if lacking.is_empty() {
-        "bridge, veth, nf_tables".to_owned()
+        "veth, cls_bpf, nf_tables".to_owned()
     } else {
         format!("the kernel lacks {}: sparks need `--network host` or `none`", lacking.join(", "))
     };

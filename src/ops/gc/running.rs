@@ -160,13 +160,8 @@ impl Sparks {
         if mend {
             self.nets().sweep()?;
         }
-        if self.nets().lacks_filter(mend)? {
-            let item = Item::new("packet filter that was flushed", "project networks", &nets);
-            collection.free(item, || Ok(()));
-        }
-        if self.nets().is_cut(mend)? {
-            let what = "chain of the packet filter that drops what sparks send";
-            collection.free(Item::new(what, "somebody else", &nets), || Ok(()));
+        for (what, whose) in self.nets().lacks_rules(mend)? {
+            collection.free(Item::new(what, whose, &nets), || Ok(()));
         }
         Ok(())
     }

@@ -1,0 +1,162 @@
+//! The router of an installation: a network namespace in which the devices of all sparks end, with one uplink to the host.
+//!
+//! Only what is written down in `router.json`, last of all, is whole. Whatever else is found was made by a command that was
+//! killed, or somebody has taken something away: then all is made anew.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::barrier::{Barrier, Closed};
+use super::{GATEWAY4, Member, Nets, host, link, nft, sysctl};
+use crate::domain::subnet::{Cidr, Subnet};
+use crate::error::{Error, Result};
+use crate::{fault, sys};
+
+/// What has to be known of a router to use it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct Record {
+    /// The number of the host's end of the uplink.
+    uplink: u32,
+    /// The network between the two ends, of which four addresses are used.
+    transit: Subnet,
+    /// The programs at devices, by their contents: another version of this program has others.
+    barrier: String,
+}
+
+/// A router that is whole.
+#[derive(Debug, Clone)]
+pub struct Router {
+    namespace: Arc<OwnedFd>,
+    pub(super) barrier: Barrier,
+    pub(super) transit: Subnet,
+    /// The host's end of the uplink.
+    pub(super) uplink: String,
+}
+
+/// The places of a router.
+struct Paths {
+    namespace: PathBuf,
+    barrier: PathBuf,
+    record: PathBuf,
+}
+
+impl Paths {
+    fn of(dir: &Path) -> Paths {
+        Paths { namespace: dir.join("router"), barrier: dir.join("barrier"), record: dir.join("router.json") }
+    }
+}
+
+impl Nets {
+    /// The router, if it is there and whole.
+    pub(super) fn router(&self) -> Option<Router> {
+        let paths = Paths::of(&self.dir);
+        let record: Record = serde_json::from_slice(&std::fs::read(&paths.record).ok()?).ok()?;
+        let barrier = Barrier::at(paths.barrier);
+        let uplink = self.uplink();
+        let is_whole = record.barrier == Barrier::version()
+            && sys::net::index_of(&uplink).is_ok_and(|index| index == record.uplink)
+            && barrier.is_there();
+        if !is_whole {
+            return None;
+        }
+        let namespace = sys::netns::open(&paths.namespace).ok()?;
+        Some(Router { namespace: Arc::new(namespace), barrier, transit: record.transit, uplink })
+    }
+
+    /// Makes a router where there is none that is whole. The caller holds the lock of networks and of the host.
+    pub(super) fn make_router(&self, used: &[Subnet]) -> Result<Router> {
+        let paths = Paths::of(&self.dir);
+        self.remove_router()?;
+        let uplink = self.uplink();
+        let transit = host::choose(None, uplink.as_bytes(), used)?;
+        File::create(&paths.namespace).map_err(Error::io("create", &paths.namespace))?;
+        let namespace = sys::netns::make(&paths.namespace).map_err(Error::io("make", &paths.namespace))?;
+        fault::point("router.namespace-made")?;
+        let barrier = Barrier::at(paths.barrier);
+        barrier.make(&transit, IpAddr::V4(GATEWAY4))?;
+        for net in [
+            Cidr { address: transit.v4.into(), prefix: link::TRANSIT4 },
+            Cidr { address: transit.v6.into(), prefix: link::TRANSIT6 },
+        ] {
+            barrier.close(&net, Closed::ForMost)?;
+        }
+        let router = Router { namespace: Arc::new(namespace), barrier, transit, uplink };
+        let mac = super::mac_of(router.uplink.as_bytes());
+        let outside = sys::netns::own().map_err(Error::sys("open the host's network"))?;
+        let mtu = host::mtu();
+        router.inside(|| {
+            sysctl::of_router()?;
+            link::make_uplink(&router.uplink, mac, outside.as_fd(), mtu)?;
+            router.barrier.watch_in(link::UPLINK, "from_host")?;
+            nft::run(&nft::of_router(&transit))?;
+            link::set_up_router(&transit)
+        })?;
+        fault::point("router.inside-made")?;
+        // Before it is up.
+        router.barrier.watch_in(&router.uplink, "from_router")?;
+        router.barrier.watch_out(&router.uplink, "to_router")?;
+        link::set_up_host(&router.uplink, &transit)?;
+        fault::point("router.uplink-made")?;
+        let record = Record { uplink: link::index(&router.uplink)?, transit, barrier: Barrier::version() };
+        let text = serde_json::to_vec(&record).map_err(|e| Error::corrupt(&paths.record, e))?;
+        sys::file::replace_volatile(&paths.record, &text).map_err(Error::io("write", &paths.record))?;
+        fault::point("router.made")?;
+        Ok(router)
+    }
+
+    /// Removes the router, whatever of it is there.
+    pub(super) fn remove_router(&self) -> Result<()> {
+        let paths = Paths::of(&self.dir);
+        sys::file::remove(&paths.record).map_err(Error::io("remove", &paths.record))?;
+        link::remove(&self.uplink())?;
+        fault::point("router.uplink-removed")?;
+        Barrier::at(paths.barrier).remove()?;
+        sys::mount::detach_all(&paths.namespace).map_err(Error::io("unmount", &paths.namespace))?;
+        sys::file::remove(&paths.namespace).map_err(Error::io("remove", &paths.namespace))
+    }
+}
+
+impl Router {
+    /// Does something in the router's namespace.
+    pub(super) fn inside<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        sys::netns::within(&*self.namespace, work).map_err(Error::sys("enter the router of sparks"))?
+    }
+
+    /// Lets the host and the router know a project.
+    pub(super) fn add_project(&self, subnet: &Subnet) -> Result<()> {
+        for net in [subnet.net4(), subnet.net6()] {
+            self.barrier.close(&net, Closed::ForAll)?;
+        }
+        self.inside(|| link::bound_project(subnet))?;
+        link::find_project(&self.uplink, subnet, &self.transit)
+    }
+
+    /// Has them forget it.
+    pub(super) fn remove_project(&self, subnet: &Subnet) -> Result<()> {
+        link::forget_project(subnet, Some(&self.uplink))?;
+        self.inside(|| link::forget_project(subnet, None))?;
+        [subnet.net4(), subnet.net6()].iter().try_for_each(|net| self.barrier.open(net))
+    }
+
+    /// Connects a spark, whose network namespace is `inside`: nothing passes before it is known what may.
+    pub(super) fn plug(&self, member: &Member, inside: impl AsFd) -> Result<()> {
+        self.inside(|| {
+            let device = link::plug(member, inside.as_fd())?;
+            fault::point("net-join.plugged")?;
+            self.barrier.admit(member, device)?;
+            self.barrier.watch_in(&member.device(), "from_spark")?;
+            fault::point("net-join.watched")?;
+            link::open(member, device)
+        })
+    }
+
+    /// Disconnects a spark.
+    pub(super) fn unplug(&self, member: &Member) -> Result<()> {
+        self.inside(|| link::remove(&member.device()))?;
+        fault::point("net-leave.unplugged")?;
+        self.barrier.dismiss(member)
+    }
+}
