@@ -1,5 +1,5 @@
-//! Chains of others in which forwarded packets would be dropped, and our rules at their head. A drop is final, whatever our
-//! own table accepts.
+//! Chains of others in which forwarded packets would be dropped, and our rules behind theirs. A drop is final, whatever our
+//! own table accepts, and so all that the administrator refuses stays refused.
 
 use serde_json::Value;
 
@@ -16,6 +16,8 @@ const MARK: &str = "spark: project networks";
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Dropping {
     pub chain: Chain,
+    /// The rule at the end that ends the way of everything, by its handle: ours have to come before it.
+    before: Option<u64>,
     /// Whether our rules are in it.
     pub has_ours: bool,
 }
@@ -48,7 +50,9 @@ pub(super) fn dropping() -> Result<Vec<Dropping>> {
             of_docker(chain) || text(chain, "policy") == "drop" || rules.last().is_some_and(is_for_all);
         // Docker's own comes by itself.
         if drops && (of_docker(chain) || !chains.iter().any(of_docker)) {
-            found.push(Dropping { has_ours: ours(&rules).count() > 1, chain: place });
+            let before =
+                rules.last().filter(|rule| is_for_all(rule)).and_then(|rule| rule["handle"].as_u64());
+            found.push(Dropping { has_ours: ours(&rules).count() > 1, before, chain: place });
         }
     }
     Ok(found)
@@ -57,9 +61,8 @@ pub(super) fn dropping() -> Result<Vec<Dropping>> {
 /// Whether a rule ends the way of every packet, as `reject` or `drop` at the end of a chain.
 fn is_for_all(rule: &Value) -> bool {
     let ends = |e: &Value| {
-        let ends = |name: &Value| name == "REJECT" || name == "DROP";
-        e.get("drop").is_some()
-            || e.get("reject").is_some()
+        let ends = |name: &Value| ["REJECT", "DROP", "RETURN"].contains(&name.as_str().unwrap_or_default());
+        ["drop", "reject", "return"].iter().any(|end| e.get(end).is_some())
             || e.get("xt").is_some_and(|xt| ends(&xt["name"]))
     };
     let passes = |e: &Value| e.get("counter").is_some() || e.get("log").is_some();
@@ -67,9 +70,13 @@ fn is_for_all(rule: &Value) -> bool {
     parts.split_last().is_some_and(|(last, rest)| ends(last) && rest.iter().all(passes))
 }
 
-/// What lets packets of sparks through a chain.
-pub(super) fn entry([family, table, chain]: &Chain) -> String {
-    let at = format!("insert rule {family} {table} {chain}");
+/// What lets packets of sparks through a chain, once nobody else has said anything about them.
+pub(super) fn entry(found: &Dropping) -> String {
+    let [family, table, chain] = &found.chain;
+    let at = match found.before {
+        Some(handle) => format!("insert rule {family} {table} {chain} handle {handle}"),
+        None => format!("add rule {family} {table} {chain}"),
+    };
     format!(
         "{at} iifname \"{PREFIX}*\" accept comment \"{MARK}\"\n{at} oifname \"{PREFIX}*\" accept comment \"{MARK}\"\n"
     )

@@ -8,6 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use super::chains::{self, Chain};
+use super::rules::{self, Family};
 use super::{PREFIX, link, nft, sysctl};
 use crate::domain::subnet::{Cidr, PREFIX4, Subnet};
 use crate::error::{Error, Result};
@@ -15,8 +16,6 @@ use crate::sys;
 
 /// The one place for the host.
 const DIR: &str = "/run/spark-nets";
-/// Our table that all installations share.
-const TABLE: &str = "spark-host";
 
 /// Networks that projects get, in the order of preference, as first address and bits.
 const POOLS: [(Ipv4Addr, u8); 3] = [
@@ -153,6 +152,12 @@ fn uplinks() -> (Vec<String>, Vec<String>) {
     )
 }
 
+/// The devices of the host that sparks may leave by, whatever routes lead there: cards, and what is made of cards alone. Not
+/// bridges, tunnels and other ends of containers and machines, unless the way to everywhere goes there.
+pub(super) fn cards() -> Result<Vec<u32>> {
+    link::of_kinds(&["", "vlan", "bond", "team"])
+}
+
 /// Whether the host has a way to everywhere by IPv6.
 pub(super) fn has_route6() -> bool {
     let text = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
@@ -209,14 +214,13 @@ pub(super) fn acquire(uplink: &str) -> Result<()> {
     }
     save(&state)?;
     crate::fault::point("net-join.host-recorded")?;
-    if !wanted.is_empty() {
-        nft::run(&guard(&state))?;
-    }
+    guard(&state)?;
+    crate::fault::point("net-join.host-guarded")?;
     for (key, value) in &wanted {
         write(key, value)?;
     }
     for found in dropping.iter().filter(|found| !found.has_ours) {
-        nft::run(&chains::entry(&found.chain))?;
+        nft::run(&chains::entry(found))?;
     }
     Ok(())
 }
@@ -245,9 +249,7 @@ pub(super) fn release(uplink: &str) -> Result<()> {
             nft::run(&format!("delete rule {family} {table} {name} handle {handle}\n"))?;
         }
     }
-    if !state.settings.is_empty() {
-        nft::run(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"))?;
-    }
+    rules::remove_all()?;
     let path = Path::new(DIR).join("state.json");
     sys::file::remove(&path).map_err(Error::io("remove", path))
 }
@@ -265,23 +267,15 @@ fn write(key: &str, value: &str) -> Result<()> {
     }
 }
 
-/// A host that did not forward does so now for sparks, and still not between its own devices.
-fn guard(state: &State) -> String {
-    let devices: Vec<String> = state
-        .settings
-        .keys()
-        .filter(|key| key.ends_with("forwarding"))
-        .filter_map(|key| key.split('/').nth(1))
-        .filter(|device| *device != "all")
-        .map(|device| format!("\"{device}\""))
-        .collect();
-    let mut script = format!("add table inet {TABLE}\ndelete table inet {TABLE}\n");
-    if !devices.is_empty() {
-        let set = devices.join(", ");
-        script.push_str(&format!(
-            "table inet {TABLE} {{\n  chain forward {{\n    type filter hook forward priority filter; policy accept;\n    \
-             iifname {{ {set} }} oifname {{ {set} }} drop\n  }}\n}}\n"
-        ));
+/// A host that did not forward does so now for sparks, and still not between its own devices. Rules of routing say so, which
+/// stay when somebody flushes those of the packet filter.
+fn guard(state: &State) -> Result<()> {
+    for (family, of) in [(Family::V4, "ipv4/"), (Family::V6, "ipv6/")] {
+        let changed = state.settings.keys().filter_map(|key| key.strip_prefix(of));
+        let changed =
+            changed.filter_map(|key| key.split_once('/')).filter(|(_, key)| key.ends_with("forwarding"));
+        let devices: Vec<&str> = changed.map(|(device, _)| device).collect();
+        rules::guard(family, &devices, &state.uplinks)?;
     }
-    script
+    Ok(())
 }

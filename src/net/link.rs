@@ -8,12 +8,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo};
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
-use super::{GATEWAY4, GATEWAY6, Member, sysctl};
+use super::{GATEWAY4, GATEWAY6, Member, rules, sysctl};
 use crate::domain::subnet::{Cidr, PREFIX4, Subnet};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -27,7 +28,7 @@ pub(super) const TRANSIT4: u8 = 29;
 pub(super) const TRANSIT6: u8 = 126;
 
 /// Runs requests, one after the other, in the network namespace that this thread is in.
-fn netlink<T>(
+pub(super) fn netlink<T>(
     action: &'static str,
     work: impl AsyncFnOnce(&Handle) -> Result<T, rtnetlink::Error>,
 ) -> Result<T> {
@@ -44,6 +45,28 @@ fn netlink<T>(
         })
     };
     run().map_err(failed)
+}
+
+/// The numbers of this thread's devices of some kinds; a card has none, and the loopback device is none.
+pub(super) fn of_kinds(kinds: &[&str]) -> Result<Vec<u32>> {
+    netlink("list network devices", async |handle| {
+        let mut found = Vec::new();
+        let mut devices = handle.link().get().execute();
+        while let Some(device) = devices.try_next().await? {
+            let kind = device.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                }),
+                _ => None,
+            });
+            let is_loopback = device.header.flags.contains(LinkFlags::Loopback);
+            if !is_loopback && kinds.contains(&kind.as_deref().unwrap_or_default()) {
+                found.push(device.header.index);
+            }
+        }
+        Ok(found)
+    })
 }
 
 pub(super) fn exists(name: &str) -> bool {
@@ -144,8 +167,19 @@ pub(super) fn set_up_host(name: &str, transit: &Subnet) -> Result<()> {
         if sysctl::has_ipv6() {
             address(handle, index, transit.v6(1).into(), TRANSIT6).await?;
         }
-        handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await
+        handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await?;
+        let nets = [transit.net4(), transit.net6()].map(|net| transit_of(&net));
+        for net in families(nets) {
+            let way = route(&net, RouteType::Unicast, Some(index));
+            handle.route().add(rules::in_own_table(way)).replace().execute().await?;
+        }
+        Ok(())
     })
+}
+
+/// Of a network that was chosen for the uplink, what the uplink has.
+pub(super) fn transit_of(net: &Cidr) -> Cidr {
+    Cidr { address: net.address, prefix: if net.address.is_ipv4() { TRANSIT4 } else { TRANSIT6 } }
 }
 
 /// Has the host find a project's sparks beyond the uplink.
@@ -154,6 +188,7 @@ pub(super) fn find_project(uplink: &str, subnet: &Subnet, from: &Subnet) -> Resu
     netlink("make the route to a project", async |handle| {
         for net in families([subnet.net4(), subnet.net6()]) {
             let mut way = route(&net, RouteType::Unicast, Some(index));
+            handle.route().add(rules::in_own_table(way.clone())).replace().execute().await?;
             if net.address.is_ipv4() {
                 let source = rtnetlink::packet_route::route::RouteAddress::Inet(from.v4(1));
                 way.attributes.push(rtnetlink::packet_route::route::RouteAttribute::PrefSource(source));
@@ -183,11 +218,15 @@ pub(super) fn forget_project(subnet: &Subnet, device: Option<&str>) -> Result<()
     let kind = if device.is_some() { RouteType::Unicast } else { RouteType::Prohibit };
     for net in families([subnet.net4(), subnet.net6()]) {
         let way = route(&net, kind, device);
-        let removed =
-            netlink("remove the route to a project", async |handle| handle.route().del(way).execute().await);
-        match removed {
-            Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
-            other => other?,
+        let own = device.map(|_| rules::in_own_table(way.clone()));
+        for way in own.into_iter().chain([way]) {
+            let removed = netlink("remove the route to a project", async |handle| {
+                handle.route().del(way).execute().await
+            });
+            match removed {
+                Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other?,
+            }
         }
     }
     Ok(())

@@ -29,6 +29,7 @@ mod nft;
 mod ports;
 pub mod resolv;
 mod router;
+mod rules;
 mod sysctl;
 
 pub use router::Router;
@@ -36,6 +37,9 @@ pub use router::Router;
 /// What the names of the host's ends of all uplinks begin with, whoever's they are: the rules of one installation keep away
 /// from those of another.
 const PREFIX: &str = "spk-";
+
+/// The file of the subnet of a project, beside those of its sparks.
+const SUBNET: &str = "subnet";
 
 /// Whom sparks take for their gateway. It is the router's, and nobody's beyond.
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -119,7 +123,7 @@ impl Nets {
     }
 
     /// The name of the host's end of the uplink.
-    fn uplink(&self) -> String {
+    pub fn uplink(&self) -> String {
         format!("{PREFIX}{}", self.table.trim_start_matches("spark-"))
     }
 
@@ -153,23 +157,27 @@ impl Nets {
         all
     }
 
-    /// Those whose device is gone: they ended by themselves, or are about to begin.
-    pub fn without_device(&self) -> Vec<Id> {
-        let entries = std::fs::read_dir(self.dir_of_members()).into_iter().flatten().flatten();
-        let mut ids: Vec<Id> = entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    /// Those whose device is gone: they ended by themselves, or are about to begin. At most so many are looked at, some others
+    /// each time: every command looks, and none is to take longer where many run.
+    pub fn without_device(&self, most: usize) -> Vec<Id> {
+        let mut ids: Vec<Id> = ids_in(&self.dir_of_members()).collect();
         if ids.is_empty() {
             return ids;
         }
         let Some(router) = self.router() else { return ids };
-        // Every command looks here: one question, however many there are.
-        match router.inside(|| sys::net::names().map_err(Error::sys("list network devices"))) {
-            Ok(devices) => ids.retain(|id| !devices.contains(&device_of(id))),
-            Err(e) => {
-                tracing::warn!("{e}");
-                ids.clear();
-            }
+        if ids.len() > most {
+            let first = std::process::id() as usize % ids.len();
+            ids.rotate_left(first);
+            ids.truncate(most);
         }
-        ids
+        let look = || {
+            ids.retain(|id| !link::exists(&device_of(id)));
+            Ok(ids)
+        };
+        router.inside(look).unwrap_or_else(|e| {
+            tracing::warn!("{e}");
+            Vec::new()
+        })
     }
 
     fn lock(&self) -> Result<OwnedFd> {
@@ -202,29 +210,15 @@ impl Nets {
         &self,
         mut member: Member,
         had: Option<Subnet>,
-        used: impl FnOnce() -> Vec<Subnet>,
+        used: impl Fn() -> Vec<Subnet>,
         inside: impl Fn(&Id) -> Option<OwnedFd>,
     ) -> Result<(Member, Router)> {
         let _lock = self.lock()?;
-        let of_project = |m: &Member| m.project == member.project && m.id != member.id;
-        let others: Vec<Member> = self.members().into_iter().filter(|m| m.id != member.id).collect();
-        let used = used();
-        let router = self.router_for(&others, &used, inside)?;
-        match others.iter().find(|m| of_project(m)).map(|m| m.subnet) {
-            Some(subnet) => member.subnet = subnet,
-            None => {
-                let _host = host::lock()?;
-                if let Some(had) = &had {
-                    // What a crash left, with nobody in it.
-                    router.remove_project(had)?;
-                }
-                member.subnet = host::choose(had, member.project.as_str().as_bytes(), &used)?;
-                self.save(&member)?;
-                fault::point("net-join.reserved")?;
-                router.add_project(&member.subnet)?;
-                fault::point("net-join.project-made")?;
-            }
-        }
+        // Before anything is made: so somebody knows whose it is.
+        self.save(&member)?;
+        fault::point("net-join.reserved")?;
+        let router = self.router_for(&used, inside)?;
+        member.subnet = self.project_for(&member, had, &used, &router)?;
         member.has_route6 = host::has_route6();
         member.mtu = host::mtu();
         if member.ports.is_empty() {
@@ -239,76 +233,133 @@ impl Nets {
         Ok((member, router))
     }
 
+    /// Where it is known which subnet a project has now, and which sparks are in it.
+    fn project_dir(&self, project: &Name) -> PathBuf {
+        self.dir.join("projects").join(project)
+    }
+
+    /// Puts a spark into its project, and makes that known where it is the first. Returns the project's subnet.
+    fn project_for(
+        &self,
+        member: &Member,
+        had: Option<Subnet>,
+        used: impl Fn() -> Vec<Subnet>,
+        router: &Router,
+    ) -> Result<Subnet> {
+        let dir = self.project_dir(&member.project);
+        let path = dir.join(SUBNET);
+        let has: Option<Subnet> =
+            std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let subnet = match has {
+            Some(subnet) if ids_in(&dir).any(|id| id != member.id) => subnet,
+            // What a crash left, with nobody in it.
+            _ => {
+                let had = has.or(had);
+                let _host = host::lock()?;
+                if let Some(had) = &had {
+                    router.remove_project(had)?;
+                }
+                let subnet = host::choose(had, member.project.as_str().as_bytes(), &used())?;
+                sys::file::make_dirs(&dir, 0o700).map_err(Error::io("create", &dir))?;
+                let text = serde_json::to_vec(&subnet).map_err(|e| Error::corrupt(&path, e))?;
+                sys::file::replace_volatile(&path, &text).map_err(Error::io("write", &path))?;
+                fault::point("net-join.project-chosen")?;
+                router.add_project(&subnet)?;
+                fault::point("net-join.project-made")?;
+                subnet
+            }
+        };
+        let own = dir.join(member.id.as_str());
+        std::fs::write(&own, "").map_err(Error::io("write", own))?;
+        Ok(subnet)
+    }
+
+    /// Takes a spark out of its project. Whether that was the last one.
+    fn leave_project(&self, member: &Member) -> Result<bool> {
+        let dir = self.project_dir(&member.project);
+        let own = dir.join(member.id.as_str());
+        sys::file::remove(&own).map_err(Error::io("remove", own))?;
+        Ok(ids_in(&dir).next().is_none())
+    }
+
+    fn forget_project(&self, project: &Name) -> Result<()> {
+        let dir = self.project_dir(project);
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
+            _ => Ok(()),
+        }
+    }
+
     /// The router. Where it was lost, it is made anew, and the members that run are connected to it.
     fn router_for(
         &self,
-        members: &[Member],
-        used: &[Subnet],
+        used: impl Fn() -> Vec<Subnet>,
         inside: impl Fn(&Id) -> Option<OwnedFd>,
     ) -> Result<Router> {
         if let Some(router) = self.router() {
             return Ok(router);
         }
         let _host = host::lock()?;
-        let router = self.make_router(used)?;
-        nft::rebuild(&self.table, &router, members)?;
+        let router = self.make_router(&used())?;
+        let members = self.members();
+        nft::rebuild(&self.table, &router, &members)?;
         host::acquire(&router.uplink)?;
-        for (n, member) in members.iter().enumerate() {
-            if members[..n].iter().all(|m| m.subnet != member.subnet) {
-                router.add_project(&member.subnet)?;
+        fault::point("net-join.router-forwards")?;
+        let projects = std::fs::read_dir(self.dir.join("projects")).into_iter().flatten().flatten();
+        for path in projects.map(|e| e.path().join(SUBNET)) {
+            if let Some(subnet) = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok())
+            {
+                router.add_project(&subnet)?;
             }
-            // One that ended is somebody else's to take out.
+        }
+        for member in &members {
+            // One that ended, or is about to begin, is somebody else's.
             let Some(namespace) = inside(&member.id) else { continue };
             within(&namespace, link::clear_inside)?;
             router.plug(member, &namespace)?;
             within(&namespace, || link::set_up_inside(member))?;
         }
-        self.take_loopback(&router, members)?;
+        self.take_loopback(&router)?;
         Ok(router)
     }
 
     /// Publishes a spark's ports, and puts it into the names of its project. Has to be done before it runs.
     pub fn join(&self, member: &Member, router: &Router) -> Result<()> {
         let _lock = self.lock()?;
-        let members = self.members();
-        if !member.ports.is_empty()
-            && nft::run(&nft::change(&self.table, member, &[], &member.ports)).is_err()
-        {
-            // Somebody has flushed the rules, or a crash left some.
-            nft::rebuild(&self.table, router, &members)?;
+        self.mend(router, true)?;
+        if !member.ports.is_empty() {
+            if nft::run(&nft::change(&self.table, member, &[], &member.ports)).is_err() {
+                // A crash left some.
+                nft::rebuild(&self.table, router, &self.members())?;
+            }
+            self.take_loopback(router)?;
         }
-        self.take_loopback(router, &members)?;
-        self.mend(router, &members, true)?;
         fault::point("net-join.published")?;
-        self.tell(&member.project, members)?;
+        self.tell(&member.project, self.members())?;
         fault::point("net-join.told")
     }
 
     /// Packets of 127.0.0.1 go by the uplink while somebody publishes a port there, and not longer.
-    fn take_loopback(&self, router: &Router, members: &[Member]) -> Result<()> {
-        let is_loopback = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
-        let mut ports = members.iter().flat_map(|m| &m.ports);
-        sysctl::take_loopback(&router.uplink, ports.any(|port| port.ip.is_none_or(is_loopback)))
+    fn take_loopback(&self, router: &Router) -> Result<()> {
+        let is_there = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+        let mut own = ports::claims().into_iter().filter(|(_, file)| file.starts_with(&self.dir));
+        sysctl::take_loopback(&router.uplink, own.any(|(port, _)| port.ip.is_none_or(is_there)))
     }
 
     /// Looks whether rules are as they were left, and says what is not, and whose that is; with `fix`, it is made anew.
-    fn mend(
-        &self,
-        router: &Router,
-        members: &[Member],
-        fix: bool,
-    ) -> Result<Vec<(&'static str, &'static str)>> {
+    fn mend(&self, router: &Router, fix: bool) -> Result<Vec<(&'static str, &'static str)>> {
         let seen = self.dir.join("rules");
-        let now = sys::nft::generation().ok();
-        if now.is_some() && std::fs::read_to_string(&seen).ok().and_then(|t| t.parse().ok()) == now {
+        let now = generations(router);
+        if now.is_some() && std::fs::read_to_string(&seen).ok() == now {
             return Ok(Vec::new());
         }
+        router.barrier.let_leave_by(&host::cards()?)?;
         let lacks = !nft::there(&self.table);
         let lacks_inside = router.inside(|| Ok(!nft::there("spark")))?;
         let cut = host::is_cut()?;
         if fix {
             if lacks {
-                nft::rebuild(&self.table, router, members)?;
+                nft::rebuild(&self.table, router, &self.members())?;
             }
             if lacks_inside {
                 router.inside(|| nft::run(&nft::of_router(&router.transit)))?;
@@ -317,9 +368,8 @@ impl Nets {
                 let _host = host::lock()?;
                 host::acquire(&router.uplink)?;
             }
-            if let Ok(now) = sys::nft::generation() {
-                sys::file::replace_volatile(&seen, now.to_string().as_bytes())
-                    .map_err(Error::io("write", &seen))?;
+            if let Some(now) = generations(router) {
+                sys::file::replace_volatile(&seen, now.as_bytes()).map_err(Error::io("write", &seen))?;
             }
         }
         let flushed =
@@ -358,46 +408,48 @@ impl Nets {
             return Ok(());
         }
         let _lock = self.lock()?;
-        let others: Vec<Member> = self.members().into_iter().filter(|m| m.id != *id).collect();
+        let last = ids_in(&self.dir_of_members()).all(|other| other == *id);
         let member = self.member(id);
         if let Some(member) = &member {
-            self.disconnect(member, &others)?;
-            if others.is_empty() || !member.ports.is_empty() {
+            self.disconnect(member, last)?;
+            if last || !member.ports.is_empty() {
                 let _host = host::lock()?;
                 ports::claim(&[], &path)?;
-                if others.is_empty() {
+                if last {
                     host::release(&self.uplink())?;
+                } else if let Some(router) = self.router() {
+                    self.take_loopback(&router)?;
                 }
             }
         }
         fault::point("net-leave.left")?;
         sys::file::remove(&path).map_err(Error::io("remove", path))?;
-        member.map_or(Ok(()), |member| self.tell(&member.project, others))
+        member.map_or(Ok(()), |member| self.tell(&member.project, self.members()))
     }
 
     /// Takes a spark's devices and rules away, and what nobody needs any more.
-    fn disconnect(&self, member: &Member, others: &[Member]) -> Result<()> {
-        let router = self.router();
-        if others.is_empty() {
+    fn disconnect(&self, member: &Member, last: bool) -> Result<()> {
+        let last_of_project = self.leave_project(member)?;
+        fault::point("net-leave.left-project")?;
+        if last {
             nft::run(&nft::remove(&self.table))?;
             fault::point("net-leave.unfiltered")?;
-            return self.remove_router();
-        }
-        let Some(router) = router else { return Ok(()) };
-        router.unplug(member)?;
-        if !member.ports.is_empty() {
-            if nft::run(&nft::change(&self.table, member, &member.ports, &[])).is_err() {
+            self.remove_router()?;
+        } else if let Some(router) = self.router() {
+            router.unplug(member)?;
+            if !member.ports.is_empty()
+                && nft::run(&nft::change(&self.table, member, &member.ports, &[])).is_err()
+            {
                 // Some of it is out already.
-                nft::rebuild(&self.table, &router, others)?;
+                let others: Vec<Member> = self.members().into_iter().filter(|m| m.id != member.id).collect();
+                nft::rebuild(&self.table, &router, &others)?;
             }
-            self.take_loopback(&router, others)?;
+            if last_of_project {
+                router.remove_project(&member.subnet)?;
+                fault::point("net-leave.project-removed")?;
+            }
         }
-        fault::point("net-leave.unfiltered")?;
-        if others.iter().all(|m| m.project != member.project) {
-            router.remove_project(&member.subnet)?;
-            fault::point("net-leave.project-removed")?;
-        }
-        Ok(())
+        if last_of_project { self.forget_project(&member.project) } else { Ok(()) }
     }
 
     /// Gives a spark another name in its project.
@@ -430,20 +482,19 @@ impl Nets {
         if nft::run(&nft::change(&self.table, &new, &old.ports, &new.ports)).is_err() {
             nft::rebuild(&self.table, &router, &self.members())?;
         }
-        self.take_loopback(&router, &self.members())?;
+        self.take_loopback(&router)?;
         Ok(true)
     }
 
     /// Whether the packet filter lacks our tables though somebody needs them, or a chain of somebody else, made or flushed
     /// since, drops what sparks send; with `fix`, not afterwards.
     pub fn lacks_rules(&self, fix: bool) -> Result<Vec<(&'static str, &'static str)>> {
-        if self.members().is_empty() {
+        if ids_in(&self.dir_of_members()).next().is_none() {
             return Ok(Vec::new());
         }
         let _lock = self.lock()?;
-        let members = self.members();
         match self.router() {
-            Some(router) if !members.is_empty() => self.mend(&router, &members, fix),
+            Some(router) => self.mend(&router, fix),
             _ => Ok(Vec::new()),
         }
     }
@@ -452,6 +503,18 @@ impl Nets {
     pub fn remove_all(&self) -> Result<()> {
         self.members().iter().try_for_each(|member| self.leave(&member.id))
     }
+}
+
+/// The states of the rules in the host's namespace and in the router's.
+fn generations(router: &Router) -> Option<String> {
+    let inside = router.inside(|| Ok(sys::nft::generation().ok())).ok()??;
+    Some(format!("{} {inside}", sys::nft::generation().ok()?))
+}
+
+/// The names of files that are ids of sparks.
+fn ids_in(dir: &Path) -> impl Iterator<Item = Id> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok())
 }
 
 fn within<T>(namespace: &OwnedFd, work: impl FnOnce() -> Result<T>) -> Result<T> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::barrier::{Barrier, Closed};
 use super::{GATEWAY4, Member, Nets, host, link, nft, sysctl};
-use crate::domain::subnet::{Cidr, Subnet};
+use crate::domain::subnet::Subnet;
 use crate::error::{Error, Result};
 use crate::{fault, sys};
 
@@ -74,15 +74,13 @@ impl Nets {
         let transit = host::choose(None, uplink.as_bytes(), used)?;
         File::create(&paths.namespace).map_err(Error::io("create", &paths.namespace))?;
         let namespace = sys::netns::make(&paths.namespace).map_err(Error::io("make", &paths.namespace))?;
-        fault::point("router.namespace-made")?;
+        fault::point("net-join.router-namespace")?;
         let barrier = Barrier::at(paths.barrier);
         barrier.make(&transit, IpAddr::V4(GATEWAY4))?;
-        for net in [
-            Cidr { address: transit.v4.into(), prefix: link::TRANSIT4 },
-            Cidr { address: transit.v6.into(), prefix: link::TRANSIT6 },
-        ] {
+        for net in [transit.net4(), transit.net6()].map(|net| link::transit_of(&net)) {
             barrier.close(&net, Closed::ForMost)?;
         }
+        barrier.let_leave_by(&host::cards()?)?;
         let router = Router { namespace: Arc::new(namespace), barrier, transit, uplink };
         let mac = super::mac_of(router.uplink.as_bytes());
         let outside = sys::netns::own().map_err(Error::sys("open the host's network"))?;
@@ -94,16 +92,16 @@ impl Nets {
             nft::run(&nft::of_router(&transit))?;
             link::set_up_router(&transit)
         })?;
-        fault::point("router.inside-made")?;
+        fault::point("net-join.router-inside")?;
         // Before it is up.
         router.barrier.watch_in(&router.uplink, "from_router")?;
         router.barrier.watch_out(&router.uplink, "to_router")?;
         link::set_up_host(&router.uplink, &transit)?;
-        fault::point("router.uplink-made")?;
+        fault::point("net-join.router-uplink")?;
         let record = Record { uplink: link::index(&router.uplink)?, transit, barrier: Barrier::version() };
         let text = serde_json::to_vec(&record).map_err(|e| Error::corrupt(&paths.record, e))?;
         sys::file::replace_volatile(&paths.record, &text).map_err(Error::io("write", &paths.record))?;
-        fault::point("router.made")?;
+        fault::point("net-join.router-made")?;
         Ok(router)
     }
 
@@ -112,7 +110,7 @@ impl Nets {
         let paths = Paths::of(&self.dir);
         sys::file::remove(&paths.record).map_err(Error::io("remove", &paths.record))?;
         link::remove(&self.uplink())?;
-        fault::point("router.uplink-removed")?;
+        fault::point("net-leave.router-uplink")?;
         Barrier::at(paths.barrier).remove()?;
         sys::mount::detach_all(&paths.namespace).map_err(Error::io("unmount", &paths.namespace))?;
         sys::file::remove(&paths.namespace).map_err(Error::io("remove", &paths.namespace))

@@ -25,6 +25,9 @@ use crate::runtime::live;
 use crate::sys;
 use crate::sys::flock::Mode;
 
+/// How many sparks a command that is about something else looks at: `spark gc` looks at all.
+const LOOKS: usize = 64;
+
 /// The network of a spark that starts: what this process does about it, and what its helper does.
 pub(super) struct Wire {
     pub here: Here,
@@ -188,15 +191,15 @@ impl Sparks {
             .collect()
     }
 
-    /// Removes the networks of sparks that have ended by themselves or were killed. Costs one look into a directory where
-    /// there are none.
+    /// Removes the networks of sparks that have ended by themselves or were killed; where many run, of some of them. Costs one
+    /// look into a directory where there are none.
     pub fn collect_networks(&self) -> Result<()> {
-        self.left_networks().iter().try_for_each(|id| self.drop_network(id))
+        self.left_networks(LOOKS).iter().try_for_each(|id| self.drop_network(id))
     }
 
-    /// The sparks that have a network and no use for it.
-    pub(super) fn left_networks(&self) -> Vec<Id> {
-        self.nets().without_device().into_iter().filter(|id| self.is_over(id).is_some()).collect()
+    /// The sparks that have a network and no use for it, of so many.
+    pub(super) fn left_networks(&self, most: usize) -> Vec<Id> {
+        self.nets().without_device(most).into_iter().filter(|id| self.is_over(id).is_some()).collect()
     }
 
     pub(super) fn drop_network(&self, id: &Id) -> Result<()> {

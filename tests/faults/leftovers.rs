@@ -26,16 +26,19 @@ pub(crate) fn none_after_gc(machine: &Machine, known_before: &BTreeSet<String>) 
     let indexed: BTreeSet<String> = entries(&place.index()).into_iter().collect();
     assert!(indexed.is_subset(&all), "an index entry is no spark's: {indexed:?}, {all:?}");
     assert!(entries(&place.ephemeral()).is_empty(), "{:?}", entries(&place.ephemeral()));
-    assert_eq!(mounts(machine), 1, "only the pool is mounted");
+    let expected = if is_used_by_networks(machine) { 3 } else { 1 };
+    assert_eq!(mounts(machine), expected, "only the pool, and the router with its programs, are mounted");
 
     let members: BTreeSet<String> = entries(&place.run.join("net/members")).into_iter().collect();
     assert!(members.is_subset(&running), "networks of sparks that do not run: {members:?}");
     let links: Vec<String> = entries(Path::new("/sys/class/net")).into_iter().collect();
     let nets = sparks::net::Nets::of(&place.run);
-    for project in ["default", "bystander"] {
-        let bridge = nets.bridge(&project.parse().unwrap());
-        let used = nets.members().iter().any(|m| m.bridge == bridge);
-        assert_eq!(links.contains(&bridge), used, "the bridge of {project}");
+    let is_used = !nets.members().is_empty();
+    assert_eq!(links.contains(&nets.uplink()), is_used, "the uplink");
+    for what in ["router", "barrier", "projects"] {
+        let left = entries(&place.run.join("net").join(what));
+        let there = place.run.join("net").join(what).is_file() || !left.is_empty();
+        assert_eq!(there, is_used, "{what} of the network: {left:?}");
     }
 
     // An emptied cgroup is somebody's who is about to remove it, or nobody's.
@@ -100,4 +103,8 @@ fn processes_inside(machine: &Machine) -> Vec<i32> {
             && std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).is_ok_and(|t| t.contains(&source))
     })
     .collect()
+}
+
+fn is_used_by_networks(machine: &Machine) -> bool {
+    !sparks::net::Nets::of(&machine.place().run).members().is_empty()
 }

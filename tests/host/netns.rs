@@ -79,10 +79,6 @@ impl Host {
         format!("spt-{}-{which}", self.name)
     }
 
-    pub(crate) fn nets(&self) -> PathBuf {
-        self.machine.work().join("nets")
-    }
-
     /// Ends with the namespace.
     pub(crate) fn background(&self, mut command: Command) {
         use std::os::unix::process::CommandExt;
@@ -197,7 +193,7 @@ impl Host {
         self.on_host(&[
             "sh",
             "-c",
-            &format!("ip -o link | cut -d' ' -f2; ip route; ip -6 route; nft list ruleset; {settings}"),
+            &format!("ip -o link | cut -d' ' -f2; ip route; ip -6 route; ip rule; ip -6 rule; ip route show table 5353; nft list ruleset; {settings}"),
         ])
     }
 }

@@ -64,6 +64,7 @@ fn a_host_that_drops_forwarded_packets_lets_those_of_sparks_pass_and_is_left_as_
     let host = Host::new();
     let docker = "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }; \
                   add chain ip filter DOCKER-USER; add rule ip filter FORWARD jump DOCKER-USER; \
+                  add rule ip filter DOCKER-USER ip daddr 198.51.100.2 tcp dport 81 drop; \
                   add rule ip filter DOCKER-USER counter return; \
                   add table ip6 filter; add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }";
     host.on_host(&["nft", docker]);
@@ -73,9 +74,38 @@ fn a_host_that_drops_forwarded_packets_lets_those_of_sparks_pass_and_is_left_as_
     }
     let before = host.state();
     try_all_pairs(&host);
-    assert_eq!(host.hears("one/a", &[format!("{BEYOND4} 80"), format!("{BEYOND6} 80")]), ["beyond"; 2]);
+    let beyond = [format!("{BEYOND4} 80"), format!("{BEYOND6} 80"), format!("{BEYOND4} 81")];
+    assert_eq!(
+        host.hears("one/a", &beyond),
+        ["beyond", "beyond", "-"],
+        "what the administrator drops stays dropped"
+    );
     host.spark(&[&["stop"], &SPARKS[..]].concat()).ok();
     host.is_again(&before);
+}
+
+/// It forwards for sparks, and rules that may be flushed are not what keeps it from more.
+#[test]
+fn a_host_that_forwarded_nothing_forwards_for_sparks_alone() {
+    let host = Host::new();
+    host.on_host(&["ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1"]);
+    for family in [&["addr", "add", "203.0.113.1/24"][..], &["addr", "add", "2001:db8:2::1/64", "nodad"]] {
+        host.on_host(&[&["ip"], family, &["dev", "lan0"]].concat());
+    }
+    for device in ["lan0", "lan1"] {
+        host.on_host(&["ip", "link", "set", device, "up"]);
+    }
+    host.spark(&["create", "web"]).ok();
+    let (v4, v6) = host.addresses("web");
+    let forwards = |to: &str, from: &str| {
+        let mut ask = inside(&host.netns("h"));
+        ask.args(["ip", "route", "get", to, "from", from, "iif", "up0"]).output().unwrap().status.success()
+    };
+    for _ in 0..2 {
+        assert!(forwards(&v4, BEYOND4) && forwards(&v6, BEYOND6), "the control");
+        assert!(!forwards("203.0.113.7", BEYOND4) && !forwards("2001:db8:2::7", BEYOND6));
+        host.on_host(&["nft", "flush", "ruleset"]);
+    }
 }
 
 #[test]

@@ -152,7 +152,7 @@ impl Sparks {
     /// Networks of sparks that ended by themselves, and rules that somebody has flushed.
     pub(super) fn gc_networks(&self, collection: &mut Collection) -> Result<()> {
         let nets = self.pool.place.run.join("net");
-        for id in self.left_networks() {
+        for id in self.left_networks(usize::MAX) {
             let item = Item::new("network of a spark that ended", &id, &nets);
             collection.free(item, || self.drop_network(&id));
         }
