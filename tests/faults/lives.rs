@@ -7,6 +7,7 @@ pub(crate) const ALL: &[&Scenario] = &[
     &EPHEMERAL,
     &RESUME,
     &STOP,
+    &STOP_ONE,
     &PORT,
     &DELETE,
     &DELETE_NOW,
@@ -60,7 +61,7 @@ const RESUME: Scenario = Scenario {
 };
 
 const STOP: Scenario = Scenario {
-    points: &["stop.", "net-leave."],
+    points: &["stop.", "net-leave.left", "net-leave.unfiltered", "net-leave.router"],
     args: &["stop", "web"],
     before: marked,
     after: |m| {
@@ -68,6 +69,23 @@ const STOP: Scenario = Scenario {
         assert_eq!(m.spark(&["--json", "info", "web"]).json()["state"], "stopped");
         still_marked(m, "web");
         m.spark(&["delete", "-f", "--now", "web"]).ok();
+    },
+};
+
+/// While another one runs, so that the router stays.
+const STOP_ONE: Scenario = Scenario {
+    points: &["net-leave.unplugged", "net-leave.project"],
+    args: &["stop", "web"],
+    before: |m| {
+        marked(m);
+        m.spark(&["create", "-P", "third", "beside"]).ok();
+    },
+    after: |m| {
+        m.spark(&["stop", "web"]).ok();
+        still_marked(m, "web");
+        let talks = ["exec", "third/beside", "--", "sh", "-c", "ip route | grep default"];
+        assert!(m.spark(&talks).ok().contains("eth0"));
+        m.spark(&["delete", "-f", "--now", "web", "third/beside"]).ok();
     },
 };
 
@@ -227,6 +245,11 @@ fn a_resume_that_fails_anywhere_leaves_a_spark_that_can_be_resumed() {
 #[test]
 fn a_stop_that_fails_anywhere_can_be_repeated() {
     STOP.run();
+}
+
+#[test]
+fn a_stop_that_fails_anywhere_leaves_the_others_connected() {
+    STOP_ONE.run();
 }
 
 #[test]
