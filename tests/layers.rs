@@ -206,7 +206,7 @@ const WAITS: [(&str, &[(&str, &str)]); 13] = [
             ("shim/console.rs", "asynchronous, when it is readable"),
         ],
     ),
-    ("net::recv(", &[]),
+    ("net::recv(", &[("sys/nft.rs", "the kernel's own answer, which is there at once")]),
     ("accept_with(", &[("sys/net.rs", "after deadline::readable")]),
     ("FlockOperation::LockExclusive", &[("sys/loopdev.rs", "/dev/loop-control, which nobody inside has")]),
     ("FlockOperation::LockShared", &[]),

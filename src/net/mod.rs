@@ -27,6 +27,7 @@ mod hosts;
 mod link;
 mod nft;
 mod ports;
+mod projects;
 pub mod resolv;
 mod router;
 mod rules;
@@ -37,9 +38,6 @@ pub use router::Router;
 /// What the names of the host's ends of all uplinks begin with, whoever's they are: the rules of one installation keep away
 /// from those of another.
 const PREFIX: &str = "spk-";
-
-/// The file of the subnet of a project, beside those of its sparks.
-const SUBNET: &str = "subnet";
 
 /// Whom sparks take for their gateway. It is the router's, and nobody's beyond.
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -233,63 +231,6 @@ impl Nets {
         Ok((member, router))
     }
 
-    /// Where it is known which subnet a project has now, and which sparks are in it.
-    fn project_dir(&self, project: &Name) -> PathBuf {
-        self.dir.join("projects").join(project)
-    }
-
-    /// Puts a spark into its project, and makes that known where it is the first. Returns the project's subnet.
-    fn project_for(
-        &self,
-        member: &Member,
-        had: Option<Subnet>,
-        used: impl Fn() -> Vec<Subnet>,
-        router: &Router,
-    ) -> Result<Subnet> {
-        let dir = self.project_dir(&member.project);
-        let path = dir.join(SUBNET);
-        let has: Option<Subnet> =
-            std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let subnet = match has {
-            Some(subnet) if ids_in(&dir).any(|id| id != member.id) => subnet,
-            // What a crash left, with nobody in it.
-            _ => {
-                let had = has.or(had);
-                let _host = host::lock()?;
-                if let Some(had) = &had {
-                    router.remove_project(had)?;
-                }
-                let subnet = host::choose(had, member.project.as_str().as_bytes(), &used())?;
-                sys::file::make_dirs(&dir, 0o700).map_err(Error::io("create", &dir))?;
-                let text = serde_json::to_vec(&subnet).map_err(|e| Error::corrupt(&path, e))?;
-                sys::file::replace_volatile(&path, &text).map_err(Error::io("write", &path))?;
-                fault::point("net-join.project-chosen")?;
-                router.add_project(&subnet)?;
-                fault::point("net-join.project-made")?;
-                subnet
-            }
-        };
-        let own = dir.join(member.id.as_str());
-        std::fs::write(&own, "").map_err(Error::io("write", own))?;
-        Ok(subnet)
-    }
-
-    /// Takes a spark out of its project. Whether that was the last one.
-    fn leave_project(&self, member: &Member) -> Result<bool> {
-        let dir = self.project_dir(&member.project);
-        let own = dir.join(member.id.as_str());
-        sys::file::remove(&own).map_err(Error::io("remove", own))?;
-        Ok(ids_in(&dir).next().is_none())
-    }
-
-    fn forget_project(&self, project: &Name) -> Result<()> {
-        let dir = self.project_dir(project);
-        match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
-            _ => Ok(()),
-        }
-    }
-
     /// The router. Where it was lost, it is made anew, and the members that run are connected to it.
     fn router_for(
         &self,
@@ -305,12 +246,8 @@ impl Nets {
         nft::rebuild(&self.table, &router, &members)?;
         host::acquire(&router.uplink)?;
         fault::point("net-join.router-forwards")?;
-        let projects = std::fs::read_dir(self.dir.join("projects")).into_iter().flatten().flatten();
-        for path in projects.map(|e| e.path().join(SUBNET)) {
-            if let Some(subnet) = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok())
-            {
-                router.add_project(&subnet)?;
-            }
+        for subnet in self.projects() {
+            router.add_project(&subnet)?;
         }
         for member in &members {
             // One that ended, or is about to begin, is somebody else's.

@@ -290,7 +290,10 @@ impl Launch {
         if let Some(wiring) = &self.wiring {
             wiring.outside(pid)?;
         }
-        sys::net::raise_loopback_of(pid).map_err(Error::sys("set up the loopback device"))?;
+        let is_own = sys::net::raise_loopback_of(pid).map_err(Error::sys("set up the loopback device"))?;
+        if is_own {
+            sys::netns::open_to_users();
+        }
         if let Some(wiring) = &self.wiring {
             wiring.inside()?;
         }

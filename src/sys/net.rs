@@ -94,14 +94,14 @@ pub fn passed_listener() -> io::Result<Option<TcpListener>> {
     }
 }
 
-/// Sets the loopback device up in the network namespace of a process, if that is another than ours. This thread is
-/// in it afterwards.
-pub fn raise_loopback_of(pid: i32) -> io::Result<()> {
+/// Sets the loopback device up in the network namespace of a process. This thread is in it afterwards. False if that is ours:
+/// then nothing is done.
+pub fn raise_loopback_of(pid: i32) -> io::Result<bool> {
     let theirs = File::open(format!("/proc/{pid}/ns/net"))?;
     let ours = std::fs::metadata("/proc/thread-self/ns/net")?;
     let meta = theirs.metadata()?;
     if (meta.dev(), meta.ino()) == (ours.dev(), ours.ino()) {
-        return Ok(());
+        return Ok(false);
     }
     move_into_link_name_space(theirs.as_fd(), Some(LinkNameSpaceType::Network))?;
     let socket =
@@ -114,7 +114,7 @@ pub fn raise_loopback_of(pid: i32) -> io::Result<()> {
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: netdevice(7): the descriptor is a socket, and the kernel reads one `ifreq`, which outlives the call.
     match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) } {
-        0 => Ok(()),
+        0 => Ok(true),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -43,6 +43,14 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
+/// Lets any user ping and serve low ports in the network namespace of this thread, for one in which they are nobody else's.
+pub fn open_to_users() {
+    for (key, value) in [("ping_group_range", "0 2147483647"), ("ip_unprivileged_port_start", "0")] {
+        // Some kernel has none: then it is root's alone.
+        let _ = std::fs::write(Path::new("/proc/sys/net/ipv4").join(key), value);
+    }
+}
+
 /// Does something in a network namespace: sockets that are made stay in it, and this thread comes back.
 pub fn within<T>(namespace: impl AsFd, work: impl FnOnce() -> T) -> io::Result<T> {
     let ours = own()?;

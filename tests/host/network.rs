@@ -84,6 +84,21 @@ fn a_host_that_drops_forwarded_packets_lets_those_of_sparks_pass_and_is_left_as_
     host.is_again(&before);
 }
 
+#[test]
+fn any_user_of_a_spark_may_ping_and_serve_low_ports() {
+    let host = Host::new();
+    host.spark(&["create", "web", "--user", "1000", "-p", "8080:80"]).ok();
+    host.spark(&["exec", "-u", "1000", "web", "--", "ping", "-c1", BEYOND4]).ok();
+    host.talk("web");
+    assert_eq!(host.heard_by("i", &format!("{HOST4} 8080")), "web");
+    host.spark(&["create", "--network", "none", "alone"]).ok();
+    host.spark(&["exec", "-u", "1000", "alone", "--", "ping", "-c1", "127.0.0.1"]).ok();
+    let range = || std::fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap();
+    let before = range();
+    host.spark(&["create", "--network", "host", "open"]).ok();
+    assert_eq!(range(), before);
+}
+
 /// It forwards for sparks, and rules that may be flushed are not what keeps it from more.
 #[test]
 fn a_host_that_forwarded_nothing_forwards_for_sparks_alone() {

@@ -235,7 +235,7 @@ impl Creation {
         }
         let failed = Error::sys("set up the loopback device");
         let raise = || match sys::net::raise_loopback_of(pid) {
-            Ok(()) => 0,
+            Ok(_) => 0,
             Err(e) => e.raw_os_error().unwrap_or(libc::EIO),
         };
         // In a child: whoever raises it is in that namespace from then on.
