@@ -36,7 +36,7 @@ pub(super) fn dropping() -> Result<Vec<Dropping>> {
             text(c, "family") == place[0] && text(c, "table") == place[1] && text(c, "name") == "DOCKER-USER"
         };
         let is_last = text(chain, "hook") == "forward" && text(chain, "type") == "filter";
-        let of_ours = place[1].starts_with("spark-");
+        let of_ours = place[1].starts_with("spark-") || place[1].starts_with("sparks-");
         if !["ip", "ip6", "inet"].contains(&place[0].as_str())
             || of_ours
             || !(is_last || of_docker(chain))

@@ -232,6 +232,23 @@ pub(super) fn forget_project(subnet: &Subnet, device: Option<&str>) -> Result<()
     Ok(())
 }
 
+/// The names of what is attached to a bridge of this thread's namespace.
+pub(super) fn ports_of(bridge: &str) -> Result<Vec<String>> {
+    let bridge = index(bridge)?;
+    netlink("list the ports of a bridge", async |handle| {
+        let mut found = Vec::new();
+        let mut devices = handle.link().get().execute();
+        while let Some(device) = devices.try_next().await? {
+            let is_port = device.attributes.contains(&LinkAttribute::Controller(bridge));
+            found.extend(device.attributes.into_iter().filter_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) if is_port => Some(name),
+                _ => None,
+            }));
+        }
+        Ok(found)
+    })
+}
+
 /// Removes a device of this thread's namespace. One that is not there is as well.
 pub(super) fn remove(name: &str) -> Result<()> {
     let Ok(index) = sys::net::index_of(name) else { return Ok(()) };

@@ -20,6 +20,7 @@ use crate::{fault, sys};
 
 mod address;
 mod barrier;
+mod bridges;
 mod chains;
 mod closed;
 mod host;
@@ -117,12 +118,12 @@ impl Nets {
     pub fn of(run: &Path) -> Nets {
         let name: String =
             hash(run.as_os_str().as_encoded_bytes())[..5].iter().map(|b| format!("{b:02x}")).collect();
-        Nets { run: run.to_owned(), dir: run.join("net"), table: format!("spark-{name}") }
+        Nets { run: run.to_owned(), dir: run.join("net"), table: format!("sparks-{name}") }
     }
 
     /// The name of the host's end of the uplink.
     pub fn uplink(&self) -> String {
-        format!("{PREFIX}{}", self.table.trim_start_matches("spark-"))
+        format!("{PREFIX}{}", self.table.trim_start_matches("sparks-"))
     }
 
     fn member_path(&self, id: &Id) -> PathBuf {

@@ -10,6 +10,7 @@ use super::{Collection, Item, entries};
 use crate::domain::spark::Id;
 use crate::error::{Error, Result};
 use crate::pool::index::Identity;
+use crate::pool::names_in;
 use crate::runtime::{ids, live};
 use crate::sys;
 
@@ -160,8 +161,22 @@ impl Sparks {
         if mend {
             self.nets().sweep()?;
         }
+        self.gc_old_bridges(collection, &nets)?;
         for (what, whose) in self.nets().lacks_rules(mend)? {
             collection.free(Item::new(what, whose, &nets), || Ok(()));
+        }
+        Ok(())
+    }
+
+    /// Bridges of earlier versions, once the last spark that had been started by them has ended.
+    fn gc_old_bridges(&self, collection: &mut Collection, nets: &Path) -> Result<()> {
+        let projects = names_in(&self.pool.paths.projects())?;
+        let bridges = self.nets().old_bridges(&projects)?;
+        let mut others = bridges.len();
+        for (bridge, _) in bridges.iter().filter(|(_, is_idle)| *is_idle) {
+            others -= 1;
+            let item = Item::new("bridge of an earlier version", bridge, nets);
+            collection.free(item, || self.nets().remove_old_bridge(bridge, others > 0));
         }
         Ok(())
     }
