@@ -93,7 +93,7 @@ fn any_user_of_a_spark_may_ping_and_serve_low_ports() {
         let pid = host.spark(&["--json", "info", spark]).json()["pid"].to_string();
         let mut ask = Command::new("nsenter");
         ask.args(["-t", &pid, "-n", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"]);
-        ask.args(["python3", "-c", "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1)"]);
+        ask.args(["/usr/bin/python3", "-c", "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1)"]);
         Output::of("python3", &mut ask).ok()
     };
     pings("web");
