@@ -33,6 +33,8 @@ pub(super) enum Family {
 /// The same route in our table.
 pub(super) fn in_own_table(mut way: RouteMessage) -> RouteMessage {
     way.header.table = 0;
+    // Others' routes without a device are taken away by systemd-networkd, when it sets up any device.
+    way.header.protocol = RouteProtocol::Kernel;
     way.attributes.push(RouteAttribute::Table(TABLE));
     way
 }
