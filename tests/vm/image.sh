@@ -24,7 +24,7 @@ disk_size=12G # sparse; room for pools of the tests
 
 guest_packages=(systemd-sysv udev dbus kmod btrfs-progs busybox-static
     libseccomp2 libbtrfsutil1 zstd xz-utils tar iproute2 nftables procps
-    util-linux jq apparmor)
+    util-linux jq apparmor iptables firewalld)
 
 # Kernel modules that stay: paths below kernel/, as tar patterns. The others
 # (graphics, sound, network cards) are most of the package.
@@ -38,7 +38,7 @@ kept_modules=('arch/*' 'block/*' 'crypto/*' 'fs/*' 'lib/*' 'mm/*' 'net/*'
 # What the initrd loads, besides all that these need.
 initrd_modules=(virtio_pci virtio_blk virtio_rng crc32c_generic ext4 9pnet_virtio 9p)
 
-# Units that a test VM does without; most would only cost boot time.
+# Units that a test VM does without; most would only cost boot time. The network's test starts firewalld.
 masked_units=(systemd-udev-trigger.service systemd-udev-settle.service
     systemd-timesyncd.service systemd-random-seed.service
     systemd-update-utmp.service systemd-update-utmp-runlevel.service
@@ -48,7 +48,7 @@ masked_units=(systemd-udev-trigger.service systemd-udev-settle.service
     systemd-remount-fs.service systemd-tmpfiles-clean.timer
     systemd-user-sessions.service ldconfig.service getty.target
     'serial-getty@ttyS0.service' console-getty.service fstrim.timer
-    apparmor.service e2scrub_all.timer e2scrub_reap.service apt-daily.timer
+    apparmor.service firewalld.service e2scrub_all.timer e2scrub_reap.service apt-daily.timer
     apt-daily-upgrade.timer dpkg-db-backup.timer proc-sys-fs-binfmt_misc.automount
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount
     sys-kernel-tracing.mount 'modprobe@configfs.service'
