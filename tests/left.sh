@@ -14,6 +14,10 @@ state() {
         cgroups | sed 's/^/cgroup /'
         ip -o link 2>/dev/null | sed -E 's/^[0-9]+: ([^:@]+).*/link \1/'
         ip netns list 2>/dev/null | sed 's/^/network namespace /'
+        for family in -4 -6; do
+            ip "$family" rule list 2>/dev/null | sed "s/^/rule $family /"
+            ip "$family" route list table 5353 2>/dev/null | sed "s/^/route $family /"
+        done
         nft list ruleset 2>/dev/null | sed 's/ packets [0-9]* bytes [0-9]*//; s/^/nft /'
         for name in spark qemu youki containerd; do pgrep -l "^$name"; done | sed 's/^/process /'
         find /run -maxdepth 1 \( -name 'spark*' ! -name spark-ids ! -name spark-nets \) -o -name netns
