@@ -1,14 +1,16 @@
 #!/bin/bash
 # Times the start and the stop of a spark with a project network against one with
-# none, in turn:
+# none, in turn; then of one among many of its project:
 #
-#   sudo benches/network.sh [ROUNDS]
+#   sudo benches/network.sh [ROUNDS [MANY]]
 #
+# MANY   how many run beside it in the second part (0: there is none)
 # SPARK  the program (target/*/release/spark)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 rounds=${1:-20}
+many=${2:-0}
 spark=${SPARK:-$(echo target/*-linux-gnu/release/spark)}
 SPARK_ROOT=$(mktemp -d /var/tmp/spark-bench.XXXXXX)
 SPARK_RUN=$(mktemp -d /run/spark-bench.XXXXXX)
@@ -16,15 +18,16 @@ export SPARK_ROOT SPARK_RUN
 chmod 711 "$SPARK_RUN"
 
 end() {
-    "$spark" delete -f --now none alone/alone member resident 2>/dev/null || true
+    "$spark" list -q | xargs -r "$spark" delete -f --now 2>/dev/null || true
+    "$spark" -P alone delete -f --now alone 2>/dev/null || true
     umount "$SPARK_ROOT/pool" && rm -r "$SPARK_ROOT" "$SPARK_RUN"
 }
 trap end EXIT
 
-"$spark" pool init --size 1G >/dev/null
+"$spark" pool init --size 4G >/dev/null
 "$spark" base bootstrap minimal >/dev/null
 "$spark" create -q --no-start --network none none
-# The first of its project makes the bridge, and its stop removes it.
+# The first of its project makes the routes to that, and its stop removes them.
 "$spark" create -q --no-start -P alone alone
 "$spark" create -q resident
 "$spark" create -q --no-start member
@@ -41,3 +44,18 @@ none	sh -c '$spark resume none && $spark stop none'
 first of its project	sh -c '$spark -P alone resume alone && $spark -P alone stop alone'
 another of its project	sh -c '$spark resume member && $spark stop member'
 LINES
+
+[ "$many" -gt 0 ] || exit 0
+of_one() {
+    echo "## one, beside $1 of its project"
+    python3 benches/interleave.py "$rounds" <<LINES
+exec	$spark exec resident true
+info	$spark info resident
+create	$spark create -q new	$spark delete -f --now new
+stop	$spark stop one	$spark resume one
+LINES
+}
+"$spark" create -q one
+of_one 1
+"$spark" fork -n "$many" resident m >/dev/null
+of_one "$many"
