@@ -14,7 +14,7 @@
 
 // What a packet is to the rules of the router's namespace, as its mark.
 #define FROM_TRUSTED 2 // of a spark with --allow-host: it gets a sender's address of its own
-#define BETWEEN 3      // between two sparks: nobody has to remember it
+#define BETWEEN 3      // to another spark, or a question for names: nobody has to remember it
 // The mark without which nothing that the host forwards gets to sparks: the host's rules set it.
 #define ANSWER 0x5350
 
@@ -406,6 +406,7 @@ int from_spark(struct __sk_buff *skb) {
     }
     if (same(&p.flow.to, &all->gateway)) {
         int asks = p.flow.protocol == IPPROTO_UDP || p.flow.protocol == IPPROTO_TCP;
+        skb->mark = BETWEEN;
         return asks && p.flow.to_port == bpf_htons(53) ? TC_ACT_OK : refuse(skb, &p);
     }
     if (!is_one_machine(&p))
