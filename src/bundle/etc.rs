@@ -5,7 +5,7 @@ use crate::domain::shared::PathOrder;
 use crate::domain::spark::Id;
 
 /// The files and where they are mounted.
-pub const FILES: [&str; 4] = ["hosts", "hostname", "resolv.conf", "machine-id"];
+pub const FILES: [&str; 3] = ["hostname", "resolv.conf", "machine-id"];
 
 /// The file that puts `/spark/bin` into `PATH` in login shells, whose `/etc/profile` sets `PATH` anew.
 pub const PROFILE: &str = "spark.sh";
@@ -25,17 +25,6 @@ pub fn profile(order: Option<PathOrder>) -> Option<String> {
 /// What one of [`FILES`] holds.
 pub fn content(file: &str, hostname: &str, id: &Id, network: Network, host_resolv: &str) -> String {
     match file {
-        "hosts" => {
-            // In a project's network its own name leads to the address that others reach it by, further down.
-            let own = match network {
-                Network::Project => String::new(),
-                Network::Host | Network::None => format!("127.0.1.1\t{hostname}\n"),
-            };
-            format!(
-                "127.0.0.1\tlocalhost\n{own}::1\tlocalhost ip6-localhost ip6-loopback\n\
-                 ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-            )
-        }
         "hostname" => format!("{hostname}\n"),
         "resolv.conf" => match network {
             Network::Host | Network::Project => host_resolv.to_owned(),

@@ -3,6 +3,7 @@
 //! What is made here is a bundle that any OCI runtime takes. Nothing here starts or mounts anything.
 
 pub mod etc;
+pub mod hosts;
 pub mod limits;
 pub mod seccomp;
 pub mod spec;

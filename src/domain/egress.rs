@@ -93,7 +93,7 @@ impl FromStr for Destination {
 }
 
 /// A name of the domain name system, RFC 1123.
-fn dns_name(text: &str) -> Option<String> {
+pub(super) fn dns_name(text: &str) -> Option<String> {
     let label = |l: &str| {
         (1..=63).contains(&l.len())
             && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')

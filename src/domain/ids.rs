@@ -13,7 +13,12 @@ const READERS: u32 = FIRST + RANGES * IDS;
 /// The host's id of a process that reads what is not trusted, started as the `count`-th by process `pid`: another one for each
 /// of those that run at once.
 pub fn reader(pid: u32, count: u32) -> u32 {
-    READERS + pid.wrapping_mul(16).wrapping_add(count % 16) % IDS
+    READERS + pid.wrapping_mul(16).wrapping_add(count % 16) % (IDS - 16)
+}
+
+/// The host's id of the processes that answer questions for names, which live longer than those that read.
+pub fn resolver() -> u32 {
+    READERS + IDS - 16
 }
 
 /// Whom files of larger ids are given to: those could not exist inside.
@@ -45,8 +50,9 @@ mod tests {
         let last_of_sparks = FIRST + (RANGES - 1) * IDS + (IDS - 1);
         for (pid, count) in [(1, 0), (65_535, 3), (4_194_304, 15), (u32::MAX, u32::MAX)] {
             let id = reader(pid, count);
-            assert!(id > last_of_sparks && id <= i32::MAX as u32, "{id}");
+            assert!(id > last_of_sparks && id < resolver(), "{id}");
         }
+        assert!(resolver() <= i32::MAX as u32);
         assert_ne!(reader(100, 0), reader(100, 1));
         assert_ne!(reader(100, 0), reader(101, 0));
     }

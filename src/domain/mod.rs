@@ -3,6 +3,7 @@
 pub mod base;
 pub mod egress;
 pub mod forward;
+pub mod host_entry;
 pub mod ids;
 pub mod image;
 pub mod limits;

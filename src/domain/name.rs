@@ -53,6 +53,21 @@ impl Name {
         &self.0
     }
 
+    /// Checks that a new spark can have this name. A spark that has it already keeps it.
+    ///
+    /// # Errors
+    /// If programs take the name for the machine that they run on, or for the host: it stands in every `/etc/hosts`.
+    pub fn check_for_spark(&self) -> Result<(), InvalidName> {
+        let is_reserved = ["localhost", "ip6-"].iter().any(|start| self.0.starts_with(start))
+            || ["broadcasthost", "host"].contains(&self.as_str());
+        if !is_reserved {
+            return Ok(());
+        }
+        let why = "it means the machine itself, or its host";
+        let near = Name::nearest(&format!("my-{}", self.0)).map(String::from);
+        Err(InvalidName { place: String::new(), shown: self.0.clone(), why, near })
+    }
+
     /// Makes a name of any text by replacing what is not allowed, or nothing if nothing is left.
     pub fn nearest(text: &str) -> Option<Name> {
         let mut out = String::with_capacity(text.len().min(MAX));
@@ -215,6 +230,19 @@ mod tests {
         }
         assert!("a".repeat(63).parse::<Name>().is_ok());
         assert!("0".parse::<Name>().is_ok());
+    }
+
+    #[test]
+    fn what_means_the_machine_itself_is_no_name_of_a_spark() {
+        for text in
+            ["localhost", "localhost4", "localhost-1", "ip6-localhost", "ip6-x", "broadcasthost", "host"]
+        {
+            let e = text.parse::<Name>().unwrap().check_for_spark().unwrap_err();
+            assert!(e.hint().contains(&format!("my-{text}")), "{text}: {}", e.hint());
+        }
+        for text in ["hosts", "host-1", "my-localhost", "ip6", "local"] {
+            text.parse::<Name>().unwrap().check_for_spark().unwrap();
+        }
     }
 
     #[test]

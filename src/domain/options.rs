@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::egress::Egress;
+use super::host_entry::{self, HostEntry};
 use super::image::FromImage;
 use super::limits::Limits;
 use super::port::Published;
@@ -36,6 +37,9 @@ pub struct SparkOptions {
     /// Whether it reaches the host's own services and link-local addresses.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub allow_host: bool,
+    /// Addresses for names, in its `/etc/hosts`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub add_host: Vec<HostEntry>,
     pub limits: Limits,
     /// `name`, `uid`, `name:group` or `uid:gid`; root if none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,6 +148,7 @@ pub struct Changes {
     pub ports: Vec<Published>,
     pub egress: Option<Egress>,
     pub allow_host: bool,
+    pub add_host: Vec<HostEntry>,
     pub limits: Limits,
     pub user: Option<String>,
     pub workdir: Option<PathBuf>,
@@ -180,6 +185,7 @@ impl Changes {
             network: self.network.or(defaults.network),
             egress: self.egress.or(defaults.egress),
             allow_host: self.allow_host || defaults.allow_host,
+            add_host: host_entry::over(self.add_host, defaults.add_host),
             limits: self.limits.over(defaults.limits),
             user: self.user.or(defaults.user),
             workdir: self.workdir.or(defaults.workdir),
@@ -224,6 +230,7 @@ impl Changes {
             ports: self.ports,
             egress: self.egress.or(old.egress),
             allow_host: self.allow_host || old.allow_host,
+            add_host: host_entry::over(self.add_host, old.add_host),
             limits: self.limits.over(old.limits),
             user: self.user.or(old.user),
             workdir: self.workdir.or(old.workdir),

@@ -129,10 +129,7 @@ fn routes4() -> Vec<(Cidr, String)> {
 
 /// The host's resolvers must not come to lie within a project's network.
 fn resolvers() -> Vec<Cidr> {
-    super::resolv::nameservers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
-        .into_iter()
-        .map(Cidr::from)
-        .collect()
+    super::names::Servers::of_host().addresses().map(Cidr::from).collect()
 }
 
 /// Devices that packets of sparks may leave by: those with a route.

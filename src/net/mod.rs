@@ -24,16 +24,16 @@ mod bridges;
 mod chains;
 mod closed;
 mod host;
-mod hosts;
 mod link;
+pub mod names;
 mod nft;
 mod ports;
 mod projects;
-pub mod resolv;
 mod router;
 mod rules;
 mod sysctl;
 
+use names::Names;
 pub use router::Router;
 
 /// What the names of the host's ends of all uplinks begin with, whoever's they are: the rules of one installation keep away
@@ -261,8 +261,9 @@ impl Nets {
         Ok(router)
     }
 
-    /// Publishes a spark's ports, and puts it into the names of its project. Has to be done before it runs.
-    pub fn join(&self, member: &Member, router: &Router) -> Result<()> {
+    /// Publishes a spark's ports, and makes its name known. Has to be done before it runs. `program` is the program of this
+    /// version, which answers questions for names: without it, names are not found.
+    pub fn join(&self, member: &Member, router: &Router, program: Option<&Path>) -> Result<()> {
         let _lock = self.lock()?;
         self.mend(router, true)?;
         if !member.ports.is_empty() {
@@ -273,8 +274,37 @@ impl Nets {
             self.take_loopback(router)?;
         }
         fault::point("net-join.published")?;
-        self.tell(&member.project, self.members())?;
-        fault::point("net-join.told")
+        self.names().enter(&router.known(member))?;
+        fault::point("net-join.told")?;
+        self.answer_names(router, program)?;
+        fault::point("net-join.answered")
+    }
+
+    /// The names of sparks.
+    pub fn names(&self) -> Names {
+        Names::of(&self.dir)
+    }
+
+    /// Has questions for names answered.
+    fn answer_names(&self, router: &Router, program: Option<&Path>) -> Result<()> {
+        match program {
+            Some(program) => self.names().ensure_runs(router.namespace(), program),
+            None => {
+                tracing::warn!(
+                    "names of sparks are not found: nothing says where the program is that answers"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Has questions for names answered again if they are not, since the process that does was killed. Does nothing if there is
+    /// no router.
+    pub fn ensure_names(&self, program: Option<&Path>) -> Result<()> {
+        if self.names().is_current() {
+            return Ok(());
+        }
+        self.router().map_or(Ok(()), |router| self.answer_names(&router, program))
     }
 
     /// Packets of 127.0.0.1 go by the uplink while somebody publishes a port there, and not longer.
@@ -316,17 +346,6 @@ impl Nets {
         Ok(flushed.into_iter().chain(cut).collect())
     }
 
-    /// Tells every spark of a project who is in it. The caller holds the lock.
-    fn tell(&self, project: &Name, mut members: Vec<Member>) -> Result<()> {
-        members.retain(|m| m.project == *project);
-        let names = hosts::Names::of(&members);
-        for (n, member) in members.iter().enumerate() {
-            let path = self.run.join("bundles").join(member.id.as_str()).join("etc/hosts");
-            hosts::rewrite(&path, &names.for_member(n, member))?;
-        }
-        Ok(())
-    }
-
     /// In a helper that starts the spark: makes its devices. `pid` is in its network namespace.
     pub fn plug(&self, member: &Member, router: &Router, pid: i32) -> Result<()> {
         let inside = sys::netns::of(pid).map_err(Error::sys("open the spark's network"))?;
@@ -349,6 +368,7 @@ impl Nets {
         let last = ids_in(&self.dir_of_members()).all(|other| other == *id);
         let member = self.member(id);
         if let Some(member) = &member {
+            self.names().leave(id, member.v4())?;
             self.disconnect(member, last)?;
             if last || !member.ports.is_empty() {
                 let _host = host::lock()?;
@@ -362,7 +382,7 @@ impl Nets {
         }
         fault::point("net-leave.left")?;
         sys::file::remove(&path).map_err(Error::io("remove", path))?;
-        member.map_or(Ok(()), |member| self.tell(&member.project, self.members()))
+        Ok(())
     }
 
     /// Takes a spark's devices and rules away, and what nobody needs any more.
@@ -397,9 +417,9 @@ impl Nets {
         }
         let _lock = self.lock()?;
         let Some(mut member) = self.member(id) else { return Ok(()) };
+        self.names().rename(id, member.v4(), name)?;
         member.name = name.clone();
-        self.save(&member)?;
-        self.tell(&member.project, self.members())
+        self.save(&member)
     }
 
     /// Gives a running spark other ports. False if it has no network now.

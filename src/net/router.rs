@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::barrier::{Barrier, Closed};
-use super::{GATEWAY4, Member, Nets, host, link, nft, sysctl};
+use super::{GATEWAY4, Member, Nets, host, link, names, nft, sysctl};
 use crate::domain::subnet::Subnet;
 use crate::error::{Error, Result};
 use crate::{fault, sys};
@@ -108,6 +108,7 @@ impl Nets {
     /// Removes the router, whatever of it is there.
     pub(super) fn remove_router(&self) -> Result<()> {
         let paths = Paths::of(&self.dir);
+        self.names().end()?;
         sys::file::remove(&paths.record).map_err(Error::io("remove", &paths.record))?;
         link::remove(&self.uplink())?;
         fault::point("net-leave.router-uplink")?;
@@ -118,6 +119,31 @@ impl Nets {
 }
 
 impl Router {
+    /// The namespace that it is.
+    pub(super) fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+
+    /// What is known of a spark to those that answer questions for names.
+    pub(super) fn known(&self, member: &Member) -> names::Record {
+        let mut host = Vec::new();
+        if member.allow_host {
+            host.push(IpAddr::V4(self.transit.v4(1)));
+            host.extend(sysctl::has_ipv6().then(|| IpAddr::V6(self.transit.v6(1))));
+        }
+        let may_ask = |egress: &Vec<_>| names::Servers::of_host().may_be_asked_by(egress);
+        names::Record {
+            id: member.id.clone(),
+            project: member.subnet.v4.to_string(),
+            project_name: member.project.clone(),
+            name: member.name.clone(),
+            v4: member.v4(),
+            v6: sysctl::has_ipv6().then(|| member.v6()),
+            asks_beyond: member.egress.as_ref().is_none_or(may_ask),
+            host,
+        }
+    }
+
     /// Does something in the router's namespace.
     pub(super) fn inside<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         sys::netns::within(&*self.namespace, work).map_err(Error::sys("enter the router of sparks"))?

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use super::transfer;
 use crate::error::{Error, Result};
 use crate::image::reading;
+use crate::net::names;
+use crate::runtime::cgroup;
 use crate::sys::inherited::{self, Limit};
 use crate::sys::isolated;
 
@@ -16,12 +18,14 @@ const FILES: u64 = 64;
 /// The stack of the main thread, in bytes: the deepest known use of it is half as large.
 const STACK: u64 = 1 << 20;
 
-/// If this process was started to read what is not trusted, it does that, and nothing else. To be called first of all.
+/// If this process was started to read what is not trusted, or to answer questions for names, it does that, and nothing else. To
+/// be called first of all.
 #[must_use]
 pub fn reader() -> Option<ExitCode> {
     let role = isolated::role()?;
     // A role of another version is none here. Whoever started this process says that it ended without a reason.
-    Some(reading::run(&role, &[&transfer::PARSER]).unwrap_or(ExitCode::FAILURE))
+    let done = reading::run(&role, &[&transfer::PARSER]).or_else(|| names::run(&role, cgroup::leave_callers));
+    Some(done.unwrap_or(ExitCode::FAILURE))
 }
 
 /// Resets what must not depend on the caller, and makes sure that there is room to work.

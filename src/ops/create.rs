@@ -83,6 +83,7 @@ impl Sparks {
         spark.project = self.ensure_project_of(
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
         )?;
+        self.refuse_host_entries(&spark, &changes.add_host)?;
         let mut found = self.find_source(&request.source, observer)?;
         changes.check_over(&found.options).map_err(Error::usage)?;
         self.publish_exposed(&mut changes, &found)?;
@@ -209,6 +210,7 @@ impl Sparks {
             return Err(taken(&spark));
         }
         let changes = resolved(request.changes.clone())?;
+        self.refuse_host_entries(&spark, &changes.add_host)?;
         // Not the base that `create` would make first: a plan makes nothing.
         let found = self.look_up(&request.source)?;
         changes.check_over(&found.options).map_err(Error::usage)?;
@@ -242,7 +244,10 @@ impl Sparks {
 
     fn name_new(&self, request: &Request, id: &Id) -> Result<SparkId> {
         Ok(match &request.name {
-            Some(spark) => SparkId { project: self.project_of(spark)?, name: spark.name.clone() },
+            Some(spark) => {
+                spark.name.check_for_spark()?;
+                SparkId { project: self.project_of(spark)?, name: spark.name.clone() }
+            }
             None => {
                 // The random half of the id: two at one instant differ.
                 let name = format!("tmp-{}", id.as_str()[16..].to_ascii_lowercase());

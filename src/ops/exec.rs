@@ -163,6 +163,7 @@ impl Sparks {
                 self.ensure_running(spark)?;
                 continue;
             }
+            self.ensure_names(&opened.record);
             let entry = self
                 .entry(&opened, command, detached)
                 .and_then(|entry| self.with_secrets(entry, &opened, (command, &own)));

@@ -41,11 +41,13 @@ impl Sparks {
         let names = names(&request)?;
         let mut sparks = Vec::with_capacity(names.len());
         for name in &names {
+            name.check_for_spark()?;
             let project = self.project_of(&SparkRef { name: name.clone(), ..request.name.clone() })?;
             let spark = SparkId { project, name: name.clone() };
             if self.dir(&spark).exists() {
                 return Err(taken(&spark));
             }
+            self.refuse_host_entries(&spark, &request.changes.add_host)?;
             sparks.push(spark);
         }
         let mut changes = resolved(request.changes)?;

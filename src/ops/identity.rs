@@ -10,6 +10,7 @@ use std::path::Path;
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
 
+use super::hosts;
 use super::spark::SparkId;
 use crate::error::{Error, Result};
 use crate::sys::{beneath, file, tree};
@@ -43,6 +44,7 @@ pub(super) fn clean(root: &Path) -> io::Result<()> {
         tree::remove(&dir, b"machine-id")?;
         tree::set_owner_and_mode(tree::create_file(&dir, b"machine-id")?, (0, 0), 0o444)?;
     }
+    hosts::clean(&top)?;
     remove_keys(&top)
 }
 

@@ -25,6 +25,7 @@ pub mod fork;
 pub mod freeing;
 pub mod gc;
 mod git;
+mod hosts;
 mod identity;
 mod image;
 pub mod info;

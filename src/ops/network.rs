@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 
 use super::origin::Found;
 use super::spark::SparkId;
@@ -18,7 +19,7 @@ use crate::domain::port::Published;
 use crate::domain::spark::{Id, SparkRecord};
 use crate::domain::subnet::{NetworkRecord, Subnet};
 use crate::error::{Error, Result};
-use crate::net::{Member, Nets, Router, resolv};
+use crate::net::{Member, Nets, Router, names};
 use crate::pool::{names_in, record};
 use crate::runtime::launch::Wiring;
 use crate::runtime::live;
@@ -40,13 +41,19 @@ pub(super) struct Here {
     nets: Nets,
     member: Member,
     router: Router,
+    program: Option<PathBuf>,
     done: File,
 }
 
 impl Here {
+    /// The spark's place in the network.
+    pub(super) fn member(&self) -> &Member {
+        &self.member
+    }
+
     /// Lets the spark into its network, and tells the helper.
     pub(super) fn join(mut self) -> Result<()> {
-        self.nets.join(&self.member, &self.router)?;
+        self.nets.join(&self.member, &self.router, self.program.as_deref())?;
         // The helper may have failed, and says why itself.
         let _ = self.done.write_all(b"+");
         Ok(())
@@ -85,17 +92,9 @@ impl Wiring for Helper {
 }
 
 /// What a spark's `/etc/resolv.conf` says.
-pub(super) fn resolv_conf(network: Network) -> String {
+pub(super) fn resolv_conf(network: Network, project: &Name) -> String {
     match network {
-        Network::Project => {
-            let (text, found) = resolv::for_project();
-            if !found {
-                tracing::warn!(
-                    "the host's resolver is on its loopback device: sparks find no names of the internet"
-                );
-            }
-            text
-        }
+        Network::Project => names::for_spark(&names::Servers::of_host(), project),
         Network::Host | Network::None => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     }
 }
@@ -103,6 +102,16 @@ pub(super) fn resolv_conf(network: Network) -> String {
 impl Sparks {
     pub(super) fn nets(&self) -> Nets {
         Nets::of(&self.pool.place.run)
+    }
+
+    /// Has questions for names answered, if a spark that is about to be entered asks any. It is entered all the same if they are
+    /// not.
+    pub(super) fn ensure_names(&self, record: &SparkRecord) {
+        if record.options.network == Network::Project
+            && let Err(e) = self.nets().ensure_names(self.context.program.as_deref())
+        {
+            tracing::warn!("{e}");
+        }
     }
 
     /// Gives a new spark the number that it keeps, if it is to have a network.
@@ -178,7 +187,8 @@ impl Sparks {
             done: done.as_raw_fd(),
             wait: wait.into(),
         };
-        Ok(Some(Wire { here: Here { nets, member, router, done: done.into() }, helper: Box::new(helper) }))
+        let here = Here { nets, member, router, program: self.context.program.clone(), done: done.into() };
+        Ok(Some(Wire { here, helper: Box::new(helper) }))
     }
 
     /// The subnets of the other projects.

@@ -1,8 +1,9 @@
 //! `rename`: one rename. A running spark goes on; its host name changes at its next start.
 
-use super::Sparks;
 use super::spark::SparkId;
+use super::{Sparks, hosts};
 use crate::domain::name::{Name, SparkRef};
+use crate::domain::place::SparkPaths;
 use crate::error::{Error, Result};
 use crate::pool::index::Identity;
 use crate::sys::flock::Mode;
@@ -11,6 +12,7 @@ use crate::{fault, sys};
 impl Sparks {
     /// Gives a spark another name in its project.
     pub fn rename(&self, spark: &SparkRef, to: &Name) -> Result<()> {
+        to.check_for_spark()?;
         let old = self.resolve(spark)?;
         let opened = self.open_spark(&old, Mode::Exclusive)?;
         let new = SparkId { project: old.project.clone(), name: to.clone() };
@@ -28,8 +30,15 @@ impl Sparks {
         fault::point("rename.after-rename")?;
         let sparks = self.pool.paths.sparks(&new.project);
         sys::file::sync_dir(&sparks).map_err(Error::io("sync", &sparks))?;
-        let identity = Identity { project: new.project, name: new.name, id: opened.record.id.clone() };
+        let identity =
+            Identity { project: new.project.clone(), name: new.name.clone(), id: opened.record.id.clone() };
         self.pool.index_spark(&opened.record.oci_id, &identity);
-        self.nets().rename(&opened.record.id, to)
+        self.nets().rename(&opened.record.id, to)?;
+        if self.live(&opened.record).is_some() {
+            let member = self.nets().member(&opened.record.id);
+            let section = hosts::section(&new, &opened.record.options, member.as_ref());
+            hosts::write(&new, &SparkPaths(&dir).root(), &section);
+        }
+        Ok(())
     }
 }

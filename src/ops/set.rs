@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use super::spark::Opened;
 use super::{Sparks, defaults};
 use crate::bundle::{limits, spec};
+use crate::domain::host_entry::{self, HostEntry};
 use crate::domain::limits::{LimitChanges, Limits};
 use crate::domain::name::SparkRef;
 use crate::domain::options::SparkOptions;
@@ -29,6 +30,10 @@ pub struct Settings {
     pub labels: Labels,
     /// Keys of labels to take off.
     pub unlabel: BTreeSet<String>,
+    /// Addresses for names in its `/etc/hosts`, from its next start on.
+    pub add_host: Vec<HostEntry>,
+    /// Names to have no address there any more.
+    pub remove_host: BTreeSet<String>,
     /// Seconds without a process after which it ends; 0 is never.
     pub idle_stop: Option<u32>,
 }
@@ -38,6 +43,8 @@ impl Settings {
         options.limits = self.limits.over(&options.limits);
         options.labels.retain(|key, _| !self.unlabel.contains(key));
         options.labels.extend(self.labels.clone());
+        options.add_host.retain(|entry| !self.remove_host.contains(&entry.name));
+        options.add_host = host_entry::over(self.add_host.clone(), options.add_host);
         options.idle_stop = self.idle_stop.or(options.idle_stop);
         options
     }
@@ -51,6 +58,7 @@ impl Sparks {
     /// limit that the host or the pool cannot keep.
     pub fn set(&self, spark: &SparkRef, settings: &Settings) -> Result<()> {
         let spark = self.resolve(spark)?;
+        self.refuse_host_entries(&spark, &settings.add_host)?;
         let opened = self.open_spark(&spark, Mode::Exclusive)?;
         let mut record = opened.record.clone();
         record.options = settings.over(record.options);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::secrets::Given;
 use super::spark::{Opened, SparkId, refuse_damaged};
-use super::{Sparks, defaults, identity, network, stop};
+use super::{Sparks, defaults, hosts, identity, network, stop};
 use crate::bundle::{spec, write};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::place::SparkPaths;
@@ -160,6 +160,8 @@ impl Sparks {
             fault::point("start.prepared")?;
             let secrets = (!given.is_empty()).then(|| given.filling(&root, &record.options)).transpose()?;
             let wire = self.wire(spark, record)?;
+            let member = wire.as_ref().map(|wire| wire.here.member());
+            hosts::write(spark, &root, &hosts::section(spark, &record.options, member));
             let (network, wiring) = wire.map(|w| (w.here, w.helper)).unzip();
             let locks = locks.iter().map(AsRawFd::as_raw_fd).collect();
             Ok((network, Launch { secrets, locks, wiring, ..launch }.spawn()?))
@@ -182,7 +184,7 @@ impl Sparks {
         let root = SparkPaths(&self.dir(spark)).root();
         let volumes = self.volumes_of(spark, &record.options.volumes)?;
         let disks = self.disks(&record.options.limits)?;
-        let resolv = network::resolv_conf(record.options.network);
+        let resolv = network::resolv_conf(record.options.network, &spark.project);
         let input = spec::Input {
             id: &record.id,
             project: &spark.project,

@@ -143,6 +143,21 @@ pub(super) fn close_all_from(first: libc::c_uint) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) })
 }
 
+/// Closes every descriptor from `first` on and before `end`, in a process that has opened nothing itself yet.
+pub(super) fn close_some(first: RawFd, end: RawFd) -> io::Result<()> {
+    if first >= end {
+        return Ok(());
+    }
+    // SAFETY: close_range(2) takes plain numbers. Nothing in this process owns one of the descriptors.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) })
+}
+
+/// Has the program that is executed next find a descriptor by its number. To be called in a process that executes or ends.
+pub(super) fn keep_over_execution(fd: RawFd) -> io::Result<()> {
+    // SAFETY: F_SETFD takes plain numbers, and changes only what an execution does with the descriptor.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }.into())
+}
+
 /// Gives this process new namespaces of some kinds, with nothing in them. Descriptors are shared with nobody meanwhile.
 pub(super) fn leave_namespaces(kinds: rustix::thread::UnshareFlags) -> io::Result<()> {
     // SAFETY: the kinds that the caller names are namespaces: what is not shared any more is not the table of descriptors.

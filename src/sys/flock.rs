@@ -129,14 +129,31 @@ fn is_announced(fd: &OwnedFd) -> io::Result<bool> {
     fcntl_lock(fd, libc::F_OFD_GETLK, libc::F_WRLCK).map(|found| i32::from(found) != libc::F_UNLCK)
 }
 
+/// Marks a file, which is open for writing, as that of a process that lives, and of those that it passes the descriptor on to.
+/// The mark ends with the last of them. Who looks for it with [`is_marked`] takes no lock.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn mark(file: impl AsFd) -> io::Result<()> {
+    fcntl_lock(file, libc::F_OFD_SETLK, libc::F_WRLCK).map(drop)
+}
+
+/// Whether a process lives that has a file marked.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn is_marked(file: impl AsFd) -> io::Result<bool> {
+    fcntl_lock(file, libc::F_OFD_GETLK, libc::F_WRLCK).map(|found| i32::from(found) != libc::F_UNLCK)
+}
+
 /// Sets or asks for an open file description lock on the first byte. Returns the kind of lock that the kernel answers with.
-fn fcntl_lock(fd: &OwnedFd, command: i32, kind: i32) -> io::Result<i16> {
+fn fcntl_lock(fd: impl AsFd, command: i32, kind: i32) -> io::Result<i16> {
     // SAFETY: all zeros are a valid flock: from byte 0 on, and `l_pid` has to be 0 here.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as i16;
     lock.l_len = 1;
     // SAFETY: `lock` is valid, and outlives the call.
-    let r = unsafe { libc::fcntl(fd.as_raw_fd(), command, &mut lock) };
+    let r = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), command, &mut lock) };
     if r == 0 { Ok(lock.l_type) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -31,7 +31,7 @@ use super::deadline::{self, Deadline};
 use super::{exec, process};
 
 /// The name that such a process is started with.
-const NAME: &str = "spark-isolated";
+pub(super) const NAME: &str = "spark-isolated";
 /// What a pipe holds. Two processes take turns for each pipe that is full, so a larger one means fewer turns.
 const PIPE: usize = 1 << 20;
 /// Most bytes of the sentence on standard error.
@@ -235,7 +235,7 @@ fn confine(memory: u64) -> io::Result<()> {
     };
     exec::close_all_from(3)?;
     let confinement = Confinement {
-        network: Arc::new(confine::empty_network()?),
+        network: Some(Arc::new(confine::empty_network()?)),
         files: Files::none()?.ready(),
         filter: Arc::new(Filter::of_reader()?),
         capabilities: CapabilitySet::empty(),

@@ -329,6 +329,17 @@ pub fn fork_orphan(cgroup: Option<BorrowedFd<'_>>, work: impl FnOnce() -> i32) -
     }
 }
 
+/// Between a fork and an execution: goes on in a child, while this process ends. So nobody who waits for this process waits
+/// for what is executed, and who adopts orphans becomes its parent. Makes system calls only.
+pub(super) fn become_orphan() -> io::Result<()> {
+    // SAFETY: fork(2) takes nothing. This process has one thread and is about to execute.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(()),
+        _ => exit_now(0),
+    }
+}
+
 /// As fork(2) does, but into a cgroup. Moving there later has the kernel wait for all processors, some milliseconds.
 fn clone_into(cgroup: Option<BorrowedFd<'_>>) -> i32 {
     const CLONE_INTO_CGROUP: u64 = 1 << 33;

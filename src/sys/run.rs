@@ -76,12 +76,7 @@ pub fn detached(program: &Path, args: &[&str], env: &[(&str, &Path)]) -> io::Res
         if unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: fork(2) takes nothing. This process has one thread and is about to execute.
-        match unsafe { libc::fork() } {
-            -1 => Err(io::Error::last_os_error()),
-            0 => Ok(()),
-            _ => super::process::exit_now(0),
-        }
+        super::process::become_orphan()
     };
     // SAFETY: only system calls: nothing allocates and no lock is taken.
     unsafe { command.pre_exec(leave) };

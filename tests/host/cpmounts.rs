@@ -21,14 +21,14 @@ fn a_mount_is_named_and_stays_whether_the_spark_runs_or_is_going_to() {
     let work = machine.work();
     fs::write(work.join("file"), "new").unwrap();
     fs::create_dir_all(work.join("etc/sub")).unwrap();
-    for name in ["hosts", "resolv.conf", "own", "sub/own"] {
+    for name in ["hostname", "resolv.conf", "own", "sub/own"] {
         fs::write(work.join("etc").join(name), "new").unwrap();
     }
     bare(&machine, "web", &["--network", "none"]);
-    let (before, hosts) = (mounts(&machine, "web"), sh(&machine, "web", "0", "cat /etc/hosts").ok());
+    let (before, name) = (mounts(&machine, "web"), sh(&machine, "web", "0", "cat /etc/hostname").ok());
     for runs in [true, false] {
         for (path, mount) in [
-            ("/etc/hosts", "/etc/hosts"),
+            ("/etc/hostname", "/etc/hostname"),
             ("etc/../etc/./resolv.conf", "/etc/resolv.conf"),
             ("/etc/machine-id", "/etc/machine-id"),
             ("/proc/x", "/proc"),
@@ -49,11 +49,11 @@ fn a_mount_is_named_and_stays_whether_the_spark_runs_or_is_going_to() {
         fs::remove_dir_all(inside.join("sub")).unwrap();
         if runs {
             assert_eq!(mounts(&machine, "web"), before);
-            assert_eq!(sh(&machine, "web", "0", "cat /etc/hosts").ok(), hosts);
+            assert_eq!(sh(&machine, "web", "0", "cat /etc/hostname").ok(), name);
             machine.spark(&["stop", "-t", "0", "web"]).ok();
         }
     }
-    assert_eq!(sh(&machine, "web", "0", "cat /etc/hosts").ok(), hosts);
+    assert_eq!(sh(&machine, "web", "0", "cat /etc/hostname").ok(), name);
 }
 
 #[test]
@@ -61,18 +61,18 @@ fn what_a_running_spark_sees_is_read() {
     let machine = machine();
     let work = machine.work();
     bare(&machine, "web", &["--network", "none"]);
-    let hosts = sh(&machine, "web", "0", "cat /etc/hosts").ok();
-    cp(&machine, "web:/etc/hosts", "hosts").ok();
-    assert_eq!(fs::read_to_string(work.join("hosts")).unwrap(), hosts);
-    assert_eq!(machine.spark(&["cp", "web:/etc/hosts", "/dev/stdout"]).ok(), hosts);
+    let name = sh(&machine, "web", "0", "cat /etc/hostname").ok();
+    cp(&machine, "web:/etc/hostname", "hostname").ok();
+    assert_eq!(fs::read_to_string(work.join("hostname")).unwrap(), name);
+    assert_eq!(machine.spark(&["cp", "web:/etc/hostname", "/dev/stdout"]).ok(), name);
     cp(&machine, "web:/etc", "etc").ok();
-    assert_eq!(fs::read_to_string(work.join("etc/hosts")).unwrap(), hosts);
+    assert_eq!(fs::read_to_string(work.join("etc/hostname")).unwrap(), name);
     let said = cp(&machine, "web:/proc/version", "version").fails_with("wrong_state");
     assert!(said.contains("/proc"), "{said}");
     machine.spark(&["stop", "-t", "0", "web"]).ok();
-    let said = cp(&machine, "web:/etc/hosts", "hosts").fails_with("wrong_state");
-    assert!(said.contains("/etc/hosts"), "{said}");
-    assert_eq!(fs::read_to_string(work.join("hosts")).unwrap(), hosts);
+    let said = cp(&machine, "web:/etc/hostname", "hostname").fails_with("wrong_state");
+    assert!(said.contains("/etc/hostname"), "{said}");
+    assert_eq!(fs::read_to_string(work.join("hostname")).unwrap(), name);
 }
 
 #[test]

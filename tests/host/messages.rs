@@ -29,10 +29,13 @@ fn what_is_in_the_way_in_a_root_filesystem_is_named_with_the_spark() {
     let machine = machine();
     let root = machine.pool().join("projects/default/sparks/odd/root");
     let cases = [
-        ("rm -f etc/hosts; mkdir -p etc/hosts", Some("/etc/hosts in its root filesystem is a directory")),
         (
-            "ln -sfn hosts etc/hosts",
-            Some("/etc/hosts in its root filesystem is a symbolic link that leads nowhere"),
+            "rm -f etc/hostname; mkdir -p etc/hostname",
+            Some("/etc/hostname in its root filesystem is a directory"),
+        ),
+        (
+            "ln -sfn hostname etc/hostname",
+            Some("/etc/hostname in its root filesystem is a symbolic link that leads nowhere"),
         ),
         ("rm -rf spark; touch spark", Some("/spark in its root filesystem is a file")),
         ("rm -rf etc; touch etc", Some("/etc in its root filesystem is a file")),
@@ -40,6 +43,8 @@ fn what_is_in_the_way_in_a_root_filesystem_is_named_with_the_spark() {
         ("rm -rf proc; touch proc", Some("/proc in its root filesystem is a file")),
         ("rm -rf sys; ln -s sys sys", Some("/sys in its root filesystem is a symbolic link")),
         ("rm -rf dev; mkfifo dev", Some("/dev in its root filesystem is no directory")),
+        ("ln -sfn /nowhere/x etc/hostname", None),
+        ("rm -f etc/hosts; mkdir -p etc/hosts", None),
         ("ln -sfn /nowhere/x etc/hosts", None),
         ("rm -rf dev; ln -s proc dev", Some("/dev in its root filesystem is a symbolic link")),
         ("chmod 0 root", None),

@@ -118,6 +118,18 @@ impl Host {
     }
 
     pub(crate) fn spark(&self, args: &[&str]) -> Output {
+        Output::of(&args.join(" "), &mut self.command(args))
+    }
+
+    /// The host's `/etc/resolv.conf` from now on.
+    pub(crate) fn use_resolv_conf(&self, text: &str) {
+        let file = self.machine.work().join("resolv.conf");
+        std::fs::write(&file, text).unwrap();
+        let mounts = format!("--mount=/proc/{}/ns/mnt", self.mounts.id());
+        self.ok("nsenter", &[&mounts, "mount", "--bind", file.to_str().unwrap(), "/etc/resolv.conf"]);
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let inner = self.machine.command(args);
         let mut command = inside(&self.netns("h"));
         command
@@ -132,7 +144,7 @@ impl Host {
                 None => command.env_remove(key),
             };
         }
-        Output::of(&args.join(" "), &mut command)
+        command
     }
 
     /// Makes a spark that says its name on port 80.

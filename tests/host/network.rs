@@ -299,10 +299,7 @@ fn a_spark_keeps_its_address_and_the_others_know_its_name() {
     host.spark(&["resume", "c"]).ok();
     assert_eq!((host.addresses("a"), host.addresses("c")), (a.clone(), b.clone()));
     assert_ne!(host.addresses("d"), b);
-    // What is in the spark's own root is hidden, and what is mounted over it cannot be changed.
-    assert!(host.spark(&["exec", "a", "--", "sh", "-c", "echo x > /etc/hosts"]).status() != 0);
     host.spark(&["delete", "-f", "--now", "d"]).ok();
-    assert!(!host.spark(&["exec", "a", "--", "cat", "/etc/hosts"]).ok().contains("\td "));
 }
 
 #[test]

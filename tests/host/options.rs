@@ -136,7 +136,7 @@ fn directories_and_files_of_the_host_are_mounted_as_asked() {
 fn the_network_is_the_hosts_or_none() {
     let machine = machine();
     bare(&machine, "none", &["--network", "none"]);
-    bare(&machine, "host", &["--network", "host"]);
+    bare(&machine, "hosts", &["--network", "host"]);
     assert_eq!(lines(&machine, "none", "ls /sys/class/net"), ["lo"]);
     let links = lines(&machine, "none", "ip -o link");
     assert!(links.len() == 1 && links[0].contains("UP"), "{links:?}");
@@ -145,7 +145,7 @@ fn the_network_is_the_hosts_or_none() {
 
     let of_host = std::fs::read_link("/proc/self/ns/net").unwrap();
     assert_eq!(
-        sh(&machine, "host", "0", "readlink /proc/self/ns/net").ok().trim(),
+        sh(&machine, "hosts", "0", "readlink /proc/self/ns/net").ok().trim(),
         of_host.to_str().unwrap()
     );
     // What /sys shows is of that network, too. Devices of other tests come and go.
@@ -154,12 +154,12 @@ fn the_network_is_the_hosts_or_none() {
         names.map(|name| name.into_string().unwrap()).collect()
     };
     let before = links();
-    let shown = lines(&machine, "host", "ls -1 /sys/class/net").into_iter().collect();
+    let shown = lines(&machine, "hosts", "ls -1 /sys/class/net").into_iter().collect();
     let stayed: BTreeSet<String> = &before & &links();
     assert!(stayed.len() > 1 && stayed.is_subset(&shown), "{stayed:?}, {shown:?}");
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap();
-    assert_eq!(sh(&machine, "host", "0", "cat /etc/resolv.conf").ok(), resolv);
-    for name in ["none", "host"] {
+    assert_eq!(sh(&machine, "hosts", "0", "cat /etc/resolv.conf").ok(), resolv);
+    for name in ["none", "hosts"] {
         let output = sh(&machine, name, "0", "mkdir /sys/fs/cgroup/x || echo x >/sys/class/net/lo/ifalias");
         assert_ne!(output.status(), 0, "{name}: /sys is read-only");
     }

@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::cli::Ctx;
 use crate::domain::egress::Egress;
+use crate::domain::host_entry::HostEntry;
 use crate::domain::image::ImageRef;
 use crate::domain::limits::{
     Limits, Memory, parse_cpus, parse_disk, parse_idle_stop, parse_memory, parse_pids, parse_rate,
@@ -131,6 +132,9 @@ pub(crate) struct NewArgs {
     /// Let it reach services of the host itself, and link-local addresses
     #[arg(long)]
     allow_host: bool,
+    /// Put an address for a name into its /etc/hosts; may be repeated
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    add_host: Vec<HostEntry>,
     /// Most memory it may use, such as 512M or 2G, or `none` for no limit [default: half of the host's]
     #[arg(long, value_name = "SIZE|none", value_parser = parse_memory)]
     memory: Option<Memory>,
@@ -190,6 +194,7 @@ impl NewArgs {
             (self.publish_exposed, "--publish-exposed"),
             (!self.egress.is_empty(), "--egress"),
             (self.allow_host, "--allow-host"),
+            (!self.add_host.is_empty(), "--add-host"),
             (self.memory.is_some(), "--memory"),
             (self.cpus.is_some(), "--cpus"),
             (self.pids.is_some(), "--pids"),
@@ -290,6 +295,7 @@ impl NewArgs {
             ports: self.publish.iter().flat_map(|ports| ports.0.clone()).collect(),
             egress: self.egress.iter().cloned().reduce(Egress::and),
             allow_host: self.allow_host,
+            add_host: self.add_host.clone(),
             limits: Limits {
                 memory: self.memory,
                 cpus_milli: self.cpus,

@@ -4,6 +4,7 @@ use clap::Args;
 
 use crate::cli::Ctx;
 use crate::cli::report::Status;
+use crate::domain::host_entry::HostEntry;
 use crate::domain::limits::{
     LimitChanges, Memory, Setting, parse_cpus, parse_disk, parse_idle_stop, parse_memory_setting, parse_pids,
     parse_rate, parse_setting,
@@ -39,6 +40,12 @@ pub(crate) struct SetArgs {
     /// End it when nothing has run in it for TIME, such as 10m, counted from now, or `never`
     #[arg(long, value_name = "TIME|never", value_parser = parse_idle_stop)]
     idle_stop: Option<u32>,
+    /// Put an address for a name into its /etc/hosts at its next start; may be repeated
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    add_host: Vec<HostEntry>,
+    /// Take a name that was put there out again; may be repeated
+    #[arg(long, value_name = "NAME")]
+    remove_host: Vec<String>,
     /// Attach a label, or change it; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
     label: Vec<(String, String)>,
@@ -73,6 +80,8 @@ pub(crate) fn set(ctx: &Ctx, args: SetArgs) -> Result<Status> {
     };
     if limits == LimitChanges::default()
         && args.idle_stop.is_none()
+        && args.add_host.is_empty()
+        && args.remove_host.is_empty()
         && args.label.is_empty()
         && args.unlabel.is_empty()
     {
@@ -85,6 +94,8 @@ pub(crate) fn set(ctx: &Ctx, args: SetArgs) -> Result<Status> {
         limits,
         labels: args.label.into_iter().collect(),
         unlabel: args.unlabel.into_iter().collect(),
+        add_host: args.add_host,
+        remove_host: args.remove_host.iter().map(|name| name.to_ascii_lowercase()).collect(),
         idle_stop: args.idle_stop,
     };
     Ok(ctx.each(&args.names, |name| ctx.having_spark(name)?.set(name, &settings)))

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::Sparks;
+use super::{Sparks, hosts};
 use crate::domain::name::{InvalidName, Name, SourceRef, SparkRef};
 use crate::domain::place::SparkPaths;
 use crate::domain::spark::Origin;
@@ -16,6 +16,9 @@ use crate::pool::changes::{self, File, Kind, What};
 use crate::sys::flock::Mode;
 
 pub use file::{FileDiff, Side};
+
+/// The file that Sparks writes a section of.
+const HOSTS: &[u8] = b"etc/hosts";
 
 /// What is compared: `name`, `project/name`, either with `@snapshot`, or `base:NAME`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,7 +131,14 @@ impl Sparks {
         btrfs::snapshot_read_only(&after.path, &b)?;
         drop((before, after));
         // One by one, since there may be many.
-        Ok(changes::between(&a, &b)?.changes.into_iter().map(Change::from))
+        let found = changes::between(&a, &b)?.changes;
+        let is_hosts = |change: &changes::Change| {
+            change.path == HOSTS
+                && change.kind != Kind::Renamed
+                && change.what.iter().all(|w| *w == What::Content)
+        };
+        let are_alike = found.iter().any(is_hosts) && hosts::are_alike(&a, &b);
+        Ok(found.into_iter().filter(move |change| !(are_alike && is_hosts(change))).map(Change::from))
     }
 
     /// Compares one file. `path` is as inside; no link is followed on the way to it, nor at its end.

@@ -101,7 +101,7 @@ impl Git {
             files = files.add(&path, access).map_err(Error::io("show to git", &path))?;
         }
         let made = Arc::new(Confinement {
-            network: self.walls.network.clone(),
+            network: Some(self.walls.network.clone()),
             files: files.ready(),
             filter: self.walls.filter.clone(),
             capabilities: KEPT,

@@ -93,6 +93,7 @@ impl Sparks {
         name: &SparkRef,
         network: Option<Network>,
     ) -> Result<Received> {
+        name.name.check_for_spark()?;
         let mut spark = SparkId { project: self.project_of(name)?, name: name.name.clone() };
         if self.dir(&spark).exists() {
             return Err(taken(&spark));

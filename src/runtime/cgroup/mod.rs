@@ -13,7 +13,7 @@ mod usage;
 
 pub use limit::{Refused, can_limit_memory, complete_memory, counts_swap, set};
 pub use oom::Notices;
-pub use unmanaged::Joined;
+pub use unmanaged::{Joined, leave_callers};
 pub use usage::{Io, Usage, processor_time};
 
 /// Where all hierarchies are.

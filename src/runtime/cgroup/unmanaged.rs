@@ -42,6 +42,28 @@ impl Joined {
     }
 }
 
+/// The cgroup of processes of ours that serve sparks and belong to none of them. Not below a spark's name: no id is a word.
+const HELPERS: &str = "/spark/helpers";
+
+/// Moves this process, which has one thread, out of the cgroup of the command that started it: systemd ends all processes of a
+/// session or a service together. A process that cannot be moved stays, and may end with its caller.
+pub fn leave_callers() {
+    let own = Cgroup::new(Path::new(HELPERS));
+    let left = if is_unified() {
+        let dir = own.v2();
+        let enter = || {
+            fs::create_dir_all(&dir)?;
+            entrance(&dir)?.write_all(b"0")
+        };
+        enter().map_err(Error::io("enter", &dir))
+    } else {
+        own.join_unmanaged().map(drop)
+    };
+    if let Err(e) = left {
+        tracing::warn!("a process stays in the cgroup of its caller: {e}");
+    }
+}
+
 impl Cgroup {
     /// Makes this cgroup in the hierarchies that libcontainer leaves out, and moves this process there. It has one thread.
     ///

@@ -270,3 +270,19 @@ pub(super) const READER: &[Call] = &[
     Any(libc::SYS_exit),
     Any(libc::SYS_exit_group),
 ];
+
+/// What the process that answers questions for names calls besides those of [`READER`].
+pub(super) const RESOLVER: &[Call] = &[
+    Any(libc::SYS_openat),
+    Any(libc::SYS_fstat),
+    // Rust's library asks by this how long a file is.
+    Any(libc::SYS_statx),
+    Any(libc::SYS_lseek),
+    Any(libc::SYS_ppoll),
+    #[cfg(target_arch = "x86_64")]
+    Any(libc::SYS_poll),
+    Any(libc::SYS_accept4),
+    Any(libc::SYS_connect),
+    Any(libc::SYS_recvfrom),
+    Any(libc::SYS_sendto),
+];

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset,
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, Scope,
 };
 use rustix::fs::{Mode, OFlags};
@@ -57,6 +57,24 @@ impl Files {
                 .handle_access(AccessNet::from_all(NEWEST))?
                 .scope(Scope::from_all(NEWEST))?
                 .create()
+        };
+        rules().map(Files).map_err(io::Error::other)
+    }
+
+    /// No file, and of the network only port 53 of TCP to connect to: for the process that answers questions for names. Where
+    /// it may send datagrams is not restricted here, since its askers have ports of all numbers.
+    ///
+    /// # Errors
+    /// As those of [`Files::none`].
+    pub fn of_resolver() -> io::Result<Files> {
+        let rules = || -> Result<RulesetCreated, landlock::RulesetError> {
+            Ruleset::default()
+                .set_compatibility(CompatLevel::BestEffort)
+                .handle_access(AccessFs::from_all(NEWEST))?
+                .handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)?
+                .scope(Scope::from_all(NEWEST))?
+                .create()?
+                .add_rule(NetPort::new(53, AccessNet::ConnectTcp))
         };
         rules().map(Files).map_err(io::Error::other)
     }

@@ -21,8 +21,8 @@ mod filter;
 /// The confinement of a process, made ready.
 #[derive(Debug)]
 pub struct Confinement {
-    /// A network namespace in which there is nothing.
-    pub network: Arc<OwnedFd>,
+    /// A network namespace in which there is nothing; `None` for a process that stays where it is.
+    pub network: Option<Arc<OwnedFd>>,
     /// The files that may be reached; `None` if this kernel has no Landlock.
     pub files: Option<OwnedFd>,
     /// The system calls that may be made.
@@ -39,7 +39,10 @@ impl Confinement {
     /// # Errors
     /// Those of setns(2).
     pub fn leave_network(&self) -> io::Result<()> {
-        super::exec::join_some(&self.network, libc::CLONE_NEWNET)
+        match &self.network {
+            Some(empty) => super::exec::join_some(empty, libc::CLONE_NEWNET),
+            None => Ok(()),
+        }
     }
 
     /// Gives up everything else, for good. To be called after the change of user, and last of all: what comes after it is
