@@ -40,6 +40,9 @@ pub use router::Router;
 /// from those of another.
 const PREFIX: &str = "spk-";
 
+/// The file of the state of the packet filter's rules when they were last looked at.
+const RULES: &str = "rules";
+
 /// Whom sparks take for their gateway. It is the router's, and nobody's beyond.
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
@@ -298,13 +301,22 @@ impl Nets {
         }
     }
 
-    /// Has questions for names answered again if they are not, since the process that does was killed. Does nothing if there is
-    /// no router.
-    pub fn ensure_names(&self, program: Option<&Path>) -> Result<()> {
-        if self.names().is_current() {
+    /// Mends what a spark that runs needs: rules that somebody has flushed, and the process that answers questions for names, if
+    /// that was killed. Does nothing if there is no router.
+    pub fn look_after(&self, program: Option<&Path>) -> Result<()> {
+        let seen = std::fs::read_to_string(self.dir.join(RULES)).unwrap_or_default();
+        let now = sys::nft::generation().ok().map(|now| now.to_string());
+        // That of the router's namespace, which nobody comes to by chance, is looked at with it.
+        let has_rules = now.as_deref() == seen.split(' ').next();
+        if has_rules && self.names().is_current() {
             return Ok(());
         }
-        self.router().map_or(Ok(()), |router| self.answer_names(&router, program))
+        let Some(router) = self.router() else { return Ok(()) };
+        if !has_rules {
+            let _lock = self.lock()?;
+            self.mend(&router, true)?;
+        }
+        self.answer_names(&router, program)
     }
 
     /// Packets of 127.0.0.1 go by the uplink while somebody publishes a port there, and not longer.
@@ -316,7 +328,7 @@ impl Nets {
 
     /// Looks whether rules are as they were left, and says what is not, and whose that is; with `fix`, it is made anew.
     fn mend(&self, router: &Router, fix: bool) -> Result<Vec<(&'static str, &'static str)>> {
-        let seen = self.dir.join("rules");
+        let seen = self.dir.join(RULES);
         let now = generations(router);
         if now.is_some() && std::fs::read_to_string(&seen).ok() == now {
             return Ok(Vec::new());

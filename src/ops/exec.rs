@@ -163,7 +163,7 @@ impl Sparks {
                 self.ensure_running(spark)?;
                 continue;
             }
-            self.ensure_names(&opened.record);
+            self.look_after_network(&opened.record);
             let entry = self
                 .entry(&opened, command, detached)
                 .and_then(|entry| self.with_secrets(entry, &opened, (command, &own)));

@@ -104,11 +104,10 @@ impl Sparks {
         Nets::of(&self.pool.place.run)
     }
 
-    /// Has questions for names answered, if a spark that is about to be entered asks any. It is entered all the same if they are
-    /// not.
-    pub(super) fn ensure_names(&self, record: &SparkRecord) {
+    /// Mends what the network of a spark that is about to be entered lacks. It is entered all the same if that fails.
+    pub(super) fn look_after_network(&self, record: &SparkRecord) {
         if record.options.network == Network::Project
-            && let Err(e) = self.nets().ensure_names(self.context.program.as_deref())
+            && let Err(e) = self.nets().look_after(self.context.program.as_deref())
         {
             tracing::warn!("{e}");
         }

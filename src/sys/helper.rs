@@ -14,19 +14,20 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Resource;
 use rustix::thread::{CapabilitySet, UnshareFlags};
 
 use super::confine::{self, Confinement, Files, Filter};
+use super::deadline::{self, Deadline};
 use super::inherited::InitLimits;
 use super::{exec, isolated, process};
 
 /// How long a process may take to open what it needs and to give up its rights.
 const TO_BEGIN: Duration = Duration::from_secs(20);
 /// Most bytes of the sentence that says why it could not.
-const SENTENCE: u64 = 4096;
+const SENTENCE: usize = 4096;
 /// What it says if nothing went wrong.
 const READY: &[u8] = b"+";
 
@@ -62,24 +63,21 @@ pub fn start(program: &Path, role: &str, fds: &[BorrowedFd<'_>]) -> io::Result<(
 
 /// Waits for what a process says.
 fn listen(mut said: PipeReader) -> io::Result<()> {
-    let deadline = Instant::now() + TO_BEGIN;
+    let deadline = Deadline::after(TO_BEGIN);
     let mut text = Vec::new();
-    while process::wait_end(&said, Some(deadline.saturating_duration_since(Instant::now())))? {
+    while text.len() < SENTENCE {
+        deadline::readable(&said, deadline)?;
         let mut some = [0; 512];
-        match (&mut said).take(SENTENCE).read(&mut some)? {
-            0 if text == READY => return Ok(()),
-            0 if text.is_empty() => return Err(io::Error::other("it ended before it was ready")),
+        match said.read(&mut some)? {
             0 => break,
             n => text.extend_from_slice(&some[..n]),
         }
-        if text.len() as u64 > SENTENCE {
-            break;
-        }
     }
-    if text.is_empty() {
-        return Err(io::ErrorKind::TimedOut.into());
+    match text.as_slice() {
+        READY => Ok(()),
+        b"" => Err(io::Error::other("it ended before it was ready")),
+        said => Err(io::Error::other(String::from_utf8_lossy(said).into_owned())),
     }
-    Err(io::Error::other(String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// The way in which a process tells the command that started it how its beginning went. Dropping it lets the command go on.

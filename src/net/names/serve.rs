@@ -84,7 +84,7 @@ impl Resolver {
     pub(super) fn serve(&mut self) -> io::Result<()> {
         self.read_servers();
         loop {
-            let ready = self.wait()?;
+            let ready = self.poll()?;
             let now = Instant::now();
             let (first, rest) = ready.split_at(2 + self.udp.len());
             let (pending, clients) = rest.split_at(self.upstream.waits().count());
@@ -107,7 +107,7 @@ impl Resolver {
 
     /// Waits until something can be done. Tells for the watch, the listeners, the questions under way and the connections whether
     /// it is one of them.
-    fn wait(&self) -> io::Result<Vec<bool>> {
+    fn poll(&self) -> io::Result<Vec<bool>> {
         let deadline = self.upstream.deadline().into_iter().chain(self.clients.deadline()).min();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let left = if self.watch.is_none() { Some(left.unwrap_or(LOOK).min(LOOK)) } else { left };

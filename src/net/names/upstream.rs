@@ -136,9 +136,10 @@ impl Pool {
         let mut rest = [0; 1];
         // Each error is told once, and each datagram is read once. More may have come only before the port was given up.
         for _ in 0..1024 {
-            match rustix::net::recv(&socket, &mut rest, RecvFlags::DONTWAIT) {
-                Err(Errno::AGAIN | Errno::NOTCONN) => break,
-                _ => {}
+            if let Err(Errno::AGAIN | Errno::NOTCONN) =
+                rustix::net::recv(&socket, &mut rest, RecvFlags::DONTWAIT)
+            {
+                break;
             }
         }
         self.of(used_for).push(socket);
@@ -167,10 +168,7 @@ impl Upstream {
             return failed(&query);
         }
         let Ok(id) = sockets::random().map(u16::from_ne_bytes) else { return failed(&query) };
-        match self.begin(origin, query, id, left, None, now) {
-            Ok(()) => None,
-            Err(done) => Some(done),
-        }
+        self.begin(origin, query, id, left, None, now).err()
     }
 
     /// The resolvers in the order in which they are asked: those that failed lately come last. The next one is at the end.
