@@ -56,6 +56,11 @@ impl TryFrom<String> for HostEntry {
     }
 }
 
+/// Checks a name that has an entry. Returns it in lower case.
+pub fn parse_name(text: &str) -> Result<String, String> {
+    dns_name(text).ok_or_else(|| format!("`{}` is not the name of a host", text.escape_default()))
+}
+
 /// Lays entries over others: a name that is in `new` has no address of `old` any more.
 pub fn over(new: Vec<HostEntry>, mut old: Vec<HostEntry>) -> Vec<HostEntry> {
     old.retain(|had| new.iter().all(|entry| entry.name != had.name));

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::cli::Ctx;
 use crate::cli::report::Status;
-use crate::domain::host_entry::HostEntry;
+use crate::domain::host_entry::{HostEntry, parse_name};
 use crate::domain::limits::{
     LimitChanges, Memory, Setting, parse_cpus, parse_disk, parse_idle_stop, parse_memory_setting, parse_pids,
     parse_rate, parse_setting,
@@ -44,7 +44,7 @@ pub(crate) struct SetArgs {
     #[arg(long, value_name = "NAME:ADDRESS")]
     add_host: Vec<HostEntry>,
     /// Take a name that was put there out again; may be repeated
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
     remove_host: Vec<String>,
     /// Attach a label, or change it; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
@@ -95,7 +95,7 @@ pub(crate) fn set(ctx: &Ctx, args: SetArgs) -> Result<Status> {
         labels: args.label.into_iter().collect(),
         unlabel: args.unlabel.into_iter().collect(),
         add_host: args.add_host,
-        remove_host: args.remove_host.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        remove_host: args.remove_host.into_iter().collect(),
         idle_stop: args.idle_stop,
     };
     Ok(ctx.each(&args.names, |name| ctx.having_spark(name)?.set(name, &settings)))
