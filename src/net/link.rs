@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo};
-use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{GATEWAY4, GATEWAY6, Member, rules, sysctl};
@@ -98,7 +98,7 @@ fn route(to: &Cidr, kind: RouteType, device: Option<u32>) -> RouteMessage {
         }
     };
     if let Some(device) = device {
-        message.attributes.push(rtnetlink::packet_route::route::RouteAttribute::Oif(device));
+        message.attributes.push(RouteAttribute::Oif(device));
         if to.address.is_ipv4() {
             message.header.scope = RouteScope::Link;
         }
@@ -191,11 +191,23 @@ pub(super) fn find_project(uplink: &str, subnet: &Subnet, from: &Subnet) -> Resu
             handle.route().add(rules::in_own_table(way.clone())).replace().execute().await?;
             if net.address.is_ipv4() {
                 let source = rtnetlink::packet_route::route::RouteAddress::Inet(from.v4(1));
-                way.attributes.push(rtnetlink::packet_route::route::RouteAttribute::PrefSource(source));
+                way.attributes.push(RouteAttribute::PrefSource(source));
             }
             handle.route().add(way).replace().execute().await?;
         }
         Ok(())
+    })
+}
+
+/// Whether the host finds an address beyond a device.
+pub(super) fn leads_to(device: &str, ip: Ipv4Addr) -> Result<bool> {
+    let by = RouteAttribute::Oif(index(device)?);
+    let ask = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build();
+    netlink("ask for the route to a spark", async |handle| {
+        match handle.route().get(ask).execute().try_next().await {
+            Err(rtnetlink::Error::NetlinkError(_)) => Ok(false), // to nowhere
+            found => Ok(found?.is_some_and(|way| way.attributes.contains(&by))),
+        }
     })
 }
 

@@ -328,10 +328,17 @@ impl Nets {
 
     /// Looks whether rules are as they were left, and says what is not, and whose that is; with `fix`, it is made anew.
     fn mend(&self, router: &Router, fix: bool) -> Result<Vec<(&'static str, &'static str)>> {
+        let some = ids_in(&self.dir_of_members()).find_map(|id| self.member(&id));
+        let severed = some.is_some_and(|member| router.is_severed(&member));
+        if severed && fix {
+            let _host = host::lock()?;
+            router.reconnect(&self.projects())?;
+        }
+        let severed = severed.then_some(("way from the host that was taken away", "project networks"));
         let seen = self.dir.join(RULES);
         let now = generations(router);
         if now.is_some() && std::fs::read_to_string(&seen).ok() == now {
-            return Ok(Vec::new());
+            return Ok(severed.into_iter().collect());
         }
         router.barrier.let_leave_by(&host::cards()?)?;
         let lacks = !nft::there(&self.table);
@@ -355,7 +362,7 @@ impl Nets {
         let flushed =
             (lacks || lacks_inside).then_some(("packet filter that was flushed", "project networks"));
         let cut = cut.then_some(("chain of the packet filter that drops what sparks send", "somebody else"));
-        Ok(flushed.into_iter().chain(cut).collect())
+        Ok(severed.into_iter().chain(flushed).chain(cut).collect())
     }
 
     /// In a helper that starts the spark: makes its devices. `pid` is in its network namespace.

@@ -165,6 +165,19 @@ impl Router {
         [subnet.net4(), subnet.net6()].iter().try_for_each(|net| self.barrier.open(net))
     }
 
+    /// Whether the host has lost the way to sparks: an uplink that was down has no routes, and settings that somebody had read
+    /// anew are those of a host without sparks. Routes go all at once, so that one spark's tells.
+    pub(super) fn is_severed(&self, member: &Member) -> bool {
+        !sysctl::is_uplink(&self.uplink) || !link::leads_to(&self.uplink, member.v4()).unwrap_or(false)
+    }
+
+    /// Makes the way anew. The caller holds the lock of the host.
+    pub(super) fn reconnect(&self, projects: &[Subnet]) -> Result<()> {
+        link::set_up_host(&self.uplink, &self.transit)?;
+        projects.iter().try_for_each(|subnet| link::find_project(&self.uplink, subnet, &self.transit))?;
+        host::acquire(&self.uplink)
+    }
+
     /// Connects a spark, whose network namespace is `inside`: nothing passes before it is known what may.
     pub(super) fn plug(&self, member: &Member, inside: impl AsFd) -> Result<()> {
         self.inside(|| {

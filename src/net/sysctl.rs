@@ -41,6 +41,11 @@ pub(super) fn of_uplink(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether it forwards still.
+pub(super) fn is_uplink(name: &str) -> bool {
+    ["ipv4", "ipv6"].iter().all(|family| get(family, name, "forwarding").is_none_or(|value| value == "1"))
+}
+
 /// In the router's namespace: it forwards, refuses without counting how often, and gives its devices no addresses.
 pub(super) fn of_router() -> Result<()> {
     set("ipv4", "all", "forwarding", "1")?;

@@ -186,6 +186,19 @@ docker_again() {
         "$tables" -F DOCKER-USER && "$tables" -A DOCKER-USER -j RETURN || return
     done
 }
+has_firewalld() { nft list chain inet firewalld filter_FORWARD >/dev/null 2>&1; }
+# It says that it runs before it has made its rules.
+start_firewalld() { systemctl start firewalld && soon has_firewalld; }
+# As docs/network.md has it.
+firewalld_policy() {
+    firewall-cmd --permanent --new-zone=sparks &&
+        firewall-cmd --permanent --zone=sparks --add-interface=spk-+ &&
+        firewall-cmd --permanent --new-policy=sparks &&
+        firewall-cmd --permanent --policy=sparks --add-ingress-zone=sparks &&
+        firewall-cmd --permanent --policy=sparks --add-egress-zone=ANY &&
+        firewall-cmd --permanent --policy=sparks --set-target=ACCEPT &&
+        firewall-cmd --reload && soon has_firewalld
+}
 holds_81() { # AFTER WHAT
     check "$1: a drop of the administrator holds for sparks too" equals "$beyond4 80 beyond" \
         open_to one/a $beyond4 81 $beyond4 80
@@ -234,27 +247,38 @@ fails_closed() {
     mended 'Docker restarted'
     nft flush ruleset
 
-    systemctl -q unmask --runtime firewalld
-    rm -f /etc/systemd/system/firewalld.service
+    rm /etc/systemd/system/firewalld.service
     systemctl daemon-reload
-    check 'firewalld starts' systemctl start firewalld
+    systemctl -q disable firewalld
+    check 'firewalld starts' start_firewalld
     stays_closed 'firewalld started'
-    mended 'firewalld started'
-    check 'firewalld is reloaded' firewall-cmd --reload
+    check 'firewalld started: spark gc' spark gc
+    check 'firewalld started: what its zones refuse stays refused' equals '' open_to one/a $beyond4 80 $beyond6 80
+    check 'firewalld gets a policy for sparks, and is reloaded' firewalld_policy
     stays_closed 'firewalld reloaded'
     mended 'firewalld reloaded'
+    check 'firewalld is restarted' systemctl restart firewalld
+    check 'its rules are there' soon has_firewalld
+    stays_closed 'firewalld restarted'
+    mended 'firewalld restarted'
     check 'firewalld is stopped' systemctl stop firewalld
     stays_closed 'firewalld stopped'
     nft flush ruleset
 
+    printf '%s\n' net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0 >/etc/sysctl.d/99-no-router.conf
     check 'the settings of the kernel are read anew' sysctl --system
     stays_closed 'sysctl --system'
     probe_works 'sysctl --system'
+    mended 'sysctl --system'
+    stays_closed 'sysctl --system and mended'
     uplink=$(ip -o link | sed -n 's/.*: \(spk-[^@:]*\).*/\1/p')
     check 'the uplink goes down' ip link set "$uplink" down
     stays_closed 'the uplink down'
     check 'the uplink goes up' ip link set "$uplink" up
     stays_closed 'the uplink down and up'
+    mended 'the uplink down and up'
+    probe_works 'the uplink down and up and mended'
+    stays_closed 'the uplink mended'
 
     systemctl stop systemd-networkd systemd-networkd.socket
     rm /run/systemd/network/nd0.network
