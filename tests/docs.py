@@ -37,6 +37,13 @@ ELSEWHERE = {
     "ctr run -d --snapshotter btrfs --runtime io.containerd.spark.v1 IMAGE web COMMAND": "tests/run.sh containerd",
     "spark base import containerd://default/web web": "tests/run.sh containerd",
     "spark --project default create --base web fork": "tests/run.sh containerd",
+    "firewall-cmd --permanent --new-zone=sparks": "tests/vm/network.sh",
+    "firewall-cmd --permanent --zone=sparks --add-interface=spk-+": "tests/vm/network.sh",
+    "firewall-cmd --permanent --new-policy=sparks": "tests/vm/network.sh",
+    "firewall-cmd --permanent --policy=sparks --add-ingress-zone=sparks": "tests/vm/network.sh",
+    "firewall-cmd --permanent --policy=sparks --add-egress-zone=ANY": "tests/vm/network.sh",
+    "firewall-cmd --permanent --policy=sparks --set-target=ACCEPT": "tests/vm/network.sh",
+    "firewall-cmd --reload": "tests/vm/network.sh",
 }
 
 # What would change the machine, and what is tried in its place.
