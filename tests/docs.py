@@ -39,10 +39,10 @@ ELSEWHERE = {
     "spark --project default create --base web fork": "tests/run.sh containerd",
     "firewall-cmd --permanent --new-zone=sparks": "tests/vm/network.sh",
     "firewall-cmd --permanent --zone=sparks --add-interface=spk-+": "tests/vm/network.sh",
-    "firewall-cmd --permanent --new-policy=sparks": "tests/vm/network.sh",
-    "firewall-cmd --permanent --policy=sparks --add-ingress-zone=sparks": "tests/vm/network.sh",
-    "firewall-cmd --permanent --policy=sparks --add-egress-zone=ANY": "tests/vm/network.sh",
-    "firewall-cmd --permanent --policy=sparks --set-target=ACCEPT": "tests/vm/network.sh",
+    "firewall-cmd --permanent --new-policy=sparks-out": "tests/vm/network.sh",
+    "firewall-cmd --permanent --policy=sparks-out --add-ingress-zone=sparks": "tests/vm/network.sh",
+    "firewall-cmd --permanent --policy=sparks-out --add-egress-zone=ANY": "tests/vm/network.sh",
+    "firewall-cmd --permanent --policy=sparks-out --set-target=ACCEPT": "tests/vm/network.sh",
     "firewall-cmd --reload": "tests/vm/network.sh",
 }
 

@@ -193,10 +193,10 @@ start_firewalld() { systemctl start firewalld && soon has_firewalld; }
 firewalld_policy() {
     firewall-cmd --permanent --new-zone=sparks &&
         firewall-cmd --permanent --zone=sparks --add-interface=spk-+ &&
-        firewall-cmd --permanent --new-policy=sparks &&
-        firewall-cmd --permanent --policy=sparks --add-ingress-zone=sparks &&
-        firewall-cmd --permanent --policy=sparks --add-egress-zone=ANY &&
-        firewall-cmd --permanent --policy=sparks --set-target=ACCEPT &&
+        firewall-cmd --permanent --new-policy=sparks-out &&
+        firewall-cmd --permanent --policy=sparks-out --add-ingress-zone=sparks &&
+        firewall-cmd --permanent --policy=sparks-out --add-egress-zone=ANY &&
+        firewall-cmd --permanent --policy=sparks-out --set-target=ACCEPT &&
         firewall-cmd --reload && soon has_firewalld
 }
 holds_81() { # AFTER WHAT
