@@ -75,7 +75,9 @@ pub(super) fn remove_all() -> Result<()> {
                 handle.rule().del(rule).execute().await?;
             }
             match handle.route().del(nowhere(family)).execute().await {
-                Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -libc::ESRCH => {}
+                // An empty table of IPv6 has a route of the kernel's own in this place, which nobody can remove.
+                Err(rtnetlink::Error::NetlinkError(e))
+                    if [-libc::ESRCH, -libc::ENOENT].contains(&e.raw_code()) => {}
                 other => other?,
             }
         }
