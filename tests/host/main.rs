@@ -34,6 +34,7 @@ mod everyday;
 mod examples;
 mod exec;
 mod fork;
+mod forwarding;
 mod full;
 mod git;
 mod gitwalls;
