@@ -234,9 +234,11 @@ const EXTENTS: usize = 64;
 /// The opcode is made with the size of a `struct fiemap` without extents.
 const FIEMAP: rustix::ioctl::Opcode = opcode::read_write::<[u8; 32]>(b'f', 11);
 const EXTENT_LAST: u32 = 0x1;
+/// In metadata, and told to be a block, whose and however long it is.
+const EXTENT_INLINE: u32 = 0x200;
 const EXTENT_SHARED: u32 = 0x2000;
 
-/// Bytes of a file's extents that no other file refers to, in whichever subvolume.
+/// Bytes of a file's extents that no other file refers to, in whichever subvolume. What is in metadata is none.
 pub fn unshared_bytes(file: impl AsFd) -> io::Result<u64> {
     let (mut start, mut own) = (0, 0);
     loop {
@@ -253,7 +255,11 @@ pub fn unshared_bytes(file: impl AsFd) -> io::Result<u64> {
         // it; it is made of integers only, and lives until the call returns.
         unsafe { rustix::ioctl::ioctl(&file, Updater::<FIEMAP, Fiemap>::new(&mut map)) }?;
         let found = &map.extents[..(map.mapped as usize).min(EXTENTS)];
-        own += found.iter().filter(|e| e.flags & EXTENT_SHARED == 0).map(|e| e.length).sum::<u64>();
+        own += found
+            .iter()
+            .filter(|e| e.flags & (EXTENT_SHARED | EXTENT_INLINE) == 0)
+            .map(|e| e.length)
+            .sum::<u64>();
         match found.last() {
             Some(last) if last.flags & EXTENT_LAST == 0 => start = last.logical + last.length,
             _ => return Ok(own),
