@@ -12,6 +12,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -99,12 +100,17 @@ fn build_barrier() -> Result<(), String> {
     clang.args(["-target", "bpf", "-mcpu=v2", "-O2", "-g", "-Wall", "-Werror"]);
     // Debian has the kernel's <asm/types.h> in a directory of the architecture.
     clang.arg(format!("-I/usr/include/{}-linux-gnu", arch(&variable("TARGET")?.to_string_lossy())));
-    clang.args(["-c", BARRIER[0], "-o"]).arg(Path::new(&variable("OUT_DIR")?).join("barrier.o"));
+    let object = Path::new(&variable("OUT_DIR")?).join("barrier.o");
+    clang.args(["-c", BARRIER[0], "-o"]).arg(&object);
     let output = clang.output().map_err(|error| format!("{clang:?}: {error} (is clang installed?)"))?;
-    if output.status.success() {
-        return Ok(());
+    if !output.status.success() {
+        return Err(format!("{} does not compile:\n{}", BARRIER[0], String::from_utf8_lossy(&output.stderr)));
     }
-    Err(format!("{} does not compile:\n{}", BARRIER[0], String::from_utf8_lossy(&output.stderr)))
+    // Which programs these are, so that no command has to look at all of them.
+    let mut hasher = DefaultHasher::new();
+    std::fs::read(&object).map_err(|error| format!("{}: {error}", object.display()))?.hash(&mut hasher);
+    println!("cargo:rustc-env=BARRIER_VERSION={:016x}", hasher.finish());
+    Ok(())
 }
 
 fn variable(name: &str) -> Result<OsString, String> {

@@ -77,9 +77,9 @@ fn save(state: &State) -> Result<()> {
 }
 
 /// Chooses a project's networks: those that it had, unless something else of the host has them now. The caller holds the
-/// lock until the bridge is there.
+/// lock until the routes to them are there.
 pub(super) fn choose(had: Option<Subnet>, seed: &[u8], used: &[Subnet]) -> Result<Subnet> {
-    let taken: Vec<Cidr> = routes4().into_iter().map(|(net, _)| net).chain(resolvers()).collect();
+    let taken: Vec<Cidr> = routes4().into_iter().chain(resolvers()).collect();
     let free = |net: &Cidr| !taken.iter().any(|t| t.overlaps(net));
     if let Some(had) = had.filter(|had| free(&had.net4())) {
         return Ok(had);
@@ -114,17 +114,16 @@ pub(super) fn choose(had: Option<Subnet>, seed: &[u8], used: &[Subnet]) -> Resul
     })
 }
 
-/// The routes of IPv4 but the default one, with their devices.
-fn routes4() -> Vec<(Cidr, String)> {
+/// Where the routes of IPv4 lead, but the default one.
+fn routes4() -> Vec<Cidr> {
     let text = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
     let parsed = text.lines().skip(1).filter_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let number = |n: usize| u32::from_str_radix(fields.get(n)?, 16).ok().map(u32::from_be);
         let (address, mask) = (number(1)?, number(7)?);
-        let net = Cidr { address: IpAddr::V4(address.into()), prefix: mask.count_ones() as u8 };
-        Some((net, (*fields.first()?).to_owned()))
+        Some(Cidr { address: IpAddr::V4(address.into()), prefix: mask.count_ones() as u8 })
     });
-    parsed.filter(|(net, _)| net.prefix > 0).collect()
+    parsed.filter(|net| net.prefix > 0).collect()
 }
 
 /// The host's resolvers must not come to lie within a project's network.

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -47,26 +47,29 @@ pub(super) fn netlink<T>(
     run().map_err(failed)
 }
 
-/// The numbers of this thread's devices of some kinds; a card has none, and the loopback device is none.
+/// All devices of this thread's namespace.
+fn devices() -> Result<Vec<LinkMessage>> {
+    netlink("list network devices", async |handle| handle.link().get().execute().try_collect().await)
+}
+
+/// The numbers of those of some kinds; a card has none, and the loopback device is none.
 pub(super) fn of_kinds(kinds: &[&str]) -> Result<Vec<u32>> {
-    netlink("list network devices", async |handle| {
-        let mut found = Vec::new();
-        let mut devices = handle.link().get().execute();
-        while let Some(device) = devices.try_next().await? {
-            let kind = device.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                }),
-                _ => None,
-            });
-            let is_loopback = device.header.flags.contains(LinkFlags::Loopback);
-            if !is_loopback && kinds.contains(&kind.as_deref().unwrap_or_default()) {
-                found.push(device.header.index);
-            }
-        }
-        Ok(found)
-    })
+    let kind = |device: &LinkMessage| {
+        let infos = device.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => Some(infos),
+            _ => None,
+        });
+        infos.into_iter().flatten().find_map(|info| match info {
+            LinkInfo::Kind(kind) => Some(kind.to_string()),
+            _ => None,
+        })
+    };
+    let mut found = devices()?;
+    found.retain(|device| {
+        let is_loopback = device.header.flags.contains(LinkFlags::Loopback);
+        !is_loopback && kinds.contains(&kind(device).as_deref().unwrap_or_default())
+    });
+    Ok(found.iter().map(|device| device.header.index).collect())
 }
 
 pub(super) fn exists(name: &str) -> bool {
@@ -235,10 +238,7 @@ pub(super) fn forget_project(subnet: &Subnet, device: Option<&str>) -> Result<()
             let removed = netlink("remove the route to a project", async |handle| {
                 handle.route().del(way).execute().await
             });
-            match removed {
-                Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
-                other => other?,
-            }
+            unless_gone(removed, libc::ESRCH)?;
         }
     }
     Ok(())
@@ -246,28 +246,28 @@ pub(super) fn forget_project(subnet: &Subnet, device: Option<&str>) -> Result<()
 
 /// The names of what is attached to a bridge of this thread's namespace.
 pub(super) fn ports_of(bridge: &str) -> Result<Vec<String>> {
-    let bridge = index(bridge)?;
-    netlink("list the ports of a bridge", async |handle| {
-        let mut found = Vec::new();
-        let mut devices = handle.link().get().execute();
-        while let Some(device) = devices.try_next().await? {
-            let is_port = device.attributes.contains(&LinkAttribute::Controller(bridge));
-            found.extend(device.attributes.into_iter().filter_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) if is_port => Some(name),
-                _ => None,
-            }));
-        }
-        Ok(found)
-    })
+    let bridge = LinkAttribute::Controller(index(bridge)?);
+    let ports = devices()?.into_iter().filter(|device| device.attributes.contains(&bridge));
+    let names = ports.flat_map(|port| port.attributes).filter_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    });
+    Ok(names.collect())
+}
+
+/// What is not there, by the kernel's word for it, is as well as removed.
+fn unless_gone(removed: Result<()>, gone: i32) -> Result<()> {
+    match removed {
+        Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(gone) => Ok(()),
+        other => other,
+    }
 }
 
 /// Removes a device of this thread's namespace. One that is not there is as well.
 pub(super) fn remove(name: &str) -> Result<()> {
     let Ok(index) = sys::net::index_of(name) else { return Ok(()) };
-    match netlink("remove a network device", async |handle| handle.link().del(index).execute().await) {
-        Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-        done => done,
-    }
+    let removed = netlink("remove a network device", async |handle| handle.link().del(index).execute().await);
+    unless_gone(removed, libc::ENODEV)
 }
 
 /// Makes a spark's pair of devices, from within the router's namespace: the other end is in the namespace `inside`. It is

@@ -258,7 +258,7 @@ impl Nets {
             let Some(namespace) = inside(&member.id) else { continue };
             within(&namespace, link::clear_inside)?;
             router.plug(member, &namespace)?;
-            within(&namespace, || link::set_up_inside(member))?;
+            within(&namespace, || router.set_up_inside(member))?;
         }
         self.take_loopback(&router)?;
         Ok(router)
@@ -365,17 +365,6 @@ impl Nets {
         Ok(severed.into_iter().chain(flushed).chain(cut).collect())
     }
 
-    /// In a helper that starts the spark: makes its devices. `pid` is in its network namespace.
-    pub fn plug(&self, member: &Member, router: &Router, pid: i32) -> Result<()> {
-        let inside = sys::netns::of(pid).map_err(Error::sys("open the spark's network"))?;
-        router.plug(member, inside)
-    }
-
-    /// The same, within the spark's namespace.
-    pub fn set_up_inside(&self, member: &Member) -> Result<()> {
-        link::set_up_inside(member)
-    }
-
     /// Takes a spark out of everything, its project with the last one, and the router with the last of all. One that is in
     /// nothing is as well.
     pub fn leave(&self, id: &Id) -> Result<()> {
@@ -400,8 +389,7 @@ impl Nets {
             }
         }
         fault::point("net-leave.left")?;
-        sys::file::remove(&path).map_err(Error::io("remove", path))?;
-        Ok(())
+        sys::file::remove(&path).map_err(Error::io("remove", path))
     }
 
     /// Takes a spark's devices and rules away, and what nobody needs any more.

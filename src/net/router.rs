@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::barrier::{Barrier, Closed};
+use super::barrier::{self, Barrier, Closed};
 use super::{GATEWAY4, Member, Nets, host, link, names, nft, sysctl};
 use crate::domain::subnet::Subnet;
 use crate::error::{Error, Result};
@@ -54,16 +54,16 @@ impl Nets {
     pub(super) fn router(&self) -> Option<Router> {
         let paths = Paths::of(&self.dir);
         let record: Record = serde_json::from_slice(&std::fs::read(&paths.record).ok()?).ok()?;
-        let barrier = Barrier::at(paths.barrier);
+        let programs = Barrier::at(paths.barrier);
         let uplink = self.uplink();
-        let is_whole = record.barrier == Barrier::version()
+        let is_whole = record.barrier == barrier::VERSION
             && sys::net::index_of(&uplink).is_ok_and(|index| index == record.uplink)
-            && barrier.is_there();
+            && programs.is_there();
         if !is_whole {
             return None;
         }
         let namespace = sys::netns::open(&paths.namespace).ok()?;
-        Some(Router { namespace: Arc::new(namespace), barrier, transit: record.transit, uplink })
+        Some(Router { namespace: Arc::new(namespace), barrier: programs, transit: record.transit, uplink })
     }
 
     /// Makes a router where there is none that is whole. The caller holds the lock of networks and of the host.
@@ -75,13 +75,13 @@ impl Nets {
         File::create(&paths.namespace).map_err(Error::io("create", &paths.namespace))?;
         let namespace = sys::netns::make(&paths.namespace).map_err(Error::io("make", &paths.namespace))?;
         fault::point("net-join.router-namespace")?;
-        let barrier = Barrier::at(paths.barrier);
-        barrier.make(&transit, IpAddr::V4(GATEWAY4))?;
+        let programs = Barrier::at(paths.barrier);
+        programs.make(&transit, IpAddr::V4(GATEWAY4))?;
         for net in [transit.net4(), transit.net6()].map(|net| link::transit_of(&net)) {
-            barrier.close(&net, Closed::ForMost)?;
+            programs.close(&net, Closed::ForMost)?;
         }
-        barrier.let_leave_by(&host::cards()?)?;
-        let router = Router { namespace: Arc::new(namespace), barrier, transit, uplink };
+        programs.let_leave_by(&host::cards()?)?;
+        let router = Router { namespace: Arc::new(namespace), barrier: programs, transit, uplink };
         let mac = super::mac_of(router.uplink.as_bytes());
         let outside = sys::netns::own().map_err(Error::sys("open the host's network"))?;
         let mtu = host::mtu();
@@ -98,7 +98,8 @@ impl Nets {
         router.barrier.watch_out(&router.uplink, "to_router")?;
         link::set_up_host(&router.uplink, &transit)?;
         fault::point("net-join.router-uplink")?;
-        let record = Record { uplink: link::index(&router.uplink)?, transit, barrier: Barrier::version() };
+        let record =
+            Record { uplink: link::index(&router.uplink)?, transit, barrier: barrier::VERSION.into() };
         let text = serde_json::to_vec(&record).map_err(|e| Error::corrupt(&paths.record, e))?;
         sys::file::replace_volatile(&paths.record, &text).map_err(Error::io("write", &paths.record))?;
         fault::point("net-join.router-made")?;
@@ -179,7 +180,7 @@ impl Router {
     }
 
     /// Connects a spark, whose network namespace is `inside`: nothing passes before it is known what may.
-    pub(super) fn plug(&self, member: &Member, inside: impl AsFd) -> Result<()> {
+    pub fn plug(&self, member: &Member, inside: impl AsFd) -> Result<()> {
         self.inside(|| {
             let device = link::plug(member, inside.as_fd())?;
             fault::point("net-join.plugged")?;
@@ -188,6 +189,11 @@ impl Router {
             fault::point("net-join.watched")?;
             link::open(member, device)
         })
+    }
+
+    /// The rest of it, from within the spark's namespace.
+    pub fn set_up_inside(&self, member: &Member) -> Result<()> {
+        link::set_up_inside(member)
     }
 
     /// Disconnects a spark.

@@ -48,18 +48,24 @@ pub(super) fn is_uplink(name: &str) -> bool {
 
 /// In the router's namespace: it forwards, refuses without counting how often, and gives its devices no addresses.
 pub(super) fn of_router() -> Result<()> {
-    set("ipv4", "all", "forwarding", "1")?;
-    set("ipv4", "all", "rp_filter", "0")?;
-    set("ipv4", "default", "rp_filter", "0")?;
-    set("ipv4", "all", "send_redirects", "0")?;
-    set("ipv4", "default", "send_redirects", "0")?;
+    let four = [
+        ("all", "forwarding", "1"),
+        ("all", "rp_filter", "0"),
+        ("default", "rp_filter", "0"),
+        ("all", "send_redirects", "0"),
+        ("default", "send_redirects", "0"),
+    ];
+    let six = [
+        ("default", "disable_ipv6", "0"),
+        ("default", "accept_ra", "0"),
+        ("default", "accept_dad", "0"),
+        ("default", "addr_gen_mode", "1"),
+        ("all", "forwarding", "1"),
+    ];
+    four.iter().try_for_each(|(device, key, value)| set("ipv4", device, key, value))?;
     let _ = std::fs::write("/proc/sys/net/ipv4/icmp_ratelimit", "0");
     if has_ipv6() {
-        set("ipv6", "default", "disable_ipv6", "0")?;
-        set("ipv6", "default", "accept_ra", "0")?;
-        set("ipv6", "default", "accept_dad", "0")?;
-        set("ipv6", "default", "addr_gen_mode", "1")?;
-        set("ipv6", "all", "forwarding", "1")?;
+        six.iter().try_for_each(|(device, key, value)| set("ipv6", device, key, value))?;
         let _ = std::fs::write("/proc/sys/net/ipv6/icmp/ratelimit", "0");
     }
     Ok(())

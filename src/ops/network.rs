@@ -60,10 +60,9 @@ impl Here {
     }
 }
 
-/// In the helper. Nothing of the spark runs before the packet filter knows it.
+/// In the helper. Nothing of the spark runs before its ports and its name are known.
 #[derive(Debug)]
 struct Helper {
-    nets: Nets,
     member: Member,
     router: Router,
     /// The other process's end of the pipe, which a fork has too.
@@ -83,11 +82,12 @@ impl Wiring for Helper {
         if joined == 0 {
             return Err(Error::Network { what: "its network could not be set up".into(), hint: None });
         }
-        self.nets.plug(&self.member, &self.router, pid)
+        let inside = sys::netns::of(pid).map_err(Error::sys("open the spark's network"))?;
+        self.router.plug(&self.member, inside)
     }
 
     fn inside(&self) -> Result<()> {
-        self.nets.set_up_inside(&self.member)
+        self.router.set_up_inside(&self.member)
     }
 }
 
@@ -180,7 +180,6 @@ impl Sparks {
         let (wait, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|e| Error::sys("make a pipe")(e.into()))?;
         let helper = Helper {
-            nets: nets.clone(),
             member: member.clone(),
             router: router.clone(),
             done: done.as_raw_fd(),

@@ -16,8 +16,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::Resource;
-use rustix::thread::{CapabilitySet, UnshareFlags};
+use rustix::thread::CapabilitySet;
 
 use super::confine::{self, Confinement, Files, Filter};
 use super::deadline::{self, Deadline};
@@ -144,18 +143,9 @@ pub fn confine(id: u32, root: impl AsFd, memory: u64, files: u64) -> io::Result<
         files: Files::of_resolver()?.add(Path::new("/"), confine::Access::Read)?.ready(),
         filter: Arc::new(Filter::of_resolver()?),
         capabilities: CapabilitySet::empty(),
-        limits: vec![
-            (Resource::As, memory),
-            (Resource::Core, 1),
-            (Resource::Fsize, 0),
-            (Resource::Nproc, 0),
-            (Resource::Nofile, files),
-        ],
+        limits: confine::limits(memory, files),
     };
-    exec::leave_namespaces(UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)?;
-    exec::leave_keyring()?;
-    exec::become_user(id, id, &[])?;
-    exec::set_undumpable()?;
+    confine::become_stranger(id)?;
     confinement.enforce()?;
     super::attack::attack();
     Ok(())

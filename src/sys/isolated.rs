@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::pipe::{PipeFlags, SpliceFlags};
-use rustix::process::{Resource, Signal};
-use rustix::thread::{CapabilitySet, UnshareFlags};
+use rustix::process::Signal;
+use rustix::thread::CapabilitySet;
 
 use super::confine::{self, Confinement, Files, Filter};
 use super::deadline::{self, Deadline};
@@ -239,19 +239,10 @@ fn confine(memory: u64) -> io::Result<()> {
         files: Files::none()?.ready(),
         filter: Arc::new(Filter::of_reader()?),
         capabilities: CapabilitySet::empty(),
-        limits: vec![
-            (Resource::As, memory),
-            (Resource::Core, 1),
-            (Resource::Fsize, 0),
-            (Resource::Nproc, 0),
-            (Resource::Nofile, 0),
-        ],
+        limits: confine::limits(memory, 0),
     };
     confinement.leave_network()?;
-    exec::leave_namespaces(UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)?;
-    exec::leave_keyring()?;
-    exec::become_user(id, id, &[])?;
-    exec::set_undumpable()?;
+    confine::become_stranger(id)?;
     // After the change of user, which resets it. A parent that has ended before is not waited for.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     if rustix::process::getppid().is_none_or(|now| now.as_raw_pid() as u32 != parent) {

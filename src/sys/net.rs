@@ -1,6 +1,5 @@
 //! Network devices, and sockets with a path.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -190,13 +189,6 @@ pub fn mtu_of(name: &str) -> io::Result<u32> {
     Ok(unsafe { answer.ifr_ifru.ifru_mtu }.unsigned_abs())
 }
 
-/// Whether a network device of this thread's namespace has all these flags of netdevice(7), such as `IFF_UP`.
-pub fn is(name: &str, flags: i32) -> io::Result<bool> {
-    let answer = ask(name, libc::SIOCGIFFLAGS)?;
-    // SAFETY: the kernel has written this field of the union.
-    Ok(i32::from(unsafe { answer.ifr_ifru.ifru_flags }) & flags == flags)
-}
-
 /// Asks about a network device: one of the requests of netdevice(7) that only read.
 fn ask(name: &str, what: libc::Ioctl) -> io::Result<libc::ifreq> {
     let socket =
@@ -230,28 +222,6 @@ pub fn is_loopback(authority: &str) -> bool {
         None => authority.split(':').next().unwrap_or_default(),
     };
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-/// The names of all network devices of this thread's namespace.
-pub fn names() -> io::Result<HashSet<String>> {
-    // SAFETY: if_nameindex(3) returns an array of ours to free, which ends with an entry without a name, or NULL.
-    let array = unsafe { libc::if_nameindex() };
-    if array.is_null() {
-        return Err(io::Error::last_os_error());
-    }
-    let mut found = HashSet::new();
-    for n in 0.. {
-        // SAFETY: the entry without a name is the last that is looked at, and so none is beyond the array.
-        let name = unsafe { (*array.add(n)).if_name };
-        if name.is_null() {
-            break;
-        }
-        // SAFETY: names are strings that end with a NUL, and the array owns them until it is freed.
-        found.insert(unsafe { std::ffi::CStr::from_ptr(name) }.to_string_lossy().into_owned());
-    }
-    // SAFETY: nothing of it is used any more.
-    unsafe { libc::if_freenameindex(array) };
-    Ok(found)
 }
 
 #[cfg(test)]

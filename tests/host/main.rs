@@ -56,6 +56,7 @@ mod passphrase;
 mod places;
 mod pool;
 mod postgres;
+mod processes;
 mod project;
 mod pull;
 mod quota;

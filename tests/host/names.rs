@@ -12,6 +12,7 @@ use sparks::net::names::ADDRESS;
 use crate::common::random::Random;
 use crate::common::{Machine, is_running, wait_for};
 use crate::netns::Host;
+use crate::processes::{field, has_no_rights};
 use crate::resolver::{A, AAAA, LOCAL, MEANT, Net, PTR, answer, first_label, framed, query, serve};
 
 /// What two projects are known by.
@@ -213,23 +214,8 @@ fn the_process_has_no_rights_no_files_but_names_and_nothing_of_who_started_it() 
     drop(kept);
     assert_eq!(pipe.read(&mut [0]).unwrap(), 0, "the pipe ends with the command");
     let pid = net.pid().unwrap();
-    let status = std::fs::read_to_string(proc(pid).join("status")).unwrap();
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
-        line.unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
-    };
-    let id: u32 = field("Uid").split(' ').next().unwrap().parse().unwrap();
-    assert!((0x7fff_0000..=0x7fff_ffff).contains(&id), "{id}");
-    let all = [id; 4].map(|id| id.to_string()).join(" ");
-    assert_eq!((field("Uid"), field("Gid"), field("Groups")), (all.clone(), all, String::new()));
-    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-        assert_eq!(field(set), "0000000000000000", "{set}");
-    }
-    assert_eq!(
-        (field("NoNewPrivs"), field("Seccomp"), field("Threads")),
-        ("1".into(), "2".into(), "1".into())
-    );
-    assert_ne!(field("PPid"), std::process::id().to_string(), "it is nobody's child");
+    has_no_rights(pid);
+    assert_ne!(field(pid, "PPid"), std::process::id().to_string(), "it is nobody's child");
     let link = |name: &str| std::fs::read_link(proc(pid).join(name)).unwrap();
     assert_eq!(link("root"), net.dir());
     let cgroup = std::fs::read_to_string(proc(pid).join("cgroup")).unwrap();

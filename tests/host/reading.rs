@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::{Machine, is_running, wait_for};
+use crate::processes::has_no_rights;
 
 /// Bytes of an archive that is not complete.
 fn begun() -> Vec<u8> {
@@ -76,26 +77,7 @@ fn a_reader_has_an_id_of_its_own_no_rights_no_network_and_no_file_but_its_pipes(
     let waiting = Waiting::on(&machine);
     let mut ids = Vec::new();
     for pid in &waiting.readers {
-        let status = std::fs::read_to_string(proc(*pid).join("status")).unwrap();
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
-            line.unwrap_or_else(|| panic!("no {name}: {status}"))
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        let id: u32 = field("Uid").split(' ').next().unwrap().parse().unwrap();
-        assert!((0x7fff_0000..=0x7fff_ffff).contains(&id), "{id}");
-        let all = [id; 4].map(|id| id.to_string()).join(" ");
-        assert_eq!((field("Uid"), field("Gid"), field("Groups")), (all.clone(), all, String::new()));
-        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-            assert_eq!(field(set), "0000000000000000", "{set}");
-        }
-        assert_eq!(
-            (field("NoNewPrivs"), field("Seccomp"), field("Threads")),
-            ("1".into(), "2".into(), "1".into())
-        );
-        ids.push(id);
+        ids.push(has_no_rights(*pid));
         let mut open: Vec<_> =
             std::fs::read_dir(proc(*pid).join("fd")).unwrap().map(|fd| fd.unwrap()).collect();
         open.sort_by_key(|fd| fd.file_name());

@@ -186,91 +186,94 @@ INLINE __u16 folded(__s64 sum) {
     return ~s;
 }
 
-INLINE void turn_frame(struct ethhdr *eth) {
-    __u8 mac[ETH_ALEN];
-    __builtin_memcpy(mac, eth->h_dest, ETH_ALEN);
-    __builtin_memcpy(eth->h_dest, eth->h_source, ETH_ALEN);
-    __builtin_memcpy(eth->h_source, mac, ETH_ALEN);
+// What an answer begins with, from whoever was meant: a frame, and the head of a packet with so many bytes behind it.
+INLINE int frame_back(struct __sk_buff *skb, struct ethhdr *eth) {
+    struct ethhdr was;
+    if (bpf_skb_load_bytes(skb, 0, &was, sizeof was))
+        return -1;
+    *eth = was;
+    __builtin_memcpy(eth->h_dest, was.h_source, ETH_ALEN);
+    __builtin_memcpy(eth->h_source, was.h_dest, ETH_ALEN);
+    return 0;
+}
+
+INLINE struct iphdr head4_back(const struct packet *p, __u8 protocol, __u16 length) {
+    struct iphdr ip = {.version = 4, .ihl = 5, .ttl = 64, .protocol = protocol};
+    ip.tot_len = bpf_htons(sizeof ip + length);
+    ip.saddr = p->flow.to.word[3];
+    ip.daddr = p->flow.from.word[3];
+    ip.check = folded(bpf_csum_diff(0, 0, (__be32 *)&ip, sizeof ip, 0));
+    return ip;
+}
+
+INLINE struct ipv6hdr head6_back(const struct packet *p, __u8 protocol, __u16 length) {
+    struct ipv6hdr ip = {.version = 6, .hop_limit = 64, .nexthdr = protocol, .payload_len = bpf_htons(length)};
+    __builtin_memcpy(&ip.saddr, &p->flow.to, sizeof ip.saddr);
+    __builtin_memcpy(&ip.daddr, &p->flow.from, sizeof ip.daddr);
+    return ip;
+}
+
+// Sends an answer in the place of a packet, by the device that this came from.
+INLINE int send_back(struct __sk_buff *skb, const void *answer, __u32 length) {
+    if (bpf_skb_change_tail(skb, length, 0) || bpf_skb_store_bytes(skb, 0, answer, length, 0))
+        return TC_ACT_SHOT;
+    return bpf_redirect(skb->ifindex, 0);
 }
 
 // Answers that there is nothing at that port, as whoever was meant. What has asked knows at once.
 APART int refuse4(struct __sk_buff *skb, const struct packet *p) {
+    struct told {
+        struct message icmp;
+        struct iphdr was;
+        __u8 rest[8];
+    } told;
     struct {
         struct ethhdr eth;
         struct iphdr ip;
-        struct message icmp;
-        struct iphdr was;
-        __u8 rest[8];
+        struct told told;
     } __attribute__((packed)) out;
-    __builtin_memset(&out, 0, sizeof out);
-    if (p->length != sizeof out.was || bpf_skb_load_bytes(skb, 0, &out.eth, sizeof out.eth) ||
-        bpf_skb_load_bytes(skb, ETH_HLEN, &out.was, sizeof out.was + sizeof out.rest))
+    __builtin_memset(&told, 0, sizeof told);
+    if (p->length != sizeof told.was || frame_back(skb, &out.eth) ||
+        bpf_skb_load_bytes(skb, ETH_HLEN, &told.was, sizeof told.was + sizeof told.rest))
         return TC_ACT_SHOT;
-    turn_frame(&out.eth);
-    out.ip.version = 4;
-    out.ip.ihl = 5;
-    out.ip.ttl = 64;
-    out.ip.protocol = IPPROTO_ICMP;
-    out.ip.tot_len = bpf_htons(sizeof out - ETH_HLEN);
-    out.ip.saddr = out.was.daddr;
-    out.ip.daddr = out.was.saddr;
-    struct iphdr ip = out.ip;
-    out.ip.check = folded(bpf_csum_diff(0, 0, (__be32 *)&ip, sizeof ip, 0));
-    struct {
-        struct message icmp;
-        struct iphdr was;
-        __u8 rest[8];
-    } said;
-    __builtin_memset(&said, 0, sizeof said);
-    said.icmp.type = ICMP_DEST_UNREACH;
-    said.icmp.code = has_ports(p->flow.protocol) ? ICMP_PORT_UNREACH : ICMP_PKT_FILTERED;
-    __builtin_memcpy(&said.was, &out.was, sizeof said.was + sizeof said.rest);
-    out.icmp = said.icmp;
-    out.icmp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&said, sizeof said, 0));
-    if (bpf_skb_change_tail(skb, sizeof out, 0) || bpf_skb_store_bytes(skb, 0, &out, sizeof out, 0))
-        return TC_ACT_SHOT;
-    return bpf_redirect(skb->ifindex, 0);
+    told.icmp.type = ICMP_DEST_UNREACH;
+    told.icmp.code = has_ports(p->flow.protocol) ? ICMP_PORT_UNREACH : ICMP_PKT_FILTERED;
+    told.icmp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&told, sizeof told, 0));
+    out.ip = head4_back(p, IPPROTO_ICMP, sizeof told);
+    out.told = told;
+    return send_back(skb, &out, sizeof out);
 }
 
 APART int refuse6(struct __sk_buff *skb, const struct packet *p) {
+    struct told {
+        struct message icmp;
+        struct ipv6hdr was;
+        __u8 rest[8];
+    };
+    struct {
+        struct address from, to;
+        __be32 length, protocol;
+        struct told told;
+    } summed;
     struct {
         struct ethhdr eth;
         struct ipv6hdr ip;
-        struct message icmp;
-        struct ipv6hdr was;
-        __u8 rest[8];
+        struct told told;
     } __attribute__((packed)) out;
-    __builtin_memset(&out, 0, sizeof out);
-    if (bpf_skb_load_bytes(skb, 0, &out.eth, sizeof out.eth) ||
-        bpf_skb_load_bytes(skb, ETH_HLEN, &out.was, sizeof out.was + sizeof out.rest))
+    struct told *told = &summed.told;
+    __builtin_memset(&summed, 0, sizeof summed);
+    if (frame_back(skb, &out.eth) || bpf_skb_load_bytes(skb, ETH_HLEN, &told->was, sizeof told->was + sizeof told->rest))
         return TC_ACT_SHOT;
-    turn_frame(&out.eth);
-    out.ip.version = 6;
-    out.ip.hop_limit = 64;
-    out.ip.nexthdr = IPPROTO_ICMPV6;
-    out.ip.payload_len = bpf_htons(sizeof out - ETH_HLEN - sizeof out.ip);
-    out.ip.saddr = out.was.daddr;
-    out.ip.daddr = out.was.saddr;
-    struct {
-        struct in6_addr from, to;
-        __be32 length, protocol;
-        struct message icmp;
-        struct ipv6hdr was;
-        __u8 rest[8];
-    } said;
-    __builtin_memset(&said, 0, sizeof said);
-    said.from = out.ip.saddr;
-    said.to = out.ip.daddr;
-    said.length = bpf_htonl(sizeof out - ETH_HLEN - sizeof out.ip);
-    said.protocol = bpf_htonl(IPPROTO_ICMPV6);
-    said.icmp.type = ICMPV6_DEST_UNREACH;
-    said.icmp.code = has_ports(p->flow.protocol) ? ICMPV6_PORT_UNREACH : ICMPV6_ADM_PROHIBITED;
-    __builtin_memcpy(&said.was, &out.was, sizeof said.was + sizeof said.rest);
-    out.icmp = said.icmp;
-    out.icmp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&said, sizeof said, 0));
-    if (bpf_skb_change_tail(skb, sizeof out, 0) || bpf_skb_store_bytes(skb, 0, &out, sizeof out, 0))
-        return TC_ACT_SHOT;
-    return bpf_redirect(skb->ifindex, 0);
+    told->icmp.type = ICMPV6_DEST_UNREACH;
+    told->icmp.code = has_ports(p->flow.protocol) ? ICMPV6_PORT_UNREACH : ICMPV6_ADM_PROHIBITED;
+    summed.from = p->flow.to;
+    summed.to = p->flow.from;
+    summed.length = bpf_htonl(sizeof *told);
+    summed.protocol = bpf_htonl(IPPROTO_ICMPV6);
+    told->icmp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&summed, sizeof summed, 0));
+    out.ip = head6_back(p, IPPROTO_ICMPV6, sizeof *told);
+    out.told = *told;
+    return send_back(skb, &out, sizeof out);
 }
 
 // What resets the connection of a segment. Negative if that is one itself.
@@ -295,67 +298,48 @@ INLINE int reset_of(struct __sk_buff *skb, const struct packet *p, struct segmen
 // Connections are reset, since a message about one that is just being made is not listened to.
 APART int reset4(struct __sk_buff *skb, const struct packet *p) {
     struct {
+        __be32 from, to;
+        __be16 protocol, length;
+        struct segment tcp;
+    } summed;
+    struct {
         struct ethhdr eth;
         struct iphdr ip;
         struct segment tcp;
     } __attribute__((packed)) out;
-    struct {
-        __be32 from, to;
-        __be16 protocol, length;
-        struct segment tcp;
-    } said;
-    __builtin_memset(&out, 0, sizeof out);
-    if (reset_of(skb, p, &said.tcp) || bpf_skb_load_bytes(skb, 0, &out.eth, sizeof out.eth))
+    if (reset_of(skb, p, &summed.tcp) || frame_back(skb, &out.eth))
         return TC_ACT_SHOT;
-    turn_frame(&out.eth);
-    out.ip.version = 4;
-    out.ip.ihl = 5;
-    out.ip.ttl = 64;
-    out.ip.protocol = IPPROTO_TCP;
-    out.ip.tot_len = bpf_htons(sizeof out - ETH_HLEN);
-    out.ip.saddr = said.from = p->flow.to.word[3];
-    out.ip.daddr = said.to = p->flow.from.word[3];
-    struct iphdr ip = out.ip;
-    out.ip.check = folded(bpf_csum_diff(0, 0, (__be32 *)&ip, sizeof ip, 0));
-    said.protocol = bpf_htons(IPPROTO_TCP);
-    said.length = bpf_htons(sizeof said.tcp);
-    out.tcp = said.tcp;
-    out.tcp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&said, sizeof said, 0));
-    if (bpf_skb_change_tail(skb, sizeof out, 0) || bpf_skb_store_bytes(skb, 0, &out, sizeof out, 0))
-        return TC_ACT_SHOT;
-    return bpf_redirect(skb->ifindex, 0);
+    summed.from = p->flow.to.word[3];
+    summed.to = p->flow.from.word[3];
+    summed.protocol = bpf_htons(IPPROTO_TCP);
+    summed.length = bpf_htons(sizeof summed.tcp);
+    summed.tcp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&summed, sizeof summed, 0));
+    out.ip = head4_back(p, IPPROTO_TCP, sizeof out.tcp);
+    out.tcp = summed.tcp;
+    return send_back(skb, &out, sizeof out);
 }
 
 APART int reset6(struct __sk_buff *skb, const struct packet *p) {
+    struct {
+        struct address from, to;
+        __be32 length, protocol;
+        struct segment tcp;
+    } summed;
     struct {
         struct ethhdr eth;
         struct ipv6hdr ip;
         struct segment tcp;
     } __attribute__((packed)) out;
-    struct {
-        struct address from, to;
-        __be32 length, protocol;
-        struct segment tcp;
-    } said;
-    __builtin_memset(&out, 0, sizeof out);
-    if (reset_of(skb, p, &said.tcp) || bpf_skb_load_bytes(skb, 0, &out.eth, sizeof out.eth))
+    if (reset_of(skb, p, &summed.tcp) || frame_back(skb, &out.eth))
         return TC_ACT_SHOT;
-    turn_frame(&out.eth);
-    out.ip.version = 6;
-    out.ip.hop_limit = 64;
-    out.ip.nexthdr = IPPROTO_TCP;
-    out.ip.payload_len = bpf_htons(sizeof out.tcp);
-    said.from = p->flow.to;
-    said.to = p->flow.from;
-    __builtin_memcpy(&out.ip.saddr, &said.from, sizeof said.from);
-    __builtin_memcpy(&out.ip.daddr, &said.to, sizeof said.to);
-    said.length = bpf_htonl(sizeof said.tcp);
-    said.protocol = bpf_htonl(IPPROTO_TCP);
-    out.tcp = said.tcp;
-    out.tcp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&said, sizeof said, 0));
-    if (bpf_skb_change_tail(skb, sizeof out, 0) || bpf_skb_store_bytes(skb, 0, &out, sizeof out, 0))
-        return TC_ACT_SHOT;
-    return bpf_redirect(skb->ifindex, 0);
+    summed.from = p->flow.to;
+    summed.to = p->flow.from;
+    summed.length = bpf_htonl(sizeof summed.tcp);
+    summed.protocol = bpf_htonl(IPPROTO_TCP);
+    summed.tcp.check = folded(bpf_csum_diff(0, 0, (__be32 *)&summed, sizeof summed, 0));
+    out.ip = head6_back(p, IPPROTO_TCP, sizeof out.tcp);
+    out.tcp = summed.tcp;
+    return send_back(skb, &out, sizeof out);
 }
 
 INLINE int refuse(struct __sk_buff *skb, const struct packet *p) {
@@ -441,7 +425,8 @@ int from_host(struct __sk_buff *skb) {
     return bpf_map_lookup_elem(&places, &p.flow.to) ? TC_ACT_OK : TC_ACT_SHOT;
 }
 
-INLINE int way(struct __sk_buff *skb, const struct packet *p, const struct address *to, __u32 *device) {
+// The device by which the host would send a packet on to an address; 0 if it would not.
+INLINE __u32 way(struct __sk_buff *skb, const struct packet *p, const struct address *to) {
     struct bpf_fib_lookup fib;
     __builtin_memset(&fib, 0, sizeof fib);
     fib.ifindex = skb->ifindex;
@@ -456,15 +441,13 @@ INLINE int way(struct __sk_buff *skb, const struct packet *p, const struct addre
         fib.ipv4_dst = to->word[3];
     }
     int result = bpf_fib_lookup(skb, &fib, sizeof fib, 0);
-    *device = fib.ifindex;
-    return result;
+    return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH ? fib.ifindex : 0;
 }
 
 // Whether the host sends it on by a device that has the way to everywhere, or by another one that sparks may use.
 INLINE int leaves(struct __sk_buff *skb, const struct packet *p) {
-    __u32 device, everywhere;
-    int result = way(skb, p, &p->flow.to, &device);
-    if ((result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH) || device == skb->ifindex)
+    __u32 device = way(skb, p, &p->flow.to);
+    if (!device || device == skb->ifindex)
         return 0;
     if (bpf_map_lookup_elem(&beyond, &device))
         return 1;
@@ -474,8 +457,7 @@ INLINE int leaves(struct __sk_buff *skb, const struct packet *p) {
         nowhere.word[0] = bpf_htonl(0x3fff0000);
     else
         nowhere.word[3] = bpf_htonl(0xc0000201);
-    result = way(skb, p, &nowhere, &everywhere);
-    return (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH) && device == everywhere;
+    return way(skb, p, &nowhere) == device;
 }
 
 // At the host's end of the uplink, what comes from sparks. The host itself is not for them, whatever its addresses are: the

@@ -18,6 +18,9 @@ use crate::sys;
 /// The programs, as `build.rs` has compiled them. The loader reads them as they lie, in words.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/barrier.o"));
 
+/// Which programs these are.
+pub(super) const VERSION: &str = env!("BARRIER_VERSION");
+
 const MAPS: [&str; 7] = ["sparks", "places", "egress", "closed", "settings", "beyond", "answers"];
 const PROGRAMS: [&str; 4] = ["from_spark", "from_host", "from_router", "to_router"];
 
@@ -92,11 +95,6 @@ pub(super) struct Barrier {
 impl Barrier {
     pub(super) fn at(dir: PathBuf) -> Barrier {
         Barrier { dir }
-    }
-
-    /// Which programs these are.
-    pub(super) fn version() -> String {
-        super::hash(OBJECT)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Whether it is there.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 pub use self::files::{Access, Files, landlock_version};
 pub use self::filter::Filter;
@@ -17,6 +17,31 @@ pub use self::filter::Filter;
 mod calls;
 mod files;
 mod filter;
+
+/// Limits of a process that reads what strangers have written: bytes of address space, and descriptors that are open. It makes no
+/// process, no file and no core dump.
+pub fn limits(memory: u64, files: u64) -> Vec<(Resource, u64)> {
+    vec![
+        (Resource::As, memory),
+        (Resource::Core, 1),
+        (Resource::Fsize, 0),
+        (Resource::Nproc, 0),
+        (Resource::Nofile, files),
+    ]
+}
+
+/// Gives this process the id of nobody else, and takes it out of what it shares with others but its network and its files. What
+/// it still may do, [`Confinement::enforce`] takes.
+///
+/// # Errors
+/// The first step that the kernel refuses. The process must not go on then.
+pub fn become_stranger(id: u32) -> io::Result<()> {
+    use super::exec;
+    exec::leave_namespaces(UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)?;
+    exec::leave_keyring()?;
+    exec::become_user(id, id, &[])?;
+    exec::set_undumpable()
+}
 
 /// The confinement of a process, made ready.
 #[derive(Debug)]
@@ -83,7 +108,7 @@ pub fn empty_network() -> io::Result<OwnedFd> {
     const OF_THIS_THREAD: &str = "/proc/thread-self/ns/net";
     let open = || rustix::fs::open(OF_THIS_THREAD, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     let own = open()?;
-    super::exec::leave_namespaces(rustix::thread::UnshareFlags::NEWNET)?;
+    super::exec::leave_namespaces(UnshareFlags::NEWNET)?;
     let empty = open();
     super::exec::join_some(&own, libc::CLONE_NEWNET)?;
     Ok(empty?)
