@@ -415,6 +415,70 @@ fn rules_that_somebody_flushed_open_nothing_and_are_there_again_after_gc() {
     }
 }
 
+/// Without the router's translation a spark sends with its own address, and answers to the host pass. A piece of a packet has no
+/// ports by which it would be known as an answer.
+#[test]
+fn a_piece_of_a_packet_from_the_host_lets_nothing_but_answers_back() {
+    let host = Host::new();
+    for (spark, options) in [("plain", &[][..]), ("open", &["--allow-host"])] {
+        host.spark(&[&["create", spark], options].concat()).ok();
+    }
+    // A datagram that fits into no frame, and what comes to a port of the host.
+    let talk = "import socket, sys\n\
+                heard = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n\
+                heard.bind(('::', 7777))\n\
+                sent = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\n\
+                for to in sys.argv[1:]:\n    sent.sendto(bytes(4000), (to, 9))\n\
+                print(sent.getsockname()[1], flush=True)\n\
+                while True:\n    print(heard.recv(100).decode(), flush=True)\n";
+    // A header that says that the packet is a piece, though the only one; UDP for that port is in it.
+    let send = "import socket, struct, sys\n\
+                own, to, word = sys.argv[1:]\n\
+                udp = struct.pack('!HHHH', 5555, 7777, 8 + len(word), 0) + word.encode()\n\
+                address = lambda a: socket.inet_pton(socket.AF_INET6, a)\n\
+                summed = address(own) + address(to) + struct.pack('!II', len(udp), 17) + udp + bytes(len(udp) % 2)\n\
+                sum = 0\n\
+                for (n,) in struct.iter_unpack('!H', summed):\n    sum += n\n\
+                while sum >> 16:\n    sum = (sum & 0xffff) + (sum >> 16)\n\
+                udp = udp[:6] + struct.pack('!H', 0xffff ^ sum) + udp[8:]\n\
+                raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 44)\n\
+                raw.sendto(struct.pack('!BBHI', 17, 0, 0, 1) + udp, (to, 0))\n";
+    let (plain, open) = (host.addresses("plain").1, host.addresses("open").1);
+    let uplink = host.on_host(&["ip", "-6", "-o", "addr", "show", "up", "scope", "global"]);
+    let uplink = uplink.lines().find(|line| line.contains("spk-")).unwrap();
+    let uplink = uplink.split_whitespace().nth(3).unwrap().split('/').next().unwrap().to_owned();
+    let log = host.machine.work().join("heard");
+    let mut talks = inside(&host.netns("h"));
+    talks.args(["sh", "-c", "exec /usr/bin/python3 -c \"$0\" \"$@\" >\"$LOG\"", talk, &plain]);
+    host.background({
+        talks.env("LOG", &log);
+        talks
+    });
+    let heard = |what: &str| std::fs::read_to_string(&log).is_ok_and(|text| text.contains(what));
+    assert!(wait_for(|| std::fs::read_to_string(&log).is_ok_and(|text| text.contains('\n'))));
+    let piece = |spark: &str, own: &str, word: &str| {
+        let pid = host.spark(&["--json", "info", spark]).json()["pid"].to_string();
+        let mut python = Command::new("nsenter");
+        python.args(["-t", &pid, "-n", "/usr/bin/python3", "-c", send, own, &uplink, word]);
+        Output::of("python3", &mut python).ok();
+    };
+    // The control: that it arrives from a spark that may.
+    assert!(wait_for(|| {
+        piece("open", &open, "allowed");
+        heard("allowed")
+    }));
+    host.on_router(&["nft", "flush", "ruleset"]);
+    piece("plain", &plain, "stranger");
+    // The same way is taken by what the host is told later, which shows that the first has had its time.
+    let restored = host.spark(&["gc"]).ok();
+    assert!(restored.contains("packet filter that was flushed"), "{restored}");
+    assert!(wait_for(|| {
+        piece("open", &open, "later");
+        heard("later")
+    }));
+    assert!(!heard("stranger"), "{}", std::fs::read_to_string(&log).unwrap());
+}
+
 /// Whoever takes the router away, or a part of it: the next start makes it anew, and those that run are in it.
 #[test]
 fn a_router_that_was_lost_is_made_anew_with_the_sparks_that_run() {

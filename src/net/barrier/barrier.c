@@ -490,8 +490,11 @@ int to_router(struct __sk_buff *skb) {
         return TC_ACT_SHOT;
     if (skb->ingress_ifindex != 0 && skb->mark != ANSWER)
         return TC_ACT_SHOT;
-    // An answer to what was translated needs no answer in its turn that is not looked at.
-    if (is_translated(all, &p))
+    // An answer to what was translated needs no answer in its turn that is not looked at. And what is known by its addresses
+    // alone, as a piece of a packet is, would let everything else between the two pass.
+    int is_known = !p.later && (has_ports(p.flow.protocol) || p.flow.protocol == IPPROTO_ICMP ||
+                                p.flow.protocol == IPPROTO_ICMPV6);
+    if (!is_known || is_translated(all, &p))
         return TC_ACT_OK;
     struct flow back = p.flow;
     back.from = p.flow.to;
