@@ -104,8 +104,7 @@ fn filter_of(spec: &Spec, dir: &Path) -> Result<Vec<u8>> {
     };
     let text = serde_json::to_vec(profile)
         .map_err(|e| Error::Sys { action: "describe the filter", source: e.into() })?;
-    let digest = Sha256::new().chain_update(env!("CARGO_PKG_VERSION")).chain_update([0]).chain_update(&text);
-    let name: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = cached_as(env!("CARGO_PKG_VERSION"), &text);
     let cache = dir.ancestors().nth(2).unwrap_or(dir).join("filters");
     let path = cache.join(name);
     if let Ok(found) = fs::read(&path) {
@@ -119,4 +118,50 @@ fn filter_of(spec: &Spec, dir: &Path) -> Result<Vec<u8>> {
     make(&cache, 0o700)?;
     sys::file::replace_volatile(&path, &filter).map_err(Error::io("write", &path))?;
     Ok(filter)
+}
+
+/// The name of a compiled filter in the cache: the SHA-256 of our version, a zero byte, and the profile. Whoever brings a bundle
+/// chooses the profile, and must not find one that gets another's filter.
+fn cached_as(version: &str, profile: &[u8]) -> String {
+    let digest = Sha256::new().chain_update(version).chain_update([0]).chain_update(profile);
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(forbidden: &str) -> Spec {
+        let profile = serde_json::json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": [forbidden], "action": "SCMP_ACT_ERRNO" }],
+        });
+        let spec = serde_json::json!({ "ociVersion": "1.0.2", "linux": { "seccomp": profile } });
+        serde_json::from_value(spec).unwrap()
+    }
+
+    /// The number is what `printf '1.2.3\0{}' | sha256sum` says.
+    #[test]
+    fn a_filter_is_cached_by_the_sha_256_of_the_version_and_of_its_profile() {
+        let expected = "90bb3097feebdde13a2d5eb779229e3f8ebcc1a0f4b72fc72914f08966db5a73";
+        assert_eq!(cached_as("1.2.3", b"{}"), expected);
+        let run = tempfile::tempdir().unwrap();
+        let bundle = run.path().join("sparks/one");
+        let filters = run.path().join("filters");
+        let cached = || {
+            let entries = fs::read_dir(&filters).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        let profile = |spec: &Spec| serde_json::to_vec(spec.linux().as_ref().unwrap().seccomp()).unwrap();
+        let (mount, reboot) = (spec("mount"), spec("reboot"));
+        let filter = filter_of(&mount, &bundle).unwrap();
+        assert_ne!(filter, filter_of(&reboot, &bundle).unwrap());
+        let mut names = [&mount, &reboot].map(|spec| cached_as(env!("CARGO_PKG_VERSION"), &profile(spec)));
+        names.sort();
+        assert_eq!(cached(), names);
+        assert_eq!(filter_of(&mount, &bundle).unwrap(), filter);
+        assert_eq!(cached(), names);
+    }
 }

@@ -28,7 +28,7 @@ pub struct Deadline(Instant);
 impl Deadline {
     /// For what a process inside can delay.
     pub fn inside() -> Deadline {
-        Deadline::after(INSIDE)
+        Deadline::after(INSIDE / haste())
     }
 
     /// So long from now on.
@@ -45,6 +45,19 @@ impl Deadline {
     pub fn has_passed(self) -> bool {
         self.left().is_zero()
     }
+}
+
+/// By how much a test shortens the deadlines of what a process inside can delay.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+fn haste() -> u32 {
+    1
+}
+
+/// By how much a test shortens the deadlines of what a process inside can delay: `SPARK_HASTE=N` makes them an Nth.
+#[cfg(feature = "faults")]
+fn haste() -> u32 {
+    std::env::var("SPARK_HASTE").ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(1)
 }
 
 thread_local! {

@@ -28,6 +28,8 @@ pub enum Mode {
 const PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause of an exclusive locker, which is shorter: all other lockers wait for it.
 const PAUSE_ALONE: Duration = Duration::from_millis(5);
+/// First pause between two tries.
+const FIRST_PAUSE: Duration = Duration::from_micros(200);
 /// How long a lock is waited for before its holders are looked at, and how often they are.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a shared locker lets exclusive ones go first. If one of those waits for a shared lock that is held for long, or
@@ -85,7 +87,7 @@ fn try_lock(fd: impl AsFd, mode: Mode) -> io::Result<bool> {
 
 fn wait_for(fd: &OwnedFd, mode: Mode, path: &Path) -> io::Result<()> {
     let begun = Instant::now();
-    let mut pause = Duration::from_micros(200);
+    let mut pauses = pauses(mode);
     let mut look = begun + LOOK / 10;
     let mut announcement = None;
     loop {
@@ -101,9 +103,14 @@ fn wait_for(fd: &OwnedFd, mode: Mode, path: &Path) -> io::Result<()> {
             end_orphans(fd)?;
             look = Instant::now() + LOOK;
         }
-        super::deadline::pause(pause)?;
-        pause = (pause * 2).min(if mode == Mode::Exclusive { PAUSE_ALONE } else { PAUSE });
+        super::deadline::pause(pauses.next().unwrap_or(PAUSE))?;
     }
+}
+
+/// The pauses between tries: each twice as long as the one before, up to the longest.
+fn pauses(mode: Mode) -> impl Iterator<Item = Duration> {
+    let longest = if mode == Mode::Exclusive { PAUSE_ALONE } else { PAUSE };
+    std::iter::successors(Some(FIRST_PAUSE), move |pause| Some((*pause * 2).min(longest)))
 }
 
 /// Says on a directory that somebody waits to lock it alone, until it is dropped. A directory cannot be opened for writing,
@@ -280,6 +287,8 @@ pub fn lock_abandoned(path: &Path) -> io::Result<Option<OwnedFd>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+
     use super::*;
 
     #[test]
@@ -316,6 +325,56 @@ mod tests {
             assert_eq!([locked.recv().unwrap(), locked.recv().unwrap()], [Mode::Exclusive, Mode::Shared]);
         });
         assert!(!is_announced(&probe).unwrap());
+    }
+
+    /// Shared lockers of which one always has the lock, as long as nobody else waits. Each may have looked for an announcement
+    /// just before there was one.
+    #[test]
+    fn shared_lockers_that_overlap_without_end_get_in_once_more_at_most_before_an_exclusive_one() {
+        const SHARED: u32 = 4;
+        let dir = tempfile::tempdir().unwrap();
+        let probe = super::super::file::open_dir(dir.path()).unwrap();
+        let (count, done) = (AtomicU32::new(0), AtomicBool::new(false));
+        let lock_again_and_again = || {
+            while !done.load(SeqCst) {
+                let lock = lock_dir(dir.path(), Mode::Shared).unwrap();
+                let mine = count.fetch_add(1, SeqCst) + 1;
+                while count.load(SeqCst) == mine && !is_announced(&probe).unwrap() && !done.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                drop(lock);
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..SHARED).for_each(|_| drop(scope.spawn(lock_again_and_again)));
+            while count.load(SeqCst) < 10 * SHARED {
+                std::thread::yield_now();
+            }
+            let exclusive = scope.spawn(|| {
+                let lock = lock_dir(dir.path(), Mode::Exclusive).unwrap();
+                let at = count.load(SeqCst);
+                done.store(true, SeqCst);
+                drop(lock);
+                at
+            });
+            while !is_announced(&probe).unwrap() && !exclusive.is_finished() {
+                std::thread::yield_now();
+            }
+            let announced = count.load(SeqCst);
+            let more = exclusive.join().unwrap().saturating_sub(announced);
+            assert!(more <= SHARED, "{more} shared lockers got in first");
+        });
+    }
+
+    /// All others wait for an exclusive locker that waits.
+    #[test]
+    fn an_exclusive_locker_tries_three_times_as_often_as_a_shared_one() {
+        let tries = |mode| {
+            let mut left = Duration::from_secs(1);
+            pauses(mode).take_while(|pause| left.checked_sub(*pause).map(|now| left = now).is_some()).count()
+        };
+        assert!(tries(Mode::Exclusive) > 3 * tries(Mode::Shared), "{:?}", tries(Mode::Exclusive));
+        assert_eq!(tries(Mode::Shared), tries(Mode::SharedToo));
     }
 
     #[test]

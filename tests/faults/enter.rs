@@ -21,6 +21,13 @@ fn begin(machine: &Machine, args: &[&str], fault: &str) -> Child {
     command.spawn().unwrap()
 }
 
+/// The same with a fiftieth of the time that a process inside may delay it.
+fn begin_in_haste(machine: &Machine, args: &[&str], fault: &str) -> Child {
+    let mut command = machine.command(args);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).env("SPARK_FAULT", fault);
+    command.env("SPARK_HASTE", "50").spawn().unwrap()
+}
+
 /// The state of a process, as in `/proc/PID/stat`.
 fn state(pid: i32) -> char {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -112,11 +119,21 @@ fn stop_and_delete_do_not_wait_for_a_command_that_is_stopped_anywhere_on_its_way
 fn a_command_that_is_stopped_on_its_way_in_is_given_up_and_the_next_one_gets_in() {
     let machine = Machine::new().with_base();
     machine.spark(&["create", "web"]).ok();
-    let mut exec = begin(&machine, &["--json", "exec", "web", "--", "true"], "enter.joined=stop");
+    let args = ["--json", "exec", "web", "--", "true"];
+    // It was stopped before, and may wait fifty times as long.
+    let mut patient = begin(&machine, &args, "enter.joined=stop");
+    stopped_child(&mut patient);
+    let mut exec = begin_in_haste(&machine, &args, "enter.joined=stop");
     let child = stopped_child(&mut exec);
     let (status, error) = said(exec);
+    assert!(
+        patient.try_wait().unwrap().is_none(),
+        "the deadline is not that of what a process inside delays"
+    );
     assert!(status == Some(125) && error.contains(LATE) && error.contains("\"busy\""), "{status:?} {error}");
     assert!(!crate::common::is_running(child));
+    signal(patient.id() as i32, libc::SIGTERM);
+    assert_eq!(said(patient).0, Some(128 + libc::SIGTERM));
     machine.spark(&["exec", "web", "--", "true"]).ok();
 }
 
@@ -166,7 +183,7 @@ fn a_command_that_waits_for_pid_1_ends_on_signals_and_keeps_no_stop() {
     signal(exec.id() as i32, libc::SIGINT);
     assert_eq!(said(exec), (Some(130), String::new()));
     assert!(!crate::common::is_running(child));
-    let exec = begin(&machine, &["exec", "web", "--", "true"], "");
+    let exec = begin_in_haste(&machine, &["exec", "web", "--", "true"], "");
     let (status, error) = said(exec);
     assert!(status == Some(125) && error.contains(LATE), "{status:?} {error}");
     let mut exec = begin(&machine, &["exec", "web", "--", "true"], "");

@@ -33,6 +33,50 @@ fn a_reader_that_was_taken_over_is_killed_whatever_it_tries() {
     crate::common::Output::of("import", command.env("SPARK_FAULT", "isolated.nothing=attack")).ok();
 }
 
+/// The walls of a reader but for the filter of system calls, by their names in `sys::attack`.
+const WALLS: [&str; 5] = ["network", "limits", "user", "capabilities", "files"];
+
+/// Each wall holds alone what it is there for, however the others have fallen; and the attacks are real: if none of the walls that
+/// hold one stands, then it comes through.
+#[test]
+fn each_wall_around_a_reader_holds_alone_what_it_is_there_for() {
+    let machine = Machine::new();
+    let status = std::process::Command::new("tar")
+        .args(["-c", "-f", "a.tar", "-T", "/dev/null"])
+        .current_dir(machine.work())
+        .status();
+    assert!(status.unwrap().success());
+    let version = sparks::sys::confine::landlock_version().expect("this test needs a kernel with Landlock");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let connect = format!("connect:{}", listener.local_addr().unwrap().port());
+    let import = |attack: &str, wall: &str| {
+        let mut command = machine.command(&["--json", "base", "import", "a.tar", "b"]);
+        command.env("SPARK_FAULT", format!("isolated.{attack}/{wall}=attack"));
+        crate::common::Output::of(attack, &mut command).fails_with("image")
+    };
+    // Landlock rules connections since its version 4, and signals since 6.
+    let since = |least, errno| if version >= least { errno } else { 0 };
+    let attacks: [(&str, &[(&str, i32)]); 4] = [
+        ("open", &[("limits", libc::EMFILE), ("user", libc::EACCES), ("files", libc::EACCES)]),
+        ("chroot", &[("user", libc::EPERM), ("capabilities", libc::EPERM)]),
+        ("reach", &[("user", libc::EPERM), ("files", since(6, libc::EPERM))]),
+        (
+            &connect,
+            &[("network", libc::ENETUNREACH), ("limits", libc::EMFILE), ("files", since(4, libc::EACCES))],
+        ),
+    ];
+    for (attack, held) in attacks {
+        for wall in WALLS.into_iter().chain(["none"]) {
+            let errno = held.iter().find(|(by, _)| *by == wall).map_or(0, |(_, errno)| *errno);
+            let text = import(attack, wall);
+            let came_back = format!("the attack came back with error {errno}.");
+            assert!(text.contains(&came_back), "{attack}, only {wall} stands: {text}");
+        }
+        let text = import(attack, "filter");
+        assert!(text.contains("and was killed for it"), "{attack}, only the filter stands: {text}");
+    }
+}
+
 /// It reads no more, so that the end of its pipes does not end it.
 #[test]
 fn a_reader_that_goes_on_for_ever_ends_with_its_command() {

@@ -50,6 +50,13 @@ impl Filter {
         Filter::new(&[calls::READER, calls::RESOLVER], SeccompAction::KillProcess)
     }
 
+    /// Allows every call: for a process whose other walls a test looks at.
+    #[cfg(feature = "faults")]
+    pub(in crate::sys) fn open() -> Filter {
+        let code = (libc::BPF_RET | libc::BPF_K) as u16;
+        Filter(vec![libc::sock_filter { code, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW }])
+    }
+
     fn new(lists: &[&[Call]], otherwise: SeccompAction) -> io::Result<Filter> {
         let mut rules = BTreeMap::new();
         for call in lists.iter().copied().flatten() {
