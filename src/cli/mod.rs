@@ -2,6 +2,9 @@
 //!
 //! Data goes to standard output, all else to standard error. Nothing here decides anything about sparks.
 
+// Comments on arguments are the texts of `--help`, where brackets mean what may be left out.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::borrow::Borrow;
 use std::ffi::OsString;
 use std::panic::resume_unwind;

@@ -2,7 +2,7 @@
 //!
 //! The command executes a program of ours again with [`start`], as [`super::isolated`] does. The new process finds its task
 //! with [`super::isolated::role`]. It begins as root, with nothing of the command but the descriptors that it is given. It opens
-//! what it needs, says with [`Ready::say`] how that went, and calls [`confine`] before it reads the first byte of anybody
+//! what it needs, says with [`Ready::say`] how that went, and calls [`confine()`] before it reads the first byte of anybody
 //! else's.
 //!
 //! Nobody waits for its end: its parent is who adopts orphans.

@@ -1,7 +1,7 @@
 //! Processes that read what is not trusted. Such a process has three pipes and nothing else.
 //!
 //! The caller executes a program of ours again with [`start`]. The new process finds its task with [`role`], and calls
-//! [`confine`] before it reads the first byte. From then on it has a user id that nobody else has, no capabilities, an empty
+//! [`confine()`] before it reads the first byte. From then on it has a user id that nobody else has, no capabilities, an empty
 //! network namespace and no open file. The kernel kills it for every system call but those that move bytes between its pipes
 //! and that manage its memory.
 //!

@@ -183,20 +183,29 @@ fn commands_that_come_and_go_between_two_looks_keep_a_spark() {
 #[test]
 fn a_pause_is_no_idling() {
     let machine = Machine::new().with_base();
-    machine.spark(&["create", "web", "--idle-stop", "4s"]).ok();
-    // Again, where the machine was so slow that it did idle.
+    machine.spark(&["create", "web", "--idle-stop", "3s"]).ok();
     let kept = wait_for(|| {
-        machine.spark(&["resume", "web"]).ok();
+        machine.spark(&["exec", "web", "true"]).ok();
+        let before = Instant::now();
         let first = info(&machine, "web")["pid"].clone();
-        if machine.spark(&["pause", "web"]).status() != 0 {
+        let paused = machine.spark(&["pause", "web"]);
+        let before = before.elapsed();
+        // A spark that had ended cannot be paused.
+        if paused.status() != 0 {
+            assert!(before > Duration::from_secs(2), "it ended within {before:?}: {}", paused.stderr());
             return false;
         }
-        // Longer than it may idle.
-        std::thread::sleep(Duration::from_secs(5));
+        // The pause is longer than the spark may idle.
+        std::thread::sleep(Duration::from_secs(4));
         assert_eq!(info(&machine, "web")["state"], "paused");
+        let after = Instant::now();
         machine.spark(&["resume", "web"]).ok();
         assert_eq!(machine.spark(&["exec", "web", "echo", "still"]).ok(), "still\n");
-        info(&machine, "web")["pid"] == first
+        let idle = before + after.elapsed();
+        let same = info(&machine, "web")["pid"] == first;
+        // If the machine was so slow that the spark idled beside the pause, this has shown nothing.
+        assert!(same || idle > Duration::from_secs(2), "it ended, and was idle for {idle:?} beside the pause");
+        same
     });
     assert!(kept);
 }
