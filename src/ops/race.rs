@@ -83,14 +83,18 @@ impl Sparks {
     pub fn pick(&self, winner: &SparkRef, origin: &SparkRef, resume: bool) -> Result<Picked> {
         let (winner, origin) = (self.resolve(winner)?, self.resolve(origin)?);
         let (winner, origin) = self.open_both(&winner, &origin)?;
-        let race = race_of(&winner, &origin)?;
+        self.with_service(origin, |origin| self.pick_opened(winner, origin, resume))
+    }
+
+    fn pick_opened(&self, winner: Opened, origin: &Opened, resume: bool) -> Result<Picked> {
+        let race = race_of(&winner, origin)?;
         winner.refuse_damaged()?;
         // What it wrote is whole, then.
         self.end(&winner.record, Duration::ZERO)?;
         fault::point("pick.ended")?;
-        let volumes = self.copies_of(&winner, &origin)?;
+        let volumes = self.copies_of(&winner, origin)?;
         let source = Files { root: SparkPaths(&winner.dir).root(), volumes };
-        let restored = self.replace_files(&origin, &source, resume)?;
+        let restored = self.replace_files(origin, &source, resume)?;
         fault::point("pick.replaced")?;
         let options = delete::Options { force: true, ..Default::default() };
         let mut copies = self.copies_in(&winner.id, &winner.record)?;

@@ -2,7 +2,7 @@
 
 use super::Sparks;
 use super::exec::Command;
-use super::spark::SparkId;
+use super::spark::{Opened, SparkId};
 use crate::domain::options::SparkOptions;
 use crate::error::{Error, Result};
 
@@ -46,5 +46,25 @@ impl Sparks {
         let Err(failed) = self.run_service(spark, &options) else { return Ok(()) };
         tracing::warn!(%spark, "{failed}");
         self.note_in_log(spark, &failed.to_string())
+    }
+
+    /// Does something to a spark under its exclusive lock. If that starts the spark again, what its image runs is started too,
+    /// once the lock is free: it enters the spark as any command does.
+    pub(super) fn with_service<T>(
+        &self,
+        opened: Opened,
+        work: impl FnOnce(&Opened) -> Result<T>,
+    ) -> Result<T> {
+        let init = || self.live(&opened.record).map(|live| live.init);
+        let before = init();
+        let done = work(&opened);
+        let after = init();
+        let spark = opened.id.clone();
+        drop(opened);
+        let service = match after {
+            Some(_) if after != before => self.run_service_again(&spark),
+            _ => Ok(()),
+        };
+        done.and_then(|done| service.map(|()| done))
     }
 }

@@ -204,7 +204,10 @@ fn a_pause_is_no_idling() {
         let idle = before + after.elapsed();
         let same = info(&machine, "web")["pid"] == first;
         // If the machine was so slow that the spark idled beside the pause, this has shown nothing.
-        assert!(same || idle > Duration::from_secs(2), "it ended, and was idle for {idle:?} beside the pause");
+        assert!(
+            same || idle > Duration::from_secs(2),
+            "it ended, and was idle for {idle:?} beside the pause"
+        );
         same
     });
     assert!(kept);

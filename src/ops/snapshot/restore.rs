@@ -67,13 +67,15 @@ impl Sparks {
     pub fn restore(&self, spark: &SparkRef, snapshot: &Name, options: Options) -> Result<Restored> {
         let spark = self.resolve(spark)?;
         let opened = self.open_spark(&spark, Mode::Exclusive)?;
-        let source = self.source(&spark, snapshot, options.data)?;
-        let root = SparkPaths(&opened.dir).root();
-        if root.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
-            // Lost, as nothing of ours loses it. There has to be something to exchange.
-            btrfs::create(&root)?;
-        }
-        self.replace_files(&opened, &source, options.resume)
+        self.with_service(opened, |opened| {
+            let source = self.source(&spark, snapshot, options.data)?;
+            let root = SparkPaths(&opened.dir).root();
+            if root.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+                // Lost, as nothing of ours loses it. There has to be something to exchange.
+                btrfs::create(&root)?;
+            }
+            self.replace_files(opened, &source, options.resume)
+        })
     }
 
     /// Puts a spark's files back to what they were before the last restore, pick or undo. What they are now takes the
@@ -84,9 +86,14 @@ impl Sparks {
     pub fn undo(&self, spark: &SparkRef, options: Options) -> Result<Restored> {
         let spark = self.resolve(spark)?;
         let opened = self.open_spark(&spark, Mode::Exclusive)?;
-        self.settle(&spark)?;
+        self.with_service(opened, |opened| self.undo_opened(opened, options))
+    }
+
+    fn undo_opened(&self, opened: &Opened, options: Options) -> Result<Restored> {
+        let spark = &opened.id;
+        self.settle(spark)?;
         opened.refuse_damaged()?;
-        let newest = self.snapshots_of(&spark)?.into_iter().rfind(|s| s.kind == Some(Kind::Undo));
+        let newest = self.snapshots_of(spark)?.into_iter().rfind(|s| s.kind == Some(Kind::Undo));
         let Some(before) = newest else {
             return Err(Error::WrongState {
                 action: "undo a restore of",
@@ -96,17 +103,15 @@ impl Sparks {
                 hint: format!("see what can be restored with `spark snapshot list {spark}`"),
             });
         };
-        let source = self.source(&spark, &before.name, options.data)?;
-        let old = self.snapshot_record(&spark, &before.name)?;
+        let source = self.source(spark, &before.name, options.data)?;
+        let old = self.snapshot_record(spark, &before.name)?;
         if held(&old).count() > source.volumes.len() {
             // The volumes that are to stay as they are do so in a snapshot of their own.
-            return self.replace_files(&opened, &source, options.resume);
+            return self.replace_files(opened, &source, options.resume);
         }
-        let locks = self.lock_to_restore(&opened, &source)?;
-        let record = SnapshotRecord { id: old.id, undone: true, ..self.undo_record(&opened, &source)? };
-        self.while_ended(&opened, (options.resume, locks), || {
-            self.exchange_back(&opened, before.name, record)
-        })
+        let locks = self.lock_to_restore(opened, &source)?;
+        let record = SnapshotRecord { id: old.id, undone: true, ..self.undo_record(opened, &source)? };
+        self.while_ended(opened, (options.resume, locks), || self.exchange_back(opened, before.name, record))
     }
 
     /// What a snapshot holds: the root, and the data volumes if `data` says so.

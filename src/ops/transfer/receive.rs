@@ -162,24 +162,26 @@ impl Sparks {
                 why: "another one has taken its place".into(),
             });
         }
-        let (_, lock) = self.publish_snapshot(&opened, stage, &record, Some(&snapshot))?;
-        let restore = || match keep_files {
-            true => Ok(None),
-            false => self.restore_received(&opened, &snapshot).map(Some),
-        };
-        match fault::point("receive.published").and_then(|()| restore()) {
-            Ok(restored) => {
-                tell_new(&opened, &snapshot, &record, observer);
-                Ok(Received { spark, snapshot, restored })
+        self.with_service(opened, |opened| {
+            let (_, lock) = self.publish_snapshot(opened, stage, &record, Some(&snapshot))?;
+            let restore = || match keep_files {
+                true => Ok(None),
+                false => self.restore_received(opened, &snapshot).map(Some),
+            };
+            match fault::point("receive.published").and_then(|()| restore()) {
+                Ok(restored) => {
+                    tell_new(opened, &snapshot, &record, observer);
+                    Ok(Received { spark, snapshot, restored })
+                }
+                Err(first) => {
+                    drop(lock);
+                    Err(match self.remove_snapshot(&spark, &snapshot) {
+                        Ok(()) => first,
+                        Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
+                    })
+                }
             }
-            Err(first) => {
-                drop(lock);
-                Err(match self.remove_snapshot(&spark, &snapshot) {
-                    Ok(()) => first,
-                    Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
-                })
-            }
-        }
+        })
     }
 
     /// Restores root and volumes to a snapshot that has been received, but for volumes that the spark does not have.

@@ -33,6 +33,20 @@ fn a_spark_has_its_images_environment_user_and_directory_and_runs_its_entrypoint
     log_has(&machine, "web", "ran as 1000", 2);
     machine.spark(&["fork", "web", "two"]).ok();
     log_has(&machine, "two", "ran as 1000", 1);
+    // What is put in the place of its files starts it again, and with it what its image runs.
+    machine.spark(&["snapshot", "create", "two", "s"]).ok();
+    machine.spark(&["snapshot", "restore", "two", "s"]).ok();
+    log_has(&machine, "two", "ran as 1000", 2);
+    machine.spark(&["undo", "two"]).ok();
+    log_has(&machine, "two", "ran as 1000", 3);
+    machine.spark(&["fork", "two", "three"]).ok();
+    machine.spark(&["pick", "three", "--as", "two"]).ok();
+    log_has(&machine, "two", "ran as 1000", 4);
+    // One that ended stays ended.
+    machine.spark(&["stop", "-t", "10", "two"]).ok();
+    machine.spark(&["undo", "two"]).ok();
+    machine.spark(&["--json", "info", "two"]).ok();
+    log_has(&machine, "two", "ran as 1000", 4);
     // A running one is not started again.
     machine.spark(&["resume", "web"]).ok();
     machine.spark(&["exec", "web", "--", "true"]).ok();
