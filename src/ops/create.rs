@@ -79,20 +79,17 @@ impl Sparks {
         }
         let mut changes = resolved(request.changes)?;
         self.nets().refuse_taken(&changes.ports, &id)?;
+        let mut found = self.find_source(&request.source, observer)?;
+        self.check_new(&mut changes, &found)?;
         // Two repositories of one name that begin at once: one of them gets another project than it looked like.
         spark.project = self.ensure_project_of(
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
         )?;
         self.refuse_host_entries(&spark, &changes.add_host)?;
-        let mut found = self.find_source(&request.source, observer)?;
-        changes.check_over(&found.options).map_err(Error::usage)?;
-        self.publish_exposed(&mut changes, &found)?;
-        self.pool.can_limit(changes.limits.disk.or(found.options.limits.disk))?;
         let cloning = changes.clone.is_some().then_some(observer);
         let _moment = self.divide(&mut found, &spark.project, &changes)?;
         self.ensure_volumes(&spark.project, &changes.volumes, observer)?;
         let mut record = record_of(id, &found, changes, request.name.is_none());
-        service::check(&record.options)?;
         self.name_copies(&spark, &mut record, &found)?;
         let given = self.give_new(&spark.project, &record, request.start)?;
         self.give_address(&spark.project, &mut record)?;
@@ -100,6 +97,19 @@ impl Sparks {
         found.tell_copies(&record, observer);
         found.tell_ports(&record, observer);
         Ok(spark)
+    }
+
+    /// Checks the options of new sparks against what they start from and what this host can do, and chooses the ports of the
+    /// host that lead to exposed ones. Makes nothing.
+    ///
+    /// # Errors
+    /// `usage`, or `not_supported` for what this host cannot do.
+    pub(super) fn check_new(&self, changes: &mut Changes, found: &Found) -> Result<()> {
+        changes.check_over(&found.options).map_err(Error::usage)?;
+        self.publish_exposed(changes, found)?;
+        let options = changes.clone().over(found.options.clone());
+        self.pool.can_limit(options.limits.disk)?;
+        service::check(&options)
     }
 
     /// The values of the secrets of a new spark, before anything of it is made.
@@ -209,13 +219,13 @@ impl Sparks {
         if request.name.is_some() && self.dir(&spark).exists() {
             return Err(taken(&spark));
         }
-        let changes = resolved(request.changes.clone())?;
+        let mut changes = resolved(request.changes.clone())?;
+        self.nets().refuse_taken(&changes.ports, &id)?;
         self.refuse_host_entries(&spark, &changes.add_host)?;
         // Not the base that `create` would make first: a plan makes nothing.
         let found = self.look_up(&request.source)?;
-        changes.check_over(&found.options).map_err(Error::usage)?;
+        self.check_new(&mut changes, &found)?;
         let options = changes.over(found.options);
-        self.pool.can_limit(options.limits.disk)?;
         let dir = self.pool.place.bundle(&id);
         let root = SparkPaths(&self.dir(&spark)).root();
         let volumes = self.planned_volumes(&spark.project, &options.volumes);

@@ -54,8 +54,7 @@ impl Sparks {
         refuse_ports_of_many(&changes, names.len())?;
         self.nets().refuse_taken(&changes.ports, &Id::generate())?;
         let mut found = self.find_source(&Source::Spark(request.source), observer)?;
-        changes.check_over(&found.options).map_err(Error::usage)?;
-        self.publish_exposed(&mut changes, &found)?;
+        self.check_new(&mut changes, &found)?;
         let project = self.ensure_project_of(&request.name)?;
         self.ensure_volumes(&project, &changes.volumes, observer)?;
         let divided = self.divide(&mut found, &project, &changes)?;

@@ -341,6 +341,42 @@ fn a_spark_is_made_without_a_start_or_only_shown_if_that_was_asked_for() {
     assert_eq!(lines(&machine, "web", "echo works"), ["works"]);
 }
 
+/// Whether it is made from a base or a spark, or only shown: a new spark is checked in one way, and what is refused makes nothing.
+#[test]
+fn create_fork_and_a_dry_run_refuse_the_same_and_make_nothing() {
+    let machine = machine();
+    machine.spark(&["create", "web", "--no-start"]).ok();
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("127.0.0.1:{}:80", held.local_addr().unwrap().port());
+    let made = || {
+        machine.spark(&["project", "list", "--json"]).ok() + &machine.spark(&["list", "-a", "--json"]).ok()
+    };
+    let before = made();
+    for (options, code, why) in [
+        (&["--run"] as &[&str], "usage", "it is not from an image"),
+        (&["--publish-exposed"], "usage", "it is not from an image"),
+        (&["--disk", "1G"], "not_supported", "this pool counts nothing"),
+        (&["-p", &port], "network", "is taken by"),
+    ] {
+        for command in [
+            &["create", "-P", "fresh", "new"] as &[&str],
+            &["create", "new"],
+            &["create", "new", "--from", "web"],
+            &["create", "new", "--dry-run"],
+            &["create", "new", "--from", "web", "--dry-run"],
+            &["fork", "web", "new"],
+        ] {
+            let command = [&["--json"], command, options].concat();
+            let output = machine.spark(&command);
+            let said = output.fails_with(code);
+            assert!(said.contains(why) || output.stderr().contains(why), "{command:?}: {said}");
+            assert_eq!(made(), before, "{command:?}");
+        }
+    }
+    machine.spark(&["--json", "-P", "fresh", "create", "new", "--base", "none"]).fails_with("not_found");
+    assert_eq!(made(), before);
+}
+
 #[test]
 fn a_dry_run_without_a_base_makes_none() {
     let machine = Machine::new();

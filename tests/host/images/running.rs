@@ -234,6 +234,9 @@ fn exposed_ports_are_published_on_free_ones_of_the_loopback_device_if_one_asks_f
             "127.0.0.1:28777:7001",
         ])
         .ok();
+    let shown = ["create", "shown", "--image", "oci:l:v", "--publish-exposed", "--dry-run", "--json"];
+    let shown = &machine.spark(&shown).json()["options"]["ports"];
+    assert_eq!(shown.as_array().map(Vec::len), Some(3), "{shown}");
     let all = ports("web");
     let of = |all: &serde_json::Value, port: u16| {
         let all = all.as_array().unwrap();
