@@ -8,10 +8,11 @@ use crate::domain::name::SparkRef;
 use crate::domain::spark::{Id, SparkRecord};
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::runtime::closing::Closing;
 use crate::runtime::live::{self, Live, Service};
 use crate::runtime::youki::Handle;
 use crate::sys;
-use crate::sys::deadline::{Deadline, KILLED};
+use crate::sys::deadline::Deadline;
 use crate::sys::flock::Mode;
 
 /// How long processes have to end by themselves, unless told otherwise.
@@ -73,6 +74,7 @@ impl Ending<'_> {
         if live::is_frozen(cgroup) {
             self.handle.thaw()?;
         }
+        let mut closing = Closing::of(self.live.init.pid);
         let left = match service.filter(|service| service.stop_signal != libc::SIGTERM) {
             Some(service) if !grace.is_zero() => end_service(&service, grace)?,
             _ => grace,
@@ -85,15 +87,18 @@ impl Ending<'_> {
                 return Ok(());
             }
         }
-        let deadline = Deadline::after(KILLED);
-        while !deadline.has_passed() {
+        closing.deadline = Deadline::killed();
+        loop {
             let _ = sys::process::signal(&pidfd, rustix::process::Signal::KILL);
             // PID 1 alone takes all others with it, unless one of them traces it, and stops it on its way out.
-            if self.has_ended(&pidfd, Deadline::after(ALONE.min(deadline.left())))? {
+            if self.has_ended(&pidfd, Deadline::after(ALONE.min(closing.deadline.left())))? {
                 return Ok(());
             }
             for (_, process) in live::members(cgroup) {
                 let _ = sys::process::signal(&process, rustix::process::Signal::KILL);
+            }
+            if closing.is_over() {
+                break;
             }
         }
         let what = format!("spark {}", self.container);

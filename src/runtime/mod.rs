@@ -7,6 +7,7 @@
 
 pub mod attach;
 pub mod cgroup;
+pub mod closing;
 pub mod confine;
 mod devices;
 pub mod enter;

@@ -31,6 +31,11 @@ impl Deadline {
         Deadline::after(INSIDE / haste())
     }
 
+    /// For what was killed.
+    pub fn killed() -> Deadline {
+        Deadline::after(KILLED / haste())
+    }
+
     /// So long from now on.
     pub fn after(time: Duration) -> Deadline {
         // What is further away than the clock can say is a year away.
@@ -47,14 +52,14 @@ impl Deadline {
     }
 }
 
-/// By how much a test shortens the deadlines of what a process inside can delay.
+/// By how much a test shortens deadlines.
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
 fn haste() -> u32 {
     1
 }
 
-/// By how much a test shortens the deadlines of what a process inside can delay: `SPARK_HASTE=N` makes them an Nth.
+/// By how much a test shortens deadlines: `SPARK_HASTE=N` makes them an Nth.
 #[cfg(feature = "faults")]
 fn haste() -> u32 {
     std::env::var("SPARK_HASTE").ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0).unwrap_or(1)

@@ -60,10 +60,39 @@ pub fn within<T>(namespace: impl AsFd, work: impl FnOnce() -> T) -> io::Result<T
     Ok(done)
 }
 
+/// How many sockets there are in a network namespace, of all families that the kernel counts.
+///
+/// # Errors
+/// Those of setns(2), and of reading `/proc/net/protocols`.
+pub fn sockets(namespace: impl AsFd) -> io::Result<u64> {
+    let text = within(namespace, || std::fs::read_to_string("/proc/thread-self/net/protocols"))??;
+    Ok(counted(&text))
+}
+
+/// The sum of the third column: name, size of each, sockets.
+fn counted(protocols: &str) -> u64 {
+    let of_line =
+        |line: &str| line.split_ascii_whitespace().nth(2).and_then(|count| count.parse::<u64>().ok());
+    protocols.lines().skip(1).filter_map(of_line).sum()
+}
+
 /// Returns to the network namespace that this thread has left for a moment.
 pub(super) fn go_back(ours: impl AsFd) {
     if move_into_link_name_space(ours.as_fd(), Some(LinkNameSpaceType::Network)).is_err() {
         // Whatever this process did next would happen in the wrong network.
         std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_all_protocols_are_counted() {
+        let text = "protocol  size sockets  memory press maxhdr  slab module     cl co di ac io in de sh ss gs se re bi br ha uh gp em\n\
+                    PACKET    1536      3      -1   NI       0   no   kernel      n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n\n\
+                    UNIX      1024      4      -1   NI       0   yes  kernel      n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n  n\n";
+        assert_eq!(counted(text), 7);
     }
 }

@@ -35,6 +35,23 @@ fn takes_one(command: Command) -> String {
     error
 }
 
+/// The kernel closes packet sockets one by one when their process has been killed. That takes longer than what was killed has to
+/// end, and goes on.
+#[test]
+fn a_spark_with_many_packet_sockets_is_stopped_when_the_kernel_has_closed_them() {
+    let machine = machine();
+    bare(&machine, "web", &["--no-start"]);
+    std::fs::copy(compiled("taker"), root(&machine, "web").join("bin/taker")).unwrap();
+    machine.spark(&["resume", "web"]).ok();
+    let (mut child, count, error) = taking(inside(&machine, "web", "packets", "400"));
+    assert_eq!((count, &*error), (400, "0"));
+    let mut stop = machine.command(&["stop", "web", "-t", "0"]);
+    // Less than closing takes, and more than one socket does.
+    crate::common::Output::of("stop", stop.env("SPARK_HASTE", "30")).ok();
+    child.wait().unwrap();
+    assert_eq!(machine.spark(&["info", "web", "--json"]).json()["state"], "stopped");
+}
+
 fn inside(machine: &Machine, spark: &str, kind: &str, count: &str) -> Command {
     machine.command(&["exec", "-T", spark, "--", "/bin/taker", kind, count])
 }

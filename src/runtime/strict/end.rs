@@ -8,14 +8,17 @@ use super::making::Making;
 use super::scope;
 use super::state::{Container, State};
 use crate::error::{Error, Result};
+use crate::runtime::closing::Closing;
 use crate::runtime::live;
 use crate::runtime::youki::{Handle, leave_deleted_directory};
 use crate::sys;
-use crate::sys::deadline::{Deadline, KILLED};
 use crate::sys::flock::Mode;
 
 /// How long a container that runs may take to end by itself where it is to be deleted.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether the kernel still closes sockets of what was killed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The name of a cgroup that is never there.
 const NOBODYS: &str = ".spark-oci-removed";
@@ -164,16 +167,17 @@ impl Container {
         let init = self.init().and_then(|init| init.open().ok());
         let members = handle.members();
         let all: Vec<_> = init.into_iter().chain(members.into_iter().map(|(_, fd)| fd)).collect();
+        let mut closing = Closing::of(self.init().map_or(0, |init| init.pid));
         for process in &all {
             let _ = sys::process::signal(process, rustix::process::Signal::KILL);
         }
         if !all.is_empty() {
             let _ = live::thaw(&handle.cgroup);
         }
-        // For all of them together: there may be thousands.
-        let deadline = Deadline::after(KILLED);
+        // One deadline for all of them together: there may be thousands.
         for process in &all {
-            let _ = sys::deadline::ended(process, deadline.left());
+            let ended = |closing: &Closing| sys::deadline::ended(process, LOOK.min(closing.deadline.left()));
+            while !ended(&closing).unwrap_or(true) && !closing.is_over() {}
         }
     }
 }
