@@ -76,7 +76,8 @@ impl Supervisor {
         // Those that have come meanwhile are passed on.
         drop(self.attention);
         let signals = &mut self.signals;
-        let pipes = running.pipes.take();
+        let mut pipes = running.pipes.take();
+        let opened = pipes.opened.take();
         // With a terminal of its own, it has none of our streams.
         let replaced = if running.master.is_some() { [true; 3] } else { pipes.replaced };
         let mut lost = None;
@@ -91,6 +92,9 @@ impl Supervisor {
             }
         });
         self.flags.restore(replaced);
+        if let Some(opened) = opened {
+            opened.move_input();
+        }
         let status = result.map_err(|e| {
             // Nobody is left to stand by it.
             let _ = running.signal(libc::SIGKILL);

@@ -3,12 +3,13 @@
 //! A terminal of the host would be in the hands of the spark for as long as any process there keeps it open: what is typed
 //! at the next prompt could be read inside. A regular file of the host belongs to somebody whom nobody inside is, so
 //! that `/dev/stdout` could not be opened. A file that everybody may write would be opened anew and written, though it was
-//! given to be read, and though nobody else may reach it in its directory.
+//! given to be read, and though nobody else may reach it in its directory. Another file is opened anew for the command: who shares an
+//! open file description shares its locks and its position, and the caller may keep it open for long after the command.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 
 use crate::sys;
 
@@ -28,6 +29,24 @@ pub struct Pipes {
     pub outputs: [Option<OwnedFd>; 2],
     /// Which standard streams, by their numbers, the command does not have as they are.
     pub replaced: [bool; 3],
+    /// The file that standard input is, opened anew for the command.
+    pub opened: Option<Opened>,
+}
+
+/// A file that was opened anew. Its position is its own.
+#[derive(Debug)]
+pub struct Opened(OwnedFd);
+
+impl Opened {
+    /// Takes this process's standard input to where the command has come: the caller may go on reading there.
+    pub fn move_input(&self) {
+        let position = rustix::fs::tell(&self.0);
+        let moved =
+            position.and_then(|at| rustix::fs::seek(sys::exec::standard_stream(0), SeekFrom::Start(at)));
+        if let Err(e) = moved {
+            tracing::debug!("the position in standard input stays: {e}");
+        }
+    }
 }
 
 impl Pipes {
@@ -45,6 +64,9 @@ pub fn make() -> io::Result<(Replaced, Pipes)> {
         let (from, to) = pipe()?;
         replaced[0] = Some(from);
         pipes.input = Some(to);
+    } else if let Some(file) = opened_anew(input) {
+        pipes.opened = Some(Opened(file.try_clone()?));
+        replaced[0] = Some(file);
     }
     let (output, error) = (refused(output), refused(error));
     if output.is_some() {
@@ -89,6 +111,21 @@ fn can_be_written_inside(stream: BorrowedFd<'_>) -> bool {
             let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
             is_file && Mode::from_raw_mode(stat.st_mode).contains(Mode::WOTH)
         })
+}
+
+/// Opens an input anew that is a regular file, at the same position. `None` for another one, and if it cannot be opened: on some network
+/// filesystems root may not, and the command gets the input as it is.
+fn opened_anew(stream: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let stat = rustix::fs::fstat(stream).ok()?;
+    let flags = rustix::fs::fcntl_getfl(stream).ok()?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || flags.contains(OFlags::PATH) {
+        return None;
+    }
+    let path = format!("/proc/self/fd/{}", stream.as_raw_fd());
+    let kept = OFlags::RWMODE | OFlags::APPEND | OFlags::NONBLOCK | OFlags::DIRECT;
+    let file = rustix::fs::open(path, (flags & kept) | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    rustix::fs::seek(&file, SeekFrom::Start(rustix::fs::tell(stream).ok()?)).ok()?;
+    Some(file)
 }
 
 /// The status of an output that a command must not get.

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -276,6 +277,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "mknod")) make_node(argv[2], argv[3]);
     else if (!strcmp(what, "watch")) watch(atof(argv[2]));
     else if (!strcmp(what, "flags")) return set_flags();
+    else if (!strcmp(what, "lock")) return flock(0, LOCK_EX | LOCK_NB) != 0;
     else if (!strcmp(what, "uid")) {
         /* Set-uid programs that want more than the effective id. */
         say("setuid", setuid(0));

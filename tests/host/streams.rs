@@ -80,6 +80,27 @@ fn a_file_that_everybody_may_write_is_read_as_input_and_not_written() {
     }
 }
 
+/// Who shares an open file description shares its locks, and the caller keeps it open.
+#[test]
+fn a_lock_on_the_input_ends_with_the_command_and_the_caller_goes_on_reading_where_that_has_come() {
+    let machine = machine();
+    spark(&machine, "web", &[]);
+    let path = machine.work().join("input");
+    std::fs::write(&path, "first\nsecond\nthird\n").unwrap();
+    let mut input = File::open(&path).unwrap();
+    for line in ["first\n", "second\n"] {
+        let mut exec =
+            machine.command(&["exec", "web", "--", "sh", "-c", "probe lock && read -r a && echo $a"]);
+        let output = Output::of("exec", exec.stdin(input.try_clone().unwrap()));
+        assert_eq!(output.ok(), line);
+        let other = File::open(&path).unwrap();
+        rustix::fs::flock(&other, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut input, &mut rest).unwrap();
+    assert_eq!(rest, "third\n");
+}
+
 #[test]
 fn output_that_the_host_has_no_room_for_is_an_error() {
     let machine = web();
