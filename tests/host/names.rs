@@ -11,7 +11,7 @@ use sparks::net::names::ADDRESS;
 
 use crate::common::random::Random;
 use crate::common::{Machine, is_running, wait_for};
-use crate::netns::Host;
+use crate::netns::{BEYOND6, Host};
 use crate::processes::{field, has_no_rights};
 use crate::resolver::{A, AAAA, LOCAL, MEANT, Net, PTR, answer, first_label, framed, query, serve};
 
@@ -603,4 +603,46 @@ fn names_that_mean_the_machine_and_entries_that_hide_a_neighbour_are_refused() {
         }
     }
     assert!(!sparks.join("new").exists());
+}
+
+/// Puts a program of this machine into a root, with the libraries that it loads, at the places where it looks for them.
+fn bring(root: &Path, program: &str) {
+    let listed = crate::common::Output::of("ldd", std::process::Command::new("ldd").arg(program)).ok();
+    let libraries = listed.split_whitespace().filter(|word| word.starts_with('/'));
+    for file in libraries.chain([program]) {
+        let to = root.join(file.trim_start_matches('/'));
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        let _ = std::fs::remove_file(&to);
+        std::fs::copy(file, to).unwrap();
+    }
+}
+
+/// The GNU C library asks in its own way: for addresses of both kinds at once, and in the order of `nsswitch.conf`.
+#[test]
+fn programs_of_the_gnu_c_library_find_neighbours_and_what_the_host_asks_for_by_ipv6() {
+    let host = Host::new();
+    let ended = std::sync::Arc::new(AtomicBool::new(false));
+    let asked = serve(&host.netns("i"), &format!("[{BEYOND6}]:53"), knows_all, &ended);
+    host.use_resolv_conf(&format!("nameserver {BEYOND6}\n"));
+    host.spark(&["create", "one/b"]).ok();
+    host.spark(&["create", "one/a", "--no-start"]).ok();
+    let root = host.machine.pool().join("projects/one/sparks/a/root");
+    bring(&root, "/usr/bin/getent");
+    std::fs::write(root.join("etc/nsswitch.conf"), "hosts: files dns\n").unwrap();
+    host.spark(&["resume", "one/a"]).ok();
+    let (v4, v6) = host.addresses("one/b");
+    let found = |kind: &str, name: &str| -> Vec<String> {
+        let said = host.spark(&["exec", "one/a", "--", "/usr/bin/getent", kind, name]).ok();
+        said.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    };
+    for name in ["b", "b.one.spark"] {
+        let both = found("ahosts", name);
+        assert!(both.contains(&v4) && both.contains(&v6), "{name}: {both:?}");
+    }
+    let named = host.spark(&["exec", "one/a", "--", "/usr/bin/getent", "hosts", &v4]).ok();
+    assert!(named.contains("b.one.spark"), "{named}");
+    assert_eq!(asked.load(Ordering::Relaxed), 0, "nobody beyond learns the names of sparks");
+    assert!(found("ahostsv4", "example.com").contains(&MEANT.to_string()));
+    assert!(asked.load(Ordering::Relaxed) > 0);
+    ended.store(true, Ordering::Relaxed);
 }
