@@ -49,7 +49,13 @@ pub struct Summary {
     pub vanished: u64,
     /// Set-id bits and file capabilities that were not let out of a spark.
     pub privileges_dropped: u64,
+    /// Names of files with several names that became files of their own.
+    pub separate: u64,
 }
+
+/// What is said of [`Summary::separate`].
+pub(super) const SEPARATE: &str = "names of files that have several names became files of their own: 64 MiB of memory, which \
+                                   is the most for such names, hold no more";
 
 impl Summary {
     /// Counts another one in.
@@ -62,6 +68,7 @@ impl Summary {
         self.mounts_skipped += other.mounts_skipped;
         self.vanished += other.vanished;
         self.privileges_dropped += other.privileges_dropped;
+        self.separate += other.separate;
     }
 
     /// What is not as it was, in words.
@@ -79,6 +86,7 @@ impl Summary {
                 self.privileges_dropped,
                 "set-id bits or capabilities were dropped: no spark hands those to the host",
             ),
+            (self.separate, SEPARATE),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)

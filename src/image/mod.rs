@@ -9,11 +9,13 @@ pub mod containerd;
 pub mod debian;
 mod files;
 mod layer;
+pub mod links;
 pub mod minimal;
 pub mod oci;
 pub mod pack;
 pub mod reading;
 mod records;
+mod sparse;
 pub mod unpack;
 
 pub use files::{Limits, Summary, keeps_value};

@@ -1,9 +1,9 @@
 //! Writing tar: the same bytes for the same tree, always.
 //!
-//! POSIX pax, with extended headers only where the plain ones cannot say it. Times are kept to the nanosecond, holes
-//! are written as zeros: not every reader of layers knows holes.
+//! POSIX pax, with extended headers only where the plain ones cannot say it. Times are kept to the nanosecond. Holes of files
+//! are kept in an archive that tar reads, and written as zeros in a layer: not every reader of layers knows holes.
 
-use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -11,6 +11,9 @@ use std::path::Path;
 use rustix::fs::{FileType, Stat};
 
 use super::files::{keeps_value, keeps_xattr, shown, split};
+use super::links::Links;
+use super::sparse;
+use super::unpack::{XATTR_BYTES, XATTRS};
 use crate::error::{Error, Result};
 use crate::sys::tree::{self, Nearby};
 
@@ -23,6 +26,18 @@ pub enum Step {
     Hide(Vec<u8>),
 }
 
+/// What becomes of the holes of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holes {
+    /// They stay holes.
+    Kept,
+    /// They become zeros.
+    Filled,
+}
+
+/// Most bytes of holes that become zeros: a terabyte of them is packed in an hour. A file of 4 KiB may have 8 EiB of holes.
+const MOST_ZEROS: u64 = 1 << 40;
+
 /// What could not be written into an archive.
 #[derive(Debug, Default)]
 pub struct Packed {
@@ -32,6 +47,10 @@ pub struct Packed {
     pub markers: u64,
     /// Capabilities that are another user namespace's.
     pub xattrs_dropped: u64,
+    /// Extended attributes beyond those that an import takes.
+    pub xattrs_beyond: u64,
+    /// Names of files with several names that became files of their own.
+    pub separate: u64,
 }
 
 impl Packed {
@@ -41,6 +60,8 @@ impl Packed {
             (self.left_out, "device nodes or sockets were left out"),
             (self.markers, "files were left out whose names begin with `.wh.`, which in a layer means a file that is gone"),
             (self.xattrs_dropped, "file capabilities were dropped: they belong to a user namespace of another host"),
+            (self.xattrs_beyond, "extended attributes were dropped: an archive has at most 64 of a file, of 64 KiB in all"),
+            (self.separate, super::files::SEPARATE),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)
@@ -58,6 +79,8 @@ struct Head<'a> {
     owner: (u32, u32),
     mtime: (i64, u32),
     size: u64,
+    /// The size with holes, of a file that is packed without them.
+    with_holes: Option<u64>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -84,11 +107,27 @@ impl<W: Write> Packer<W> {
         Ok(self.out)
     }
 
+    /// A file with zeros for its holes.
+    fn filled(&mut self, size: u64, file: &File, pieces: &[(u64, u64)]) -> io::Result<()> {
+        sparse::write_filled(file, pieces, size, &mut self.out)?;
+        self.pad(size)
+    }
+
     fn content(&mut self, size: u64, content: impl Read) -> io::Result<()> {
         let copied = io::copy(&mut content.take(size), &mut self.out)?;
         if copied != size {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it became shorter while it was read"));
         }
+        self.pad(size)
+    }
+
+    /// A file without its holes, in version 1.0 of GNU tar's format for such files.
+    fn sparse(&mut self, head: Head<'_>, file: &File, pieces: &[(u64, u64)]) -> io::Result<()> {
+        let map = sparse::map(pieces, head.size);
+        let size = map.len() as u64 + pieces.iter().map(|(_, length)| length).sum::<u64>();
+        self.head(&Head { size, with_holes: Some(head.size), ..head })?;
+        self.out.write_all(&map)?;
+        sparse::write_pieces(file, pieces, &mut self.out)?;
         self.pad(size)
     }
 
@@ -99,7 +138,15 @@ impl<W: Write> Packer<W> {
 
     fn head(&mut self, head: &Head<'_>) -> io::Result<()> {
         let mut pax = Vec::new();
-        if head.name.len() > 100 {
+        let mut name = head.name;
+        if let Some(size) = head.with_holes {
+            record(&mut pax, b"GNU.sparse.major", b"1");
+            record(&mut pax, b"GNU.sparse.minor", b"0");
+            record(&mut pax, b"GNU.sparse.name", head.name);
+            record(&mut pax, b"GNU.sparse.realsize", size.to_string().as_bytes());
+            // What a reader that does not know the format makes of it.
+            name = b"GNUSparseFile.0/entry";
+        } else if head.name.len() > 100 {
             record(&mut pax, b"path", head.name);
         }
         if head.link.len() > 100 {
@@ -117,23 +164,18 @@ impl<W: Write> Packer<W> {
         }
         if !pax.is_empty() {
             let size = pax.len() as u64;
-            self.plain(&Head {
-                kind: b'x',
-                name: b"PaxHeaders/entry",
-                mode: 0o644,
-                size,
-                ..Head::default()
-            })?;
+            let entry = Head { kind: b'x', mode: 0o644, size, ..Head::default() };
+            self.plain(&entry, b"PaxHeaders/entry")?;
             self.out.write_all(&pax)?;
             self.pad(size)?;
         }
-        self.plain(head)
+        self.plain(head, name)
     }
 
-    fn plain(&mut self, head: &Head<'_>) -> io::Result<()> {
+    fn plain(&mut self, head: &Head<'_>, name: &[u8]) -> io::Result<()> {
         let mut header = tar::Header::new_ustar();
         let raw = header.as_old_mut();
-        for (field, text) in [(&mut raw.name, head.name), (&mut raw.linkname, head.link)] {
+        for (field, text) in [(&mut raw.name, name), (&mut raw.linkname, head.link)] {
             let fits = text.len().min(field.len());
             field[..fits].copy_from_slice(&text[..fits]);
         }
@@ -180,10 +222,12 @@ struct Packing<'a, W> {
     root: &'a Path,
     dirs: Nearby,
     packer: Packer<W>,
-    /// The first name of what has several.
-    first: HashMap<u64, Vec<u8>>,
+    links: Links<()>,
+    holes: Holes,
     packed: Packed,
     bytes: u64,
+    /// Bytes of holes that became zeros.
+    zeros: u64,
     progress: &'a dyn Fn(u64),
 }
 
@@ -194,7 +238,7 @@ pub fn pack<W: Write>(
     out: W,
     progress: &dyn Fn(u64),
 ) -> Result<(W, Packed)> {
-    let mut packing = Packing::new(root, out, progress)?;
+    let mut packing = Packing::new(root, out, Holes::Filled, progress)?;
     for step in steps {
         match step {
             Step::Write(path) => drop(packing.write(&path)?),
@@ -205,8 +249,8 @@ pub fn pack<W: Write>(
 }
 
 /// The same for all that is in a tree.
-pub fn pack_all<W: Write>(root: &Path, out: W, progress: &dyn Fn(u64)) -> Result<(W, Packed)> {
-    let mut packing = Packing::new(root, out, progress)?;
+pub fn pack_all<W: Write>(root: &Path, out: W, holes: Holes, progress: &dyn Fn(u64)) -> Result<(W, Packed)> {
+    let mut packing = Packing::new(root, out, holes, progress)?;
     let mut todo = vec![Vec::new()];
     while let Some(path) = todo.pop() {
         if packing.write(&path)? != FileType::Directory {
@@ -222,21 +266,24 @@ pub fn pack_all<W: Write>(root: &Path, out: W, progress: &dyn Fn(u64)) -> Result
 }
 
 impl<'a, W: Write> Packing<'a, W> {
-    fn new(root: &'a Path, out: W, progress: &'a dyn Fn(u64)) -> Result<Packing<'a, W>> {
+    fn new(root: &'a Path, out: W, holes: Holes, progress: &'a dyn Fn(u64)) -> Result<Packing<'a, W>> {
         let top = crate::sys::file::open_dir(root).map_err(Error::io("open", root))?;
-        let (first, packed) = Default::default();
+        let (links, packed) = Default::default();
         Ok(Packing {
             root,
             dirs: Nearby::new(top),
             packer: Packer::new(out),
-            first,
+            links,
+            holes,
             packed,
             bytes: 0,
+            zeros: 0,
             progress,
         })
     }
 
-    fn finish(self) -> Result<(W, Packed)> {
+    fn finish(mut self) -> Result<(W, Packed)> {
+        self.packed.separate = self.links.separate;
         let out = self.packer.finish().map_err(Error::sys("write an archive"))?;
         Ok((out, self.packed))
     }
@@ -297,127 +344,69 @@ impl<'a, W: Write> Packing<'a, W> {
 
     fn regular(&mut self, at: (&OwnedFd, &[u8]), path: &[u8], stat: &Stat, head: Head<'_>) -> Result<()> {
         if stat.st_nlink > 1 {
-            if let Some(first) = self.first.get(&stat.st_ino) {
-                let head = Head { kind: b'1', name: path, link: first, ..head };
+            let id = (stat.st_dev, stat.st_ino);
+            if let Some((first, ())) = self.links.next_name(id) {
+                let head = Head { kind: b'1', name: path, link: &first, ..head };
                 return self.packer.head(&head).map_err(Error::sys("write an archive"));
             }
-            self.first.insert(stat.st_ino, path.to_owned());
+            self.links.note(id, path.to_owned(), (), stat.st_nlink as u64);
         }
         let file = tree::open_file(at.0, at.1).map_err(self.io("open", path))?;
         let xattrs = self.xattrs(&file, path)?;
-        let head = Head { kind: b'0', name: path, size: stat.st_size as u64, xattrs, ..head };
-        let written = self.packer.head(&head).and_then(|()| self.packer.content(head.size, &file));
+        let size = stat.st_size as u64;
+        let head = Head { kind: b'0', name: path, size, xattrs, ..head };
+        let pieces = sparse::pieces(&file, size).map_err(self.io("look for holes in", path))?;
+        let holes = size - pieces.iter().map(|(_, length)| length).sum::<u64>();
+        let written = if holes > 0 && self.holes == Holes::Kept {
+            self.bytes += size - holes;
+            self.packer.sparse(head, &file, &pieces)
+        } else {
+            self.count_zeros(holes, path)?;
+            self.bytes += size;
+            self.packer.head(&head).and_then(|()| self.packer.filled(size, &file, &pieces))
+        };
         written.map_err(self.io("pack", path))?;
-        self.bytes += head.size;
         (self.progress)(self.bytes);
         Ok(())
     }
 
+    fn count_zeros(&mut self, holes: u64, path: &[u8]) -> Result<()> {
+        self.zeros = self.zeros.saturating_add(holes);
+        if self.zeros <= MOST_ZEROS {
+            return Ok(());
+        }
+        Err(Error::NotSupported {
+            what: format!(
+                "an image's layer has no holes, and those of {} and other files are more than {} GiB of zeros",
+                shown(path),
+                MOST_ZEROS >> 30
+            ),
+            hint: Some("remove the file, or keep holes with `spark base export --tar FILE`".into()),
+        })
+    }
+
     fn xattrs(&mut self, fd: impl AsFd, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let read = || -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-            let mut names = tree::xattr_names(&fd)?;
-            names.retain(|name| keeps_xattr(name));
-            names.sort();
-            let values = names.into_iter().map(|name| Ok((tree::xattr(&fd, &name)?, name)));
-            values.map(|v: io::Result<_>| v.map(|(v, name)| (name, v.unwrap_or_default()))).collect()
-        };
-        let mut all = read().map_err(self.io("read attributes of", path))?;
-        let count = all.len();
-        all.retain(|(name, value)| keeps_value(name, value));
-        self.packed.xattrs_dropped += (count - all.len()) as u64;
+        let mut names = tree::xattr_names(&fd).map_err(self.io("list attributes of", path))?;
+        names.retain(|name| keeps_xattr(name));
+        names.sort();
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        for name in names {
+            let value = tree::xattr(&fd, &name).map_err(self.io("read attributes of", path))?;
+            let value = value.unwrap_or_default();
+            let with_it = bytes + name.len() + value.len();
+            if !keeps_value(&name, &value) {
+                self.packed.xattrs_dropped += 1;
+            } else if all.len() == XATTRS || with_it > XATTR_BYTES {
+                self.packed.xattrs_beyond += 1;
+            } else {
+                bytes = with_it;
+                all.push((name, value));
+            }
+        }
         Ok(all)
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::image::unpack;
-
-    #[test]
-    fn a_record_counts_its_own_length_where_that_gets_a_digit_more() {
-        for value in [0, 1, 85, 86, 87, 88, 984, 985, 986, 987] {
-            let mut pax = Vec::new();
-            record(&mut pax, b"path", &vec![b'x'; value]);
-            let text = String::from_utf8(pax.clone()).unwrap();
-            assert_eq!(text.split(' ').next().unwrap().parse::<usize>().unwrap(), pax.len());
-        }
-    }
-
-    #[test]
-    fn times_before_1970_are_written_as_they_are_read() {
-        assert_eq!(time(-2, 750_000_000), "-1.25");
-        assert_eq!(time(-2, 0), "-2");
-        assert_eq!(time(-1, 1), "-0.999999999");
-        assert_eq!((time(5, 0), time(5, 10)), ("5".into(), "5.00000001".into()));
-    }
-
-    #[test]
-    fn a_tree_deeper_than_any_path_is_packed() {
-        let top = tempfile::tempdir().unwrap();
-        let mut dir = crate::sys::file::open_dir(top.path()).unwrap();
-        let name = [b'd'; 200];
-        for _ in 0..50 {
-            tree::make_dir(&dir, &name).unwrap();
-            dir = tree::open_child(&dir, &name).unwrap();
-        }
-        tree::create_file(&dir, b"bottom").unwrap();
-        tree::make_dir(crate::sys::file::open_dir(top.path()).unwrap(), b"e").unwrap();
-        let (bytes, _) = pack_all(top.path(), Vec::new(), &|_| {}).unwrap();
-        let back = tempfile::tempdir().unwrap();
-        let options = unpack::Options {
-            what: "it",
-            limits: crate::image::Limits::default(),
-            program: Path::new(""),
-            progress: &|_| {},
-            stop: None,
-        };
-        assert_eq!(
-            unpack::unpack(io::Cursor::new(bytes.clone()), back.path(), &options).unwrap().entries,
-            53
-        );
-        let fd = crate::sys::file::open_dir(back.path()).unwrap();
-        let deep = tree::open_dir(&fd, &[&name[..]; 50].join(&b'/')).unwrap();
-        assert_eq!(
-            (tree::names(deep).unwrap(), tree::names(fd).unwrap().len()),
-            (vec![b"bottom".to_vec()], 2)
-        );
-        tree::clear(crate::sys::file::open_dir(back.path()).unwrap()).unwrap();
-        tree::clear(crate::sys::file::open_dir(top.path()).unwrap()).unwrap();
-    }
-
-    #[test]
-    fn what_was_packed_unpacks_to_the_same_and_twice_to_the_same_bytes() {
-        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let top = from.path();
-        let long = format!("{}/{}", "d".repeat(120), "f".repeat(200));
-        std::fs::create_dir(top.join("d".repeat(120))).unwrap();
-        std::fs::write(top.join(&long), "long").unwrap();
-        std::os::unix::fs::symlink("x".repeat(300), top.join("link")).unwrap();
-        std::fs::write(top.join("b"), vec![9; 70_000]).unwrap();
-        std::fs::hard_link(top.join("b"), top.join("c")).unwrap();
-        std::fs::write(top.join(".wh.x"), "").unwrap();
-        let pack = || pack_all(top, Vec::new(), &|_| {}).unwrap();
-        let ((bytes, packed), (again, _)) = (pack(), pack());
-        assert_eq!(packed.markers, 1);
-        assert!(bytes == again);
-        let limits = crate::image::Limits::default();
-        let options =
-            unpack::Options { what: "it", limits, program: Path::new(""), progress: &|_| {}, stop: None };
-        unpack::unpack(io::Cursor::new(bytes.clone()), to.path(), &options).unwrap();
-        assert_eq!(std::fs::read(to.path().join(&long)).unwrap(), b"long");
-        let meta = |dir: &Path, name: &str| std::fs::symlink_metadata(dir.join(name)).unwrap();
-        use std::os::unix::fs::MetadataExt;
-        assert_eq!(meta(to.path(), "b").ino(), meta(to.path(), "c").ino());
-        for name in ["b", "link", "c", &long] {
-            let (a, b) = (meta(top, name), meta(to.path(), name));
-            assert_eq!(
-                (a.mtime(), a.mtime_nsec(), a.mode()),
-                (b.mtime(), b.mtime_nsec(), b.mode()),
-                "{name}"
-            );
-        }
-        assert!(!to.path().join(".wh.x").exists());
-    }
-}
+#[path = "pack_tests.rs"]
+mod tests;

@@ -27,8 +27,8 @@ use crate::error::{Error, Result};
 use crate::sys::tree::{self, Mtime};
 
 /// Most extended attributes of a file, and most bytes of their names and values.
-const XATTRS: usize = 64;
-const XATTR_BYTES: usize = 64 << 10;
+pub(super) const XATTRS: usize = 64;
+pub(super) const XATTR_BYTES: usize = 64 << 10;
 /// What an entry and an extended attribute take of the pool at least, besides names and values: btrfs has an inode and three
 /// items for the name of the one, and an item for the other.
 const ENTRY_COST: u64 = 512;

@@ -3,7 +3,6 @@
 //! The metadata of every subvolume is read, and no file. An extent counts whole for each spark that refers to any of it, since
 //! it is on disk whole; what is in the metadata, small files among it, is not counted.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::spark::SparkId;
@@ -13,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::pool::{btrfs, names_in};
 use crate::sys;
 use crate::sys::flock::Mode;
+use crate::sys::tally;
 
 /// What one spark holds, with its snapshots.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -24,9 +24,6 @@ pub struct Held {
     /// Bytes that something else holds too: a base, another spark, a data volume, the trash.
     pub shared_bytes: u64,
 }
-
-/// Nobody alone.
-const SEVERAL: u32 = u32::MAX;
 
 /// Levels of directories above the deepest subvolume: `projects/P/sparks/N/snapshots/S/data/V`.
 const DEEPEST: usize = 9;
@@ -53,73 +50,42 @@ impl Sparks {
             }
         }
         observer.step("reading metadata", Some(holders.len() as u64 + 1));
-        let mut extents = Extents::default();
-        for (n, spark) in holders.iter().enumerate() {
-            extents.add(&self.dir(spark), n as u32)?;
-            observer.advance(n as u64 + 1);
-        }
-        for dir in others {
-            extents.add(&dir, holders.len() as u32)?;
-        }
+        // All others together are the last holder.
+        let mut dirs: Vec<Vec<PathBuf>> = holders.iter().map(|spark| vec![self.dir(spark)]).collect();
+        dirs.push(others);
+        let counted = tally::count(dirs.len() as u32, &mut |holder, found| {
+            let of_holder = &dirs[holder as usize];
+            of_holder.iter().try_for_each(|dir| extents_below(dir, found))?;
+            observer.advance(u64::from(holder) + 1);
+            Ok::<(), Error>(())
+        })?;
         let project = self.project()?;
         let wanted = |spark: &SparkId| match of {
             [] => all_projects || spark.project == project,
             some => some.contains(spark),
         };
         let mut rows = Vec::new();
-        for (n, spark) in holders.into_iter().enumerate().filter(|(_, spark)| wanted(spark)) {
-            let (own_bytes, shared_bytes) = extents.of(n as u32);
+        for (spark, bytes) in holders.into_iter().zip(counted).filter(|(spark, _)| wanted(spark)) {
+            let (own_bytes, shared_bytes) = (bytes.own, bytes.shared);
             rows.push(Held { project: spark.project, name: spark.name, own_bytes, shared_bytes });
         }
         Ok(rows)
     }
 }
 
-/// By its place on disk, who holds an extent, and how long it is.
-#[derive(Default)]
-struct Extents {
-    holder: HashMap<u64, u32>,
-    /// Of each holder, what it refers to.
-    held: HashMap<u32, HashMap<u64, u64>>,
-}
-
-impl Extents {
-    /// Adds all subvolumes below a directory, in a holder's name.
-    fn add(&mut self, dir: &Path, holder: u32) -> Result<()> {
-        let mut subvolumes = Vec::new();
-        find_subvolumes(dir, DEEPEST, &mut subvolumes);
-        let held = self.held.entry(holder).or_default();
-        for path in subvolumes {
-            let Ok(top) = sys::file::open_dir(&path) else { continue };
-            let found = sys::search::extents_since(&top, 0, |at, length| _ = held.insert(at, length));
-            match found {
-                // Deleted while we looked.
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-                other => other.map_err(Error::io("read the metadata of", path))?,
-            }
+/// Calls `found` with each extent that the subvolumes below a directory refer to.
+fn extents_below(dir: &Path, found: &mut tally::Found<'_>) -> Result<()> {
+    let mut subvolumes = Vec::new();
+    find_subvolumes(dir, DEEPEST, &mut subvolumes);
+    for path in subvolumes {
+        let Ok(top) = sys::file::open_dir(&path) else { continue };
+        match sys::search::extents_since(&top, 0, &mut *found) {
+            // Deleted while we looked.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+            other => other.map_err(Error::io("read the metadata of", path))?,
         }
-        for at in held.keys() {
-            self.holder
-                .entry(*at)
-                .and_modify(|had| {
-                    if *had != holder {
-                        *had = SEVERAL;
-                    }
-                })
-                .or_insert(holder);
-        }
-        Ok(())
     }
-
-    /// Bytes that only one holds, and bytes that others hold too.
-    fn of(&self, holder: u32) -> (u64, u64) {
-        let (mut own, mut shared) = (0, 0);
-        for (at, length) in self.held.get(&holder).into_iter().flatten() {
-            let alone = self.holder.get(at) == Some(&holder);
-            *(if alone { &mut own } else { &mut shared }) += length;
-        }
-        (own, shared)
-    }
+    Ok(())
 }
 
 /// Never goes into one: what is in a root is a stranger's.

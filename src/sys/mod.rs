@@ -40,6 +40,8 @@ pub mod run;
 pub mod schedule;
 pub mod search;
 pub mod sockets;
+pub mod tally;
 pub mod tree;
 pub mod tty;
+pub mod unfinished;
 pub mod wipe;

@@ -3,13 +3,18 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD};
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
+use super::held::{ENDING, Held};
 use super::inherited::umask;
+use super::tree;
+use super::unfinished::Unfinished;
 
 /// A place to write one file to.
 #[derive(Debug)]
@@ -19,8 +24,10 @@ pub struct Output(Kind);
 enum Kind {
     /// An open descriptor, a device or a fifo: what is written is there at once.
     Stream(File),
-    /// A file without its name yet.
-    New(NamedTempFile, PathBuf),
+    /// A file that has no name yet: nothing is left of it, however this process ends.
+    Unnamed(File, PathBuf),
+    /// A file that has another name yet, on a filesystem that has none without a name.
+    Named(NamedTempFile, Unfinished, PathBuf),
 }
 
 impl Output {
@@ -45,16 +52,26 @@ impl Output {
             _ => 0o666 & !umask(),
         };
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let unnamed = tree::create_unnamed(super::file::open_dir(dir)?)?;
+        let output = match unnamed {
+            Some(file) => Output(Kind::Unnamed(file, path.to_owned())),
+            None => Output::named(dir, path)?,
+        };
+        output.file().set_permissions(PermissionsExt::from_mode(mode))?;
+        Ok(output)
+    }
+
+    fn named(dir: &Path, path: &Path) -> io::Result<Output> {
         let new = new_file_in(dir)?;
-        new.as_file().set_permissions(PermissionsExt::from_mode(mode))?;
-        Ok(Output(Kind::New(new, path.to_owned())))
+        let guard = Unfinished::path(new.path())?;
+        Ok(Output(Kind::Named(new, guard, path.to_owned())))
     }
 
     /// The file to write to.
     pub fn file(&self) -> &File {
         match &self.0 {
-            Kind::Stream(file) => file,
-            Kind::New(new, _) => new.as_file(),
+            Kind::Stream(file) | Kind::Unnamed(file, _) => file,
+            Kind::Named(new, ..) => new.as_file(),
         }
     }
 
@@ -62,12 +79,32 @@ impl Output {
     pub fn finish(self) -> io::Result<()> {
         match self.0 {
             Kind::Stream(_) => Ok(()),
-            Kind::New(new, path) => {
+            Kind::Unnamed(file, path) => {
+                file.sync_all()?;
+                name(&file, &path)
+            }
+            Kind::Named(new, _guard, path) => {
                 new.as_file().sync_all()?;
                 new.persist(path).map(drop).map_err(|e| e.error)
             }
         }
     }
+}
+
+/// Gives a file without a name its name, in the place of what has it.
+fn name(file: &File, path: &Path) -> io::Result<()> {
+    // By its descriptor alone only root could, and this may be done with the caller's rights.
+    let of_file = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let link = |path: &Path| rustix::fs::linkat(CWD, of_file.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW);
+    match link(path) {
+        Err(Errno::EXIST) => {}
+        linked => return Ok(linked?),
+    }
+    // A link replaces nothing, a rename does. Signals wait, so that the name in between does not stay.
+    let _held = Held::new(&ENDING)?;
+    let between = path.with_file_name(format!(".spark-{}-{}", std::process::id(), file.as_raw_fd()));
+    link(&between)?;
+    std::fs::rename(&between, path).inspect_err(|_| drop(std::fs::remove_file(&between)))
 }
 
 /// The number of the caller's open descriptor that a path names.
@@ -137,8 +174,11 @@ mod tests {
     fn a_file_is_whole_or_not_there_and_keeps_its_mode_and_a_link_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
-        Output::open(&path).unwrap().file().write_all(b"half").unwrap();
+        let half = Output::open(&path).unwrap();
+        half.file().write_all(b"half").unwrap();
+        // Nothing is there, also if this process is killed now.
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        drop(half);
         write(&path, "whole").unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o666 & !umask());
@@ -150,6 +190,21 @@ mod tests {
         write(&path, "again").unwrap();
         assert_eq!((std::fs::read_to_string(&path).unwrap(), mode(&path)), ("again".into(), 0o600));
         assert_eq!(write(dir.path(), "x").unwrap_err().raw_os_error(), Some(libc::EISDIR));
+    }
+
+    #[test]
+    fn on_a_filesystem_without_files_that_have_no_name_a_file_has_another_one_until_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        for (n, content) in ["one", "two"].into_iter().enumerate() {
+            let output = Output::named(dir.path(), &path).unwrap();
+            output.file().write_all(content.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), n + 1);
+            output.finish().unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+        }
+        drop(Output::named(dir.path(), &path).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 
 use rustix::ioctl::{Updater, opcode};
 
+use super::tally;
+
 /// What to look for: items of one type of key, in a tree.
 #[derive(Debug, Clone, Copy)]
 struct Search {
@@ -55,9 +57,8 @@ const EXTENT_DATA: u32 = 108;
 ///
 /// It takes as long as there is metadata that was written since. `file` is the top of the subvolume.
 pub fn bytes_since(file: impl AsFd, transaction: u64) -> io::Result<u64> {
-    let mut extents = std::collections::HashMap::new();
-    extents_since(file, transaction, |at, length| _ = extents.insert(at, length))?;
-    Ok(extents.values().sum())
+    let counted = tally::count(1, &mut |_, found| extents_since(&file, transaction, found))?;
+    Ok(counted.iter().map(|bytes| bytes.own).sum())
 }
 
 /// Calls `found` with the place on disk and the length of each of these extents, once for each reference to it.

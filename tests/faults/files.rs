@@ -6,7 +6,7 @@ use crate::common::Machine;
 use crate::points::{Scenario, exists, marked, still_marked};
 
 pub(crate) const ALL: &[&Scenario] =
-    &[&CP, &BASE_IMPORT, &BASE_DELETE, &CREATE_CLONE, &PULL, &PROJECT_CREATE, &PROJECT_DELETE];
+    &[&CP, &BASE_IMPORT, &BASE_EXPORT, &BASE_DELETE, &CREATE_CLONE, &PULL, &PROJECT_CREATE, &PROJECT_DELETE];
 
 const CP: Scenario = Scenario {
     points: &["cp."],
@@ -40,6 +40,29 @@ const BASE_IMPORT: Scenario = Scenario {
         }
         m.spark(&["base", "import", "rootfs", "mine"]).ok();
         base_is_whole(m);
+        m.spark(&["base", "delete", "mine"]).ok();
+    },
+};
+
+/// Nothing stays beside the file that is written, not even if the command is killed.
+const BASE_EXPORT: Scenario = Scenario {
+    points: &["base-export."],
+    args: &["base", "export", "mine", "--tar", "out/base.tar"],
+    before: |m| {
+        rootfs(m);
+        m.spark(&["base", "import", "rootfs", "mine"]).ok();
+        std::fs::create_dir_all(m.work().join("out")).unwrap();
+        std::fs::write(m.work().join("out/base.tar"), "older").unwrap();
+    },
+    after: |m| {
+        let out = m.work().join("out");
+        let names =
+            || -> Vec<_> { std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect() };
+        assert_eq!(names(), ["base.tar"]);
+        assert_eq!(std::fs::read(out.join("base.tar")).unwrap(), b"older");
+        m.spark(&["base", "export", "mine", "--tar", "out/base.tar"]).ok();
+        assert_eq!(names(), ["base.tar"]);
+        assert!(std::fs::metadata(out.join("base.tar")).unwrap().len() > 100_000);
         m.spark(&["base", "delete", "mine"]).ok();
     },
 };
@@ -169,6 +192,11 @@ fn a_copy_that_fails_anywhere_leaves_old_files_or_new_ones() {
 #[test]
 fn a_base_import_that_fails_anywhere_makes_a_whole_base_or_none() {
     BASE_IMPORT.run();
+}
+
+#[test]
+fn a_base_export_that_fails_anywhere_leaves_the_older_file_and_nothing_beside_it() {
+    BASE_EXPORT.run();
 }
 
 #[test]

@@ -100,3 +100,49 @@ fn one_file_is_compared_in_little_memory_whatever_is_in_it_or_at_it() {
     assert!(diff(&["/lines"]).ok().contains("+27100\n"));
     assert!(diff(&["/breaks", "--json"]).json()["diff"].as_str().unwrap().len() > 1 << 20);
 }
+
+/// As many attributes as a file can have, of as many bytes each as btrfs takes: 80 MB in all.
+fn with_attributes(path: &std::path::Path) {
+    let file = File::create(path).unwrap();
+    for n in 0..5000 {
+        let name = format!("user.{n:04}");
+        rustix::fs::fsetxattr(&file, name.as_str(), &[b'x'; 16_000], rustix::fs::XattrFlags::empty())
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_file_with_many_attributes_is_copied_with_all_of_them_and_exported_with_64_kib_in_little_memory() {
+    const MEMORY: u64 = 64 << 20;
+    let machine = web();
+    machine.spark(&["stop", "web", "-t", "0"]).ok();
+    with_attributes(&root(&machine, "web").join("attributed"));
+    machine.spark(&["create", "other", "--no-start"]).ok();
+    let cp = ["cp", "web:/attributed", "other:/copy"];
+    Output::of("cp", &mut with_memory(&machine, MEMORY, &cp)).ok();
+    let copy = File::open(root(&machine, "other").join("copy")).unwrap();
+    assert_eq!(sparks::sys::tree::xattr_names(&copy).unwrap().len(), 5000);
+    assert_eq!(sparks::sys::tree::xattr(&copy, b"user.4999").unwrap().unwrap(), [b'x'; 16_000]);
+    machine.spark(&["base", "save", "web", "many"]).ok();
+    let tar = ["base", "export", "many", "--tar", "many.tar"];
+    // Whoever writes an image has processes that limit themselves.
+    let image = ["base", "export", "many", "--docker-archive", "image.tar"];
+    for mut export in [with_memory(&machine, MEMORY, &tar), machine.command(&image)] {
+        let exported = Output::of("export", &mut export);
+        // Four of them and their names are 64 KiB.
+        assert_eq!(exported.status(), 0, "{}", exported.stderr());
+        assert!(exported.stderr().contains("4996 extended attributes were dropped"), "{}", exported.stderr());
+    }
+    machine.spark(&["base", "import", "many.tar", "again"]).ok();
+}
+
+#[test]
+fn a_spark_of_any_attributes_is_sent_in_little_memory() {
+    const MEMORY: u64 = 64 << 20;
+    let machine = web();
+    machine.spark(&["stop", "web", "-t", "0"]).ok();
+    with_attributes(&root(&machine, "web").join("attributed"));
+    let mut send = with_memory(&machine, MEMORY, &["send", "web"]);
+    let sent = send.stdout(std::process::Stdio::null()).output().unwrap();
+    assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+}

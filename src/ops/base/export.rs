@@ -9,9 +9,10 @@ use crate::domain::base::BaseRecord;
 use crate::domain::image::{Digest, FromImage, LayerRecord, ManifestRecord};
 use crate::domain::name::Name;
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::image::oci::write::{self, LayerFile, NewLayer, Whole};
 use crate::image::oci::{Descriptor, MOST};
-use crate::image::pack::{self, Packed, Step};
+use crate::image::pack::{self, Holes, Packed, Step};
 use crate::pool::{changes, record};
 use crate::sys;
 use crate::sys::caller::Caller;
@@ -74,7 +75,7 @@ impl Sparks {
         match to {
             Export::Tar(file) => self.write_file(&file, |out| {
                 observer.step("packing", None);
-                let (_, packed) = pack::pack_all(&root, out, &|bytes| observer.advance(bytes))?;
+                let (_, packed) = pack::pack_all(&root, out, Holes::Kept, &|bytes| observer.advance(bytes))?;
                 packed.notices().for_each(|notice| observer.notice(&notice));
                 Ok(())
             }),
@@ -119,6 +120,7 @@ impl Sparks {
             });
         }
         filled?;
+        fault::point("base-export.filled")?;
         caller.act(|| output.finish()).map_err(Error::io("write", path))
     }
 
@@ -163,13 +165,13 @@ impl Sparks {
                         let why = incomparable(&e).ok_or(e)?;
                         observer
                             .notice(&format!("{why} to be compared: the image gets one layer of all files"));
-                        whole.instead(finish(pack::pack_all(root, create()?, &progress)?)?)
+                        whole.instead(finish(pack::pack_all(root, create()?, Holes::Filled, &progress)?)?)
                     }
                 }
             }
             None => {
                 observer.step("packing", None);
-                Whole::of(finish(pack::pack_all(root, create()?, &progress)?)?)
+                Whole::of(finish(pack::pack_all(root, create()?, Holes::Filled, &progress)?)?)
             }
         };
         whole.map_err(|e| Error::Sys { action: "describe an image", source: e.into() })

@@ -19,13 +19,12 @@ pub(super) struct Meta {
     pub(super) owner: (u32, u32),
     pub(super) mode: u32,
     pub(super) mtime: Mtime,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Copier<'_> {
-    pub(super) fn meta(&mut self, stat: &Stat, fd: Option<BorrowedFd<'_>>) -> Result<Meta> {
+    pub(super) fn meta(&mut self, stat: &Stat) -> Meta {
         let mtime = (stat.st_mtime, stat.st_mtime_nsec as u32);
-        let mut meta = Meta { owner: (0, 0), mode: stat.st_mode & 0o7777, mtime, xattrs: Vec::new() };
+        let mut meta = Meta { owner: (0, 0), mode: stat.st_mode & 0o7777, mtime };
         let ids = match self.seen_as_root {
             // As a mount of the host's shows them inside.
             Some((user, group)) => (seen(stat.st_uid, user), seen(stat.st_gid, group)),
@@ -42,32 +41,37 @@ impl Copier<'_> {
             self.summary.privileges_dropped += u64::from(meta.mode & SET_ID != 0);
             meta.mode &= !SET_ID;
         }
-        if let Some(fd) = fd {
-            for name in tree::xattr_names(fd).map_err(self.reading("read attributes of"))? {
-                if self.owner != Owner::Kept && name == b"security.capability" {
-                    self.summary.privileges_dropped += 1;
-                } else if let Some(value) =
-                    tree::xattr(fd, &name).map_err(self.reading("read attributes of"))?
-                {
-                    match image::keeps_value(&name, &value) {
-                        true => meta.xattrs.push((name, value)),
-                        false => self.summary.xattrs_dropped += 1,
-                    }
-                }
-            }
-        }
-        Ok(meta)
+        meta
     }
 
-    /// Gives an open file what it has besides content and time. Changes of owner clear set-id bits and capabilities,
-    /// so that comes first.
-    pub(super) fn describe(&mut self, fd: impl AsFd, meta: &Meta) -> Result<()> {
+    /// Gives an open file what it has besides content and time, with the attributes of `from`. Changes of owner clear set-id
+    /// bits and capabilities, so that comes first.
+    pub(super) fn describe(
+        &mut self,
+        fd: impl AsFd,
+        meta: &Meta,
+        from: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
         tree::set_owner_and_mode(&fd, meta.owner, meta.mode)
             .map_err(self.writing("set owner and mode of"))?;
-        for (name, value) in &meta.xattrs {
-            if !tree::try_set_xattr(&fd, name, value).map_err(self.writing("set an attribute of"))? {
-                self.summary.xattrs_dropped += 1;
+        match from {
+            Some(from) => self.attributes(from, fd),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies extended attributes. One value is held at a time: all of a file may be 128 MiB.
+    fn attributes(&mut self, from: BorrowedFd<'_>, to: impl AsFd) -> Result<()> {
+        for name in tree::xattr_names(from).map_err(self.reading("read attributes of"))? {
+            if self.owner != Owner::Kept && name == b"security.capability" {
+                self.summary.privileges_dropped += 1;
+                continue;
             }
+            let value = tree::xattr(from, &name).map_err(self.reading("read attributes of"))?;
+            let Some(value) = value else { continue };
+            let is_kept = image::keeps_value(&name, &value)
+                && tree::try_set_xattr(&to, &name, &value).map_err(self.writing("set an attribute of"))?;
+            self.summary.xattrs_dropped += u64::from(!is_kept);
         }
         Ok(())
     }

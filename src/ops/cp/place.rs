@@ -1,24 +1,30 @@
 //! Putting what was made in its place, whole or not at all: readers of a name see what was there, or all of what is new.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use super::node::At;
 use crate::domain::spark::Id;
 use crate::sys::tree;
+use crate::sys::unfinished::Unfinished;
 
 /// A name that is only used until a rename. Whatever has it is removed in the end: after the rename that is nothing,
 /// unless old and new were names of one file, which a rename leaves alone.
 struct Temporary<'a> {
     dir: BorrowedFd<'a>,
     name: Vec<u8>,
+    _guard: Unfinished,
 }
 
 impl<'a> Temporary<'a> {
-    /// One that nobody guesses, so that nothing inside a spark can be in its way.
-    fn new(dir: BorrowedFd<'a>) -> Temporary<'a> {
-        Temporary { dir, name: format!(".spark-cp-{}", Id::generate().as_str()).into_bytes() }
+    /// One that nobody guesses, so that nothing inside a spark can be in its way. A signal that ends this process removes it.
+    fn new(dir: BorrowedFd<'a>) -> io::Result<Temporary<'a>> {
+        let name = format!(".spark-cp-{}", Id::generate().as_str()).into_bytes();
+        let guard = Unfinished::name(dir.as_raw_fd(), OsStr::from_bytes(&name))?;
+        Ok(Temporary { dir, name, _guard: guard })
     }
 }
 
@@ -39,7 +45,7 @@ pub(super) fn place<T>(to: At<'_>, make: impl Fn(BorrowedFd<'_>, &[u8]) -> io::R
             if tree::stat(to.dir, to.name).is_ok_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR) {
                 return Err(io::Error::from_raw_os_error(libc::EISDIR));
             }
-            let temporary = Temporary::new(to.dir);
+            let temporary = Temporary::new(to.dir)?;
             let made = make(to.dir, &temporary.name)?;
             tree::rename(to.dir, &temporary.name, to.dir, to.name)?;
             Ok(made)
@@ -66,7 +72,7 @@ impl<'a> NewFile<'a> {
     }
 
     fn create_named(dir: BorrowedFd<'a>) -> io::Result<NewFile<'a>> {
-        let temporary = Temporary::new(dir);
+        let temporary = Temporary::new(dir)?;
         let file = tree::create_file(dir, &temporary.name)?;
         Ok(NewFile { file, dir, temporary: Some(temporary) })
     }

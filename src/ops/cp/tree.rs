@@ -20,6 +20,7 @@ use super::place::{self, NewFile};
 use super::view::{Files, What};
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::image::links::Links;
 use crate::image::{Limits, Summary};
 use crate::ops::Observer;
 use crate::sys::copy::{self, Flush};
@@ -56,7 +57,7 @@ pub(in crate::ops) struct Copier<'a> {
     done: u64,
     /// What is being copied, below source and target.
     pub(super) path: Vec<u8>,
-    links: HashMap<(u64, u64), First>,
+    links: Links<(u64, u64)>,
 }
 
 /// How a directory of the host becomes a root filesystem: without what is mounted below it, and with its own owner
@@ -66,14 +67,6 @@ pub(in crate::ops) struct AsRoot {
     pub limits: Limits,
     /// A directory to leave out, by device and inode: where the copy itself is.
     pub except: (u64, u64),
-}
-
-/// The first name of a file that has several.
-struct First {
-    path: Vec<u8>,
-    copy: (u64, u64),
-    /// How many more names it had, this one included. Then it is forgotten, so that not all are kept in mind.
-    more: u64,
 }
 
 /// A directory that is being filled.
@@ -117,7 +110,7 @@ impl<'a> Copier<'a> {
             unflushed: 0,
             done: 0,
             path: Vec::new(),
-            links: HashMap::new(),
+            links: Links::default(),
         }
     }
 
@@ -242,8 +235,8 @@ impl<'a> Copier<'a> {
         let mut mtime = None;
         // One that was there stays what it is: to copy into /tmp does not take it away from everybody else.
         if new || (top && self.as_root.is_some()) {
-            let meta = self.meta(stat, Some(source))?;
-            self.describe(&fd, &meta)?;
+            let meta = self.meta(stat);
+            self.describe(&fd, &meta, Some(source))?;
             mtime = Some(meta.mtime);
         }
         if let Some(root) = self.as_root.filter(|_| !top)
@@ -272,8 +265,8 @@ impl<'a> Copier<'a> {
         };
         let copied = copy::content(from, &new.file, self.flush(), &mut progress);
         let copied = copied.map_err(self.reading("copy"))?;
-        let meta = self.meta(stat, Some(from.as_fd()))?;
-        self.finish(new, (copied, &meta), to)
+        let meta = self.meta(stat);
+        self.finish(new, (copied, &meta, Some(from.as_fd())), to)
     }
 
     /// Makes a file of what comes out of a stream.
@@ -289,8 +282,8 @@ impl<'a> Copier<'a> {
         let observer = self.observer;
         let copied = copy::all(from, &new.file, self.flush(), &mut |bytes| observer.advance(bytes));
         let copied = copied.map_err(self.reading("copy"))?;
-        let meta = Meta { mode: 0o666 & !inherited::umask(), ..self.meta(&stat, None)? };
-        let made = self.finish(new, (copied, &meta), to)?;
+        let meta = Meta { mode: 0o666 & !inherited::umask(), ..self.meta(&stat) };
+        let made = self.finish(new, (copied, &meta, None), to)?;
         self.made.iter_mut().for_each(|all| _ = all.insert(made));
         Ok(())
     }
@@ -299,7 +292,7 @@ impl<'a> Copier<'a> {
     fn finish(
         &mut self,
         new: NewFile<'_>,
-        (copied, meta): (copy::Copied, &Meta),
+        (copied, meta, from): (copy::Copied, &Meta, Option<BorrowedFd<'_>>),
         to: At<'_>,
     ) -> Result<(u64, u64)> {
         self.summary.bytes += copied.bytes;
@@ -308,7 +301,7 @@ impl<'a> Copier<'a> {
             tree::sync_filesystem(&new.file).map_err(self.writing("sync"))?;
             self.unflushed = 0;
         }
-        self.describe(&new.file, meta)?;
+        self.describe(&new.file, meta, from)?;
         tree::set_mtime(&new.file, meta.mtime).map_err(self.writing("set the time of"))?;
         let made = rustix::fs::fstat(&new.file).map_err(|e| self.writing("inspect")(e.into()))?;
         fault::point("cp.before-place")?;
@@ -328,7 +321,7 @@ impl<'a> Copier<'a> {
         to: At<'_>,
         make: &dyn Fn(BorrowedFd<'_>, &[u8]) -> io::Result<()>,
     ) -> Result<(u64, u64)> {
-        let meta = self.meta(stat, None)?;
+        let meta = self.meta(stat);
         let made = place::place(to, |dir, name| {
             make(dir, name)?;
             let node = tree::open_node(dir, name)?;
@@ -363,26 +356,23 @@ impl<'a> Copier<'a> {
         // Alone, it has no other name that is copied too.
         if stat.st_nlink > 1 && !self.path.is_empty() {
             let path = [top.name, b"/", &self.path].concat();
-            self.links.insert(file, First { path, copy, more: stat.st_nlink as _ });
+            self.links.note(file, path, copy, stat.st_nlink as u64);
+            self.summary.separate = self.links.separate;
         }
         Ok(())
     }
 
     /// Links to the copy of a file, if it is still where it was made.
     fn link(&mut self, file: (u64, u64), to: At<'_>, top: At<'_>) -> Result<bool> {
-        let Some(first) = self.links.get_mut(&file) else { return Ok(false) };
-        first.more = first.more.saturating_sub(1);
-        let slash = first.path.iter().rposition(|b| *b == b'/').unwrap_or_default();
-        let (dir, name) = (&first.path[..slash], &first.path[slash + 1..]);
+        let Some((path, copy)) = self.links.next_name(file) else { return Ok(false) };
+        let slash = path.iter().rposition(|b| *b == b'/').unwrap_or_default();
+        let (dir, name) = (&path[..slash], &path[slash + 1..]);
         let Ok(dir) = tree::open_dir(top.dir, dir) else { return Ok(false) };
-        let same = tree::stat(&dir, name).is_ok_and(|s| (s.st_dev, s.st_ino) == first.copy);
+        let same = tree::stat(&dir, name).is_ok_and(|s| (s.st_dev, s.st_ino) == copy);
         if !same {
             return Ok(false);
         }
         let linked = place::place(to, |to, as_name| tree::link(&dir, name, to, as_name));
-        if first.more <= 1 {
-            self.links.remove(&file);
-        }
         linked.map(|()| true).map_err(|e| self.placing(e))
     }
 
