@@ -2,13 +2,23 @@
 //! claims are made anew from the records.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Nets;
 use crate::domain::name::Name;
 use crate::domain::spark::Id;
 use crate::domain::subnet::{FIRST, LAST};
 use crate::error::{Error, Result};
+use crate::sys;
+
+/// Which spark has claimed a number.
+#[derive(Debug)]
+pub struct Claim {
+    pub project: Name,
+    pub number: u16,
+    pub id: Id,
+    pub path: PathBuf,
+}
 
 impl Nets {
     /// Claims a number for a spark: the one that it has, if nobody else has that, else the first that is free. `known` are
@@ -47,6 +57,26 @@ impl Nets {
         })
     }
 
+    /// The directories of claims, one for each project.
+    pub fn dirs_of_claims(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.dir.join("addresses")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
+    /// All claims.
+    pub fn claims(&self) -> Vec<Claim> {
+        let files =
+            self.dirs_of_claims().into_iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten());
+        let parsed = files.flatten().filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let path = entry.path();
+            let project = path.parent()?.file_name()?.to_str()?.parse().ok()?;
+            let id = String::from_utf8(std::fs::read(&path).ok()?).ok()?.parse().ok()?;
+            Some(Claim { project, number, id, path })
+        });
+        parsed.collect()
+    }
+
     /// Gives a number back.
     pub fn release_number(&self, project: &Name, id: &Id, number: u16) {
         let path = self.dir.join("addresses").join(project).join(number.to_string());
@@ -56,23 +86,18 @@ impl Nets {
     }
 }
 
-/// A claim appears whole: as another name of a file that is written already.
+/// A claim appears whole.
 fn try_claim(dir: &Path, number: u16, id: &Id) -> Result<bool> {
     let path = dir.join(number.to_string());
+    let is_own = |held: Vec<u8>| held == id.as_str().as_bytes();
     match std::fs::read(&path) {
-        Ok(held) => return Ok(held == id.as_str().as_bytes()),
+        Ok(held) => return Ok(is_own(held)),
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(Error::io("read", path)(e)),
     }
-    let draft = dir.join(id.as_str());
-    std::fs::write(&draft, id.as_str()).map_err(Error::io("write", &draft))?;
-    let linked = std::fs::hard_link(&draft, &path);
-    let _ = std::fs::remove_file(&draft);
-    match linked {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            Ok(std::fs::read(&path).is_ok_and(|held| held == id.as_str().as_bytes()))
-        }
+    match sys::file::create_volatile(&path, id.as_str().as_bytes()) {
+        Ok(true) => Ok(true),
+        Ok(false) => Ok(std::fs::read(&path).is_ok_and(is_own)),
         Err(e) => Err(Error::io("claim", path)(e)),
     }
 }

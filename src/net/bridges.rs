@@ -1,8 +1,9 @@
 //! What earlier versions made: a bridge per project in the host's namespace, and three tables of the packet filter. Sparks that
 //! have run since then stay on them until they end, and so do the rules that keep them apart.
 
-use super::{Nets, PREFIX, hash, host, link, nft};
+use super::{Nets, PREFIX, device_of, hash, host, link, nft};
 use crate::domain::name::Name;
+use crate::domain::spark::Id;
 use crate::error::Result;
 
 /// The bridge of a project.
@@ -29,6 +30,11 @@ impl Nets {
                 Ok((name, !ports.iter().any(|port| port.starts_with("spv"))))
             })
             .collect()
+    }
+
+    /// The sparks that an earlier version has started and that run still: their devices are the host's own.
+    pub fn on_old_bridges(&self) -> Vec<Id> {
+        self.ids().into_iter().filter(|id| link::exists(&device_of(id))).collect()
     }
 
     /// Removes one on which no spark is, and with the last one the rules for all. `others` are there too.

@@ -216,7 +216,13 @@ pub(super) fn acquire(uplink: &str) -> Result<()> {
         write(key, value)?;
     }
     for found in dropping.iter().filter(|found| !found.has_ours) {
-        nft::run(&chains::entry(found))?;
+        // A table may have an owner, and then nobody else may change it, as newer versions of firewalld have it.
+        if let Err(e) = nft::run(&chains::entry(found)) {
+            let [family, table, chain] = &found.chain;
+            tracing::warn!(
+                "sparks may not reach what is beyond the host: chain `{chain}` of table `{family} {table}` drops what they send, and {e}; `spark doctor` says what to do"
+            );
+        }
     }
     Ok(())
 }

@@ -72,6 +72,18 @@ pub(super) fn of_kinds(kinds: &[&str]) -> Result<Vec<u32>> {
     Ok(found.iter().map(|device| device.header.index).collect())
 }
 
+/// The names and numbers of those whose names begin so.
+pub(super) fn beginning_with(prefix: &str) -> Result<Vec<(String, u32)>> {
+    let named = devices()?.into_iter().filter_map(|device| {
+        let name = device.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
+        Some((name?, device.header.index))
+    });
+    Ok(named.filter(|(name, _)| name.starts_with(prefix)).collect())
+}
+
 pub(super) fn exists(name: &str) -> bool {
     sys::net::index_of(name).is_ok()
 }

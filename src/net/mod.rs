@@ -24,7 +24,9 @@ mod bridges;
 mod chains;
 mod closed;
 mod host;
+mod leftovers;
 mod link;
+mod mending;
 pub mod names;
 mod nft;
 mod ports;
@@ -33,15 +35,13 @@ mod router;
 mod rules;
 mod sysctl;
 
+pub use mending::Lack;
 use names::Names;
 pub use router::Router;
 
 /// What the names of the host's ends of all uplinks begin with, whoever's they are: the rules of one installation keep away
 /// from those of another.
 const PREFIX: &str = "spk-";
-
-/// The file of the state of the packet filter's rules when they were last looked at.
-const RULES: &str = "rules";
 
 /// Whom sparks take for their gateway. It is the router's, and nobody's beyond.
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -159,6 +159,11 @@ impl Nets {
         all
     }
 
+    /// The ids of all of them, also of those whose files are damaged.
+    pub fn ids(&self) -> Vec<Id> {
+        ids_in(&self.dir_of_members()).collect()
+    }
+
     /// Those whose device is gone: they ended by themselves, or are about to begin. At most so many are looked at, some others
     /// each time: every command looks, and none is to take longer where many run.
     pub fn without_device(&self, most: usize) -> Vec<Id> {
@@ -268,7 +273,7 @@ impl Nets {
     /// version, which answers questions for names: without it, names are not found.
     pub fn join(&self, member: &Member, router: &Router, program: Option<&Path>) -> Result<()> {
         let _lock = self.lock()?;
-        self.mend(router, true)?;
+        self.mend(router)?;
         if !member.ports.is_empty() {
             if nft::run(&nft::change(&self.table, member, &[], &member.ports)).is_err() {
                 // A crash left some.
@@ -279,7 +284,7 @@ impl Nets {
         fault::point("net-join.published")?;
         self.names().enter(&router.known(member))?;
         fault::point("net-join.told")?;
-        self.answer_names(router, program)?;
+        self.answer_names(router, program);
         fault::point("net-join.answered")
     }
 
@@ -288,81 +293,11 @@ impl Nets {
         Names::of(&self.dir)
     }
 
-    /// Has questions for names answered.
-    fn answer_names(&self, router: &Router, program: Option<&Path>) -> Result<()> {
-        match program {
-            Some(program) => self.names().ensure_runs(router.namespace(), program),
-            None => {
-                tracing::warn!(
-                    "names of sparks are not found: nothing says where the program is that answers"
-                );
-                Ok(())
-            }
-        }
-    }
-
-    /// Mends what a spark that runs needs: rules that somebody has flushed, and the process that answers questions for names, if
-    /// that was killed. Does nothing if there is no router.
-    pub fn look_after(&self, program: Option<&Path>) -> Result<()> {
-        let seen = std::fs::read_to_string(self.dir.join(RULES)).unwrap_or_default();
-        let now = sys::nft::generation().ok().map(|now| now.to_string());
-        // That of the router's namespace, which nobody comes to by chance, is looked at with it.
-        let has_rules = now.as_deref() == seen.split(' ').next();
-        if has_rules && self.names().is_current() {
-            return Ok(());
-        }
-        let Some(router) = self.router() else { return Ok(()) };
-        if !has_rules {
-            let _lock = self.lock()?;
-            self.mend(&router, true)?;
-        }
-        self.answer_names(&router, program)
-    }
-
     /// Packets of 127.0.0.1 go by the uplink while somebody publishes a port there, and not longer.
     fn take_loopback(&self, router: &Router) -> Result<()> {
         let is_there = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
         let mut own = ports::claims().into_iter().filter(|(_, file)| file.starts_with(&self.dir));
         sysctl::take_loopback(&router.uplink, own.any(|(port, _)| port.ip.is_none_or(is_there)))
-    }
-
-    /// Looks whether rules are as they were left, and says what is not, and whose that is; with `fix`, it is made anew.
-    fn mend(&self, router: &Router, fix: bool) -> Result<Vec<(&'static str, &'static str)>> {
-        let some = ids_in(&self.dir_of_members()).find_map(|id| self.member(&id));
-        let severed = some.is_some_and(|member| router.is_severed(&member));
-        if severed && fix {
-            let _host = host::lock()?;
-            router.reconnect(&self.projects())?;
-        }
-        let severed = severed.then_some(("way from the host that was taken away", "project networks"));
-        let seen = self.dir.join(RULES);
-        let now = generations(router);
-        if now.is_some() && std::fs::read_to_string(&seen).ok() == now {
-            return Ok(severed.into_iter().collect());
-        }
-        router.barrier.let_leave_by(&host::cards()?)?;
-        let lacks = !nft::there(&self.table);
-        let lacks_inside = router.inside(|| Ok(!nft::there("spark")))?;
-        let cut = host::is_cut()?;
-        if fix {
-            if lacks {
-                nft::rebuild(&self.table, router, &self.members())?;
-            }
-            if lacks_inside {
-                router.inside(|| nft::run(&nft::of_router(&router.transit)))?;
-            }
-            if cut || !host::forwards_for(&router.uplink) {
-                let _host = host::lock()?;
-                host::acquire(&router.uplink)?;
-            }
-            if let Some(now) = generations(router) {
-                sys::file::replace_volatile(&seen, now.as_bytes()).map_err(Error::io("write", &seen))?;
-            }
-        }
-        let flushed =
-            (lacks || lacks_inside).then_some(("packet filter that was flushed", "project networks"));
-        let cut = cut.then_some(("chain of the packet filter that drops what sparks send", "somebody else"));
-        Ok(severed.into_iter().chain(flushed).chain(cut).collect())
     }
 
     /// Takes a spark out of everything, its project with the last one, and the router with the last of all. One that is in
@@ -373,23 +308,29 @@ impl Nets {
             return Ok(());
         }
         let _lock = self.lock()?;
-        let last = ids_in(&self.dir_of_members()).all(|other| other == *id);
-        let member = self.member(id);
-        if let Some(member) = &member {
-            self.names().leave(id, member.v4())?;
-            self.disconnect(member, last)?;
-            if last || !member.ports.is_empty() {
-                let _host = host::lock()?;
-                ports::claim(&[], &path)?;
-                if last {
-                    host::release(&self.uplink())?;
-                } else if let Some(router) = self.router() {
-                    self.take_loopback(&router)?;
-                }
-            }
+        match self.member(id) {
+            Some(member) => self.take_out(&member, &path)?,
+            // Its file is damaged. What nobody else has was its own.
+            None => drop(self.remove_unowned(Some(id))?),
         }
         fault::point("net-leave.left")?;
         sys::file::remove(&path).map_err(Error::io("remove", path))
+    }
+
+    fn take_out(&self, member: &Member, path: &Path) -> Result<()> {
+        let last = ids_in(&self.dir_of_members()).all(|other| other == member.id);
+        self.names().leave(&member.id, member.v4())?;
+        self.disconnect(member, last)?;
+        if last || !member.ports.is_empty() {
+            let _host = host::lock()?;
+            ports::claim(&[], path)?;
+            if last {
+                host::release(&self.uplink())?;
+            } else if let Some(router) = self.router() {
+                self.take_loopback(&router)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes a spark's devices and rules away, and what nobody needs any more.
@@ -451,29 +392,10 @@ impl Nets {
         Ok(true)
     }
 
-    /// Whether the packet filter lacks our tables though somebody needs them, or a chain of somebody else, made or flushed
-    /// since, drops what sparks send; with `fix`, not afterwards.
-    pub fn lacks_rules(&self, fix: bool) -> Result<Vec<(&'static str, &'static str)>> {
-        if ids_in(&self.dir_of_members()).next().is_none() {
-            return Ok(Vec::new());
-        }
-        let _lock = self.lock()?;
-        match self.router() {
-            Some(router) => self.mend(&router, fix),
-            _ => Ok(Vec::new()),
-        }
-    }
-
     /// Takes everybody out, whatever runs still: for a host that this installation goes away from.
     pub fn remove_all(&self) -> Result<()> {
-        self.members().iter().try_for_each(|member| self.leave(&member.id))
+        self.ids().iter().try_for_each(|id| self.leave(id))
     }
-}
-
-/// The states of the rules in the host's namespace and in the router's.
-fn generations(router: &Router) -> Option<String> {
-    let inside = router.inside(|| Ok(sys::nft::generation().ok())).ok()??;
-    Some(format!("{} {inside}", sys::nft::generation().ok()?))
 }
 
 /// The names of files that are ids of sparks.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::router::Router;
 use super::{Member, Nets, host, ids_in};
 use crate::domain::name::Name;
+use crate::domain::spark::Id;
 use crate::domain::subnet::Subnet;
 use crate::error::{Error, Result};
 use crate::{fault, sys};
@@ -18,8 +19,18 @@ fn read_subnet(path: &Path) -> Option<Subnet> {
 
 impl Nets {
     /// Where it is known which subnet a project has now, and which sparks are in it.
-    fn project_dir(&self, project: &Name) -> PathBuf {
+    pub(super) fn project_dir(&self, project: &Name) -> PathBuf {
         self.dir.join("projects").join(project)
+    }
+
+    /// All projects that something is known of: the subnet, and who is in it.
+    pub(super) fn known_projects(&self) -> Vec<(Name, Option<Subnet>, Vec<Id>)> {
+        let entries = std::fs::read_dir(self.dir.join("projects")).into_iter().flatten().flatten();
+        let known = entries.filter_map(|entry| {
+            let name = entry.file_name().to_str()?.parse().ok()?;
+            Some((name, read_subnet(&entry.path().join(SUBNET)), ids_in(&entry.path()).collect()))
+        });
+        known.collect()
     }
 
     /// The subnets of all projects that have a network now.

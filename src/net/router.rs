@@ -24,6 +24,9 @@ struct Record {
     transit: Subnet,
     /// The programs at devices, by their contents: another version of this program has others.
     barrier: String,
+    /// The mount namespace in which its files are seen.
+    #[serde(default)]
+    mounts: u64,
 }
 
 /// A router that is whole.
@@ -47,6 +50,13 @@ impl Paths {
     fn of(dir: &Path) -> Paths {
         Paths { namespace: dir.join("router"), barrier: dir.join("barrier"), record: dir.join("router.json") }
     }
+
+    /// The router's namespace and its programs, if both are seen there.
+    fn open(self) -> Option<(OwnedFd, Barrier)> {
+        let programs = Barrier::at(self.barrier);
+        let namespace = programs.is_there().then(|| sys::netns::open(&self.namespace))?;
+        Some((namespace.ok()?, programs))
+    }
 }
 
 impl Nets {
@@ -54,16 +64,27 @@ impl Nets {
     pub(super) fn router(&self) -> Option<Router> {
         let paths = Paths::of(&self.dir);
         let record: Record = serde_json::from_slice(&std::fs::read(&paths.record).ok()?).ok()?;
-        let programs = Barrier::at(paths.barrier);
         let uplink = self.uplink();
         let is_whole = record.barrier == barrier::VERSION
-            && sys::net::index_of(&uplink).is_ok_and(|index| index == record.uplink)
-            && programs.is_there();
+            && sys::net::index_of(&uplink).is_ok_and(|index| index == record.uplink);
         if !is_whole {
             return None;
         }
-        let namespace = sys::netns::open(&paths.namespace).ok()?;
+        let (namespace, programs) = paths.open().or_else(|| self.open_elsewhere(record.mounts))?;
         Some(Router { namespace: Arc::new(namespace), barrier: programs, transit: record.transit, uplink })
+    }
+
+    /// Opens a router that was made by a command in another mount namespace, for instance of a unit with `PrivateMounts=yes`: its
+    /// files are mounts, which are seen only there.
+    fn open_elsewhere(&self, mounts: u64) -> Option<(OwnedFd, Barrier)> {
+        if sys::mount::namespace().ok()? == mounts {
+            return None;
+        }
+        let below = self.dir.strip_prefix("/").unwrap_or(&self.dir);
+        sys::mount::roots_in(mounts).into_iter().find_map(|root| {
+            // The process that answers for names has the directory `names` for its root.
+            [root.join(below), root.join("..")].iter().find_map(|dir| Paths::of(dir).open())
+        })
     }
 
     /// Makes a router where there is none that is whole. The caller holds the lock of networks and of the host.
@@ -98,12 +119,23 @@ impl Nets {
         router.barrier.watch_out(&router.uplink, "to_router")?;
         link::set_up_host(&router.uplink, &transit)?;
         fault::point("net-join.router-uplink")?;
-        let record =
-            Record { uplink: link::index(&router.uplink)?, transit, barrier: barrier::VERSION.into() };
+        let record = Record {
+            uplink: link::index(&router.uplink)?,
+            transit,
+            barrier: barrier::VERSION.into(),
+            mounts: sys::mount::namespace().map_err(Error::sys("look at this mount namespace"))?,
+        };
         let text = serde_json::to_vec(&record).map_err(|e| Error::corrupt(&paths.record, e))?;
         sys::file::replace_volatile(&paths.record, &text).map_err(Error::io("write", &paths.record))?;
         fault::point("net-join.router-made")?;
         Ok(router)
+    }
+
+    /// Whether something of a router is there.
+    pub(super) fn has_part_of_router(&self) -> bool {
+        let paths = Paths::of(&self.dir);
+        link::exists(&self.uplink())
+            || [paths.namespace, paths.barrier, paths.record].iter().any(|path| path.exists())
     }
 
     /// Removes the router, whatever of it is there.

@@ -15,6 +15,7 @@ mod cgroup;
 mod filter;
 mod fix;
 mod kernel;
+mod networks;
 mod programs;
 mod space;
 mod storage;
@@ -151,6 +152,7 @@ fn look(probe: &Probe) -> Vec<Check> {
     checks.extend(cgroup::checks(probe));
     checks.extend(programs::checks(probe));
     checks.extend(filter::checks(probe));
+    checks.extend(networks::checks(probe));
     checks.extend(storage::checks(probe));
     checks.extend(space::checks(probe));
     checks

@@ -84,6 +84,9 @@ pub struct Oci {
 pub struct Addresses {
     pub ipv4: std::net::Ipv4Addr,
     pub ipv6: std::net::Ipv6Addr,
+    /// What its network lacks, and what to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// The root filesystem.
@@ -121,11 +124,11 @@ impl Sparks {
             None | Some(0) => Ended::ByItself,
             Some(_) => Ended::Idle,
         });
-        let network = self
-            .nets()
-            .member(&record.id)
-            .filter(|_| live.is_some())
-            .map(|m| Addresses { ipv4: m.v4(), ipv6: m.v6() });
+        let network = self.nets().member(&record.id).filter(|_| live.is_some()).map(|m| Addresses {
+            ipv4: m.v4(),
+            ipv6: m.v6(),
+            problem: self.problem_of_networks(),
+        });
         Ok(Info {
             state: if subvolume.is_some() { self.state(&record) } else { State::Broken },
             name: spark.name,

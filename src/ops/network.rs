@@ -19,7 +19,7 @@ use crate::domain::port::Published;
 use crate::domain::spark::{Id, SparkRecord};
 use crate::domain::subnet::{NetworkRecord, Subnet};
 use crate::error::{Error, Result};
-use crate::net::{Member, Nets, Router, names};
+use crate::net::{Lack, Member, Nets, Router, names};
 use crate::pool::{names_in, record};
 use crate::runtime::launch::Wiring;
 use crate::runtime::live;
@@ -113,6 +113,14 @@ impl Sparks {
         }
     }
 
+    /// What the networks of the sparks that run lack, and what to type. Changes nothing.
+    pub(super) fn problem_of_networks(&self) -> Option<String> {
+        match self.nets().lacks() {
+            Ok(lacks) => told(&lacks).map(|told| format!("{told}; `spark gc` mends that")),
+            Err(e) => Some(format!("cannot tell whether the network works: {e}")),
+        }
+    }
+
     /// Gives a new spark the number that it keeps, if it is to have a network.
     pub(super) fn give_address(&self, project: &Name, record: &mut SparkRecord) -> Result<()> {
         if record.options.network == Network::Project {
@@ -165,13 +173,8 @@ impl Sparks {
             has_route6: false,
             mtu: 0,
         };
-        let inside = |id: &Id| {
-            let live = live::read(&self.pool.place.bundle(id))?;
-            let namespace = sys::netns::of(live.init.pid).ok()?;
-            // It may have ended, and its number be another's.
-            live.init.alive().then_some(namespace)
-        };
-        let (member, router) = nets.reserve(member, had, || self.subnets(&spark.project), inside)?;
+        let used = || self.subnets(Some(&spark.project));
+        let (member, router) = nets.reserve(member, had, used, |id| self.network_of(id))?;
         if had != Some(member.subnet) {
             let (egress, rest) = known.map(|k| (k.egress, k.rest)).unwrap_or_default();
             let new = NetworkRecord { version: FORMAT, subnet: member.subnet, egress, rest };
@@ -189,10 +192,24 @@ impl Sparks {
         Ok(Some(Wire { here, helper: Box::new(helper) }))
     }
 
-    /// The subnets of the other projects.
-    fn subnets(&self, but: &Name) -> Vec<Subnet> {
+    /// The network namespace of a spark that runs.
+    fn network_of(&self, id: &Id) -> Option<std::os::fd::OwnedFd> {
+        let live = live::read(&self.pool.place.bundle(id))?;
+        let namespace = sys::netns::of(live.init.pid).ok()?;
+        // It may have ended, and its number be another's.
+        live.init.alive().then_some(namespace)
+    }
+
+    /// Makes anew what the networks of running sparks lack. Returns what that was.
+    pub(super) fn mend_networks(&self) -> Result<Vec<Lack>> {
+        let program = self.context.program.as_deref();
+        self.nets().mend_all(program, || self.subnets(None), |id| self.network_of(id))
+    }
+
+    /// The subnets of all projects but one.
+    fn subnets(&self, but: Option<&Name>) -> Vec<Subnet> {
         let projects = names_in(&self.pool.paths.projects()).unwrap_or_default();
-        let others = projects.iter().filter(|p| *p != but).map(|p| self.pool.paths.network(p));
+        let others = projects.iter().filter(|p| Some(*p) != but).map(|p| self.pool.paths.network(p));
         others
             .filter_map(|path| record::read::<NetworkRecord>(&path).ok().flatten())
             .map(|r| r.subnet)
@@ -208,6 +225,12 @@ impl Sparks {
     /// The sparks that have a network and no use for it, of so many.
     pub(super) fn left_networks(&self, most: usize) -> Vec<Id> {
         self.nets().without_device(most).into_iter().filter(|id| self.is_over(id).is_some()).collect()
+    }
+
+    /// All sparks that have a network and no use for it, whether their devices are there or not: somebody may keep the network
+    /// namespace of a spark that has ended.
+    pub(super) fn ended_networks(&self) -> Vec<Id> {
+        self.nets().ids().into_iter().filter(|id| self.is_over(id).is_some()).collect()
     }
 
     pub(super) fn drop_network(&self, id: &Id) -> Result<()> {
@@ -327,6 +350,12 @@ impl Found {
             ));
         }
     }
+}
+
+/// What sparks cannot do, in words. None if they can do all.
+pub(super) fn told(lacks: &[Lack]) -> Option<String> {
+    let effects: Vec<&str> = lacks.iter().map(|lack| lack.effect()).collect();
+    (!effects.is_empty()).then(|| effects.join("; "))
 }
 
 type Resolved = (Option<Vec<(crate::domain::subnet::Cidr, Option<u16>)>>, Vec<(String, std::net::IpAddr)>);

@@ -3,6 +3,7 @@
 //! A limit hangs on a subvolume's id, and a restore gives a spark another one. So every start puts the root that is there
 //! into the group that the spark's own id names, and nothing of it is recorded but the limit.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -100,7 +101,7 @@ impl Pool {
     }
 
     /// Groups of sparks that are none of these.
-    pub fn groups_but(&self, ids: &[Id]) -> Result<Vec<u64>> {
+    pub fn groups_but(&self, ids: &HashSet<Id>) -> Result<Vec<u64>> {
         let of_sparks: Vec<u64> = ids.iter().map(|id| sys::quota::group(id.number())).collect();
         let all = self.groups()?.into_iter().map(|(group, _)| group);
         Ok(all.filter(|group| *group >> 48 == 1 && !of_sparks.contains(group)).collect())

@@ -77,6 +77,18 @@ pub fn replace_volatile(path: &Path, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes a new file whole, without fsync. False if the path exists already.
+pub fn create_volatile(path: &Path, content: &[u8]) -> io::Result<bool> {
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut file = temporary(dir)?;
+    file.write_all(content).map_err(plain)?;
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e.error),
+    }
+}
+
 /// The same for what others may read. Mode 0644.
 pub fn replace_readable(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

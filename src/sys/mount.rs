@@ -221,6 +221,20 @@ pub fn join(namespace: impl AsFd) -> io::Result<()> {
     Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind))?)
 }
 
+/// The number of the mount namespace of this thread.
+pub fn namespace() -> io::Result<u64> {
+    Ok(rustix::fs::stat("/proc/thread-self/ns/mnt")?.st_ino)
+}
+
+/// The roots of the processes of a mount namespace: what is mounted there is seen through them.
+pub fn roots_in(namespace: u64) -> Vec<PathBuf> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_in = |process: &PathBuf| {
+        rustix::fs::stat(process.join("ns/mnt")).is_ok_and(|stat| stat.st_ino == namespace)
+    };
+    processes.filter(is_in).map(|process| process.join("root")).collect()
+}
+
 /// Takes the mount away whose top is open here, at once for all who look and later for those who use it.
 pub fn detach(top: impl AsFd) -> io::Result<()> {
     // umount2(2) takes paths only, and there may be no /proc to name a descriptor by.

@@ -79,11 +79,14 @@ impl Host {
         format!("spt-{}-{which}", self.name)
     }
 
-    /// Ends with the namespace.
-    pub(crate) fn background(&self, mut command: Command) {
+    /// Ends with the namespace. Returns the number of the process.
+    pub(crate) fn background(&self, mut command: Command) -> u32 {
         use std::os::unix::process::CommandExt;
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).process_group(0);
-        self.servers.borrow_mut().push(command.spawn().unwrap());
+        let server = command.spawn().unwrap();
+        let pid = server.id();
+        self.servers.borrow_mut().push(server);
+        pid
     }
 
     #[track_caller]
@@ -227,8 +230,8 @@ impl Drop for Host {
             let _ = Command::new("kill").args(["--", &format!("-{}", server.id())]).status();
             let _ = server.wait();
         }
-        for which in ["h", "i"] {
-            let _ = Command::new("ip").args(["netns", "delete", &self.netns(which)]).status();
+        for which in ["h", "i", "c"] {
+            let _ = Command::new("ip").args(["netns", "delete", &self.netns(which)]).output();
         }
     }
 }

@@ -363,58 +363,6 @@ fn id_of(host: &Host, spark: &str) -> String {
     host.spark(&["--json", "info", spark]).json()["id"].as_str().unwrap().to_owned()
 }
 
-/// Rules of the packet filter are for translating only: without them sparks reach less, and nothing more.
-#[test]
-fn rules_that_somebody_flushed_open_nothing_and_are_there_again_after_gc() {
-    let host = Host::new();
-    host.talker("one/a", &["-p", "127.0.0.1:8080:80"]);
-    for spark in ["one/b", "two/a"] {
-        host.talker(spark, &[]);
-    }
-    host.spark(&["create", "three/a", "--allow-host"]).ok();
-    host.on_host(&["ip", "link", "add", "docker0", "type", "veth", "peer", "name", "container"]);
-    host.on_host(&["ip", "addr", "add", "203.0.113.1/24", "dev", "docker0"]);
-    host.on_host(&["ip", "link", "set", "docker0", "up"]);
-    let (b, (four, six)) = (host.addresses("one/b").0, host.addresses("two/a"));
-    let tries = [
-        format!("{b} 80"),
-        format!("{four} 80"),
-        format!("{six} 80"),
-        format!("{HOST4} 7000"),
-        format!("{HOST6} 7000"),
-        "203.0.113.1 7000".into(),
-        "169.254.169.254 80".into(),
-        "127.0.0.1 7000".into(),
-    ];
-    let closed = ["one/b", "-", "-", "-", "-", "-", "-", "-"];
-    let flush = |whose: &str| match whose {
-        "host" => drop(host.on_host(&["nft", "flush", "ruleset"])),
-        _ => drop(host.on_router(&["nft", "flush", "ruleset"])),
-    };
-    for whose in [&["host"][..], &["router"], &["host", "router"]] {
-        whose.iter().for_each(|whose| flush(whose));
-        assert_eq!(host.hears_unseen("one/a", &tries), closed, "without the rules of {whose:?}");
-        // The spark that may shows that somebody is there. It needs the router's translation.
-        let control = if whose.contains(&"router") { "-" } else { "host" };
-        assert_eq!(host.hears_unseen("three/a", &tries[3..4]), [control], "without the rules of {whose:?}");
-        // And an address that the host has only now.
-        host.on_host(&["ip", "addr", "add", "203.0.113.9/32", "dev", "lo"]);
-        assert_eq!(host.hears_unseen("one/a", &["203.0.113.9 7000".into()]), ["-"]);
-        host.on_host(&["ip", "addr", "del", "203.0.113.9/32", "dev", "lo"]);
-        // Whoever enters a spark mends the host's rules, and so does `gc`.
-        let beyond = [format!("{BEYOND4} 80"), format!("{BEYOND6} 80")];
-        if whose == ["host"] {
-            assert_eq!(host.hears("one/a", &beyond), ["beyond"; 2]);
-        } else {
-            assert!(host.spark(&["gc"]).ok().contains("packet filter that was flushed"));
-            assert_eq!(host.hears_unseen("one/a", &beyond), ["beyond"; 2]);
-        }
-        assert!(!host.spark(&["gc"]).ok().contains("packet filter"));
-        assert_eq!(host.heard_by("h", "127.0.0.1 8080"), "one/a");
-        assert_eq!(host.hears_at("three/a", &tries[3]), "host");
-    }
-}
-
 /// Without the router's translation a spark sends with its own address, and answers to the host pass. A piece of a packet has no
 /// ports by which it would be known as an answer.
 #[test]

@@ -188,14 +188,48 @@ impl Barrier {
     pub(super) fn dismiss(&self, member: &Member) -> Result<()> {
         let mut places: HashMap<_, Address, Place> = self.hash("places")?;
         let at = [member.v4().into(), member.v6().into()].map(address);
-        let Ok([.., a, b, c, d]) = places.get(&at[0], 0) else { return Ok(()) };
-        let device = u32::from_ne_bytes([a, b, c, d]);
+        let Ok(place) = places.get(&at[0], 0) else { return Ok(()) };
+        let device = device_of(place);
         let mut sparks: HashMap<_, u32, Spark> = self.hash("sparks")?;
         gone(sparks.remove(&device))?;
         at.iter().try_for_each(|at| gone(places.remove(at)))?;
         let mut map = LpmTrie::<_, Reach, u32>::try_from(self.map("egress")?).map_err(wrong)?;
         let rules = member.egress.as_deref().unwrap_or_default();
         rules.iter().try_for_each(|rule| gone(map.remove(&reach(device, rule))))
+    }
+
+    /// The numbers of the devices that something is known of.
+    pub(super) fn devices(&self) -> Result<Vec<u32>> {
+        let sparks: HashMap<_, u32, Spark> = self.hash("sparks")?;
+        let places: HashMap<_, Address, Place> = self.hash("places")?;
+        let placed = places.iter().filter_map(std::result::Result::ok).map(|(_, place)| device_of(place));
+        let mut all: Vec<u32> = sparks.keys().filter_map(std::result::Result::ok).chain(placed).collect();
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// Forgets all that is known of devices, by their numbers.
+    pub(super) fn forget(&self, devices: &[u32]) -> Result<()> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let mut sparks: HashMap<_, u32, Spark> = self.hash("sparks")?;
+        devices.iter().try_for_each(|device| gone(sparks.remove(device)))?;
+        let mut places: HashMap<_, Address, Place> = self.hash("places")?;
+        let all: Vec<_> = places.iter().filter_map(std::result::Result::ok).collect();
+        let of_these = all.iter().filter(|(_, place)| devices.contains(&device_of(*place)));
+        of_these.into_iter().try_for_each(|(at, _)| gone(places.remove(at)))?;
+        let mut egress = LpmTrie::<_, Reach, u32>::try_from(self.map("egress")?).map_err(wrong)?;
+        let rules: Vec<_> = egress.keys().filter_map(std::result::Result::ok).collect();
+        let device = |rule: &Key<Reach>| {
+            let [a, b, c, d, ..] = rule.data();
+            u32::from_ne_bytes([a, b, c, d])
+        };
+        rules
+            .iter()
+            .filter(|rule| devices.contains(&device(rule)))
+            .try_for_each(|rule| gone(egress.remove(rule)))
     }
 
     /// Has a program look at what a device of this thread's namespace takes in.
@@ -239,6 +273,11 @@ impl Barrier {
     fn array<V: aya::Pod>(&self, name: &str) -> Result<Array<MapData, V>> {
         Array::try_from(self.map(name)?).map_err(wrong)
     }
+}
+
+/// The device of a place.
+fn device_of([.., a, b, c, d]: Place) -> u32 {
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 fn reach(device: u32, (net, port): &(Cidr, Option<u16>)) -> Key<Reach> {

@@ -16,6 +16,7 @@
 //! Everything is in the directory `names` below `SPARK_RUN/net`, which root alone may enter. The caller of `enter`, `rename` and
 //! `leave` holds the lock of the networks, so that nobody takes a spark's name or address in the middle.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,19 @@ impl Names {
     /// `io` if a file cannot be removed.
     pub fn leave(&self, id: &Id, address: Ipv4Addr) -> Result<()> {
         self.known(id, address).map_or(Ok(()), |record| self.records.remove(&record))
+    }
+
+    /// Makes all sparks unknown but these, if `fix` is set. Returns the names of those.
+    ///
+    /// # Errors
+    /// `io` if a file cannot be removed.
+    pub fn forget_all_but(&self, ids: &HashSet<Id>, fix: bool) -> Result<Vec<String>> {
+        let all = self.records.all().into_iter().filter(|record| !ids.contains(&record.id));
+        let left: Vec<Record> = all.collect();
+        if fix {
+            left.iter().try_for_each(|record| self.records.remove(record))?;
+        }
+        Ok(left.into_iter().map(|record| record.name.to_string()).collect())
     }
 
     fn known(&self, id: &Id, address: Ipv4Addr) -> Option<Record> {

@@ -70,6 +70,16 @@ impl Records {
         read(&self.by_address(address))
     }
 
+    /// All that is written by name, which has every spark once.
+    pub(super) fn all(&self) -> Vec<Record> {
+        let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+        let projects = entries(&self.0.join("by-project"));
+        projects
+            .flat_map(|project| entries(&project).collect::<Vec<_>>())
+            .filter_map(|path| read(&path))
+            .collect()
+    }
+
     /// The spark of a project that has a name. What a killed command has left of another one does not count: its address is
     /// that of nobody, or of somebody with another name.
     pub(super) fn of_name(&self, project: &str, name: &Name) -> Option<Record> {

@@ -1,5 +1,6 @@
 //! Collectors of what is left on disk, in the pool and in its indexes.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::super::Sparks;
@@ -7,7 +8,7 @@ use super::super::spark::SparkId;
 use super::{Collection, Item, entries};
 use crate::domain::place::SparkPaths;
 use crate::domain::secret::Reference;
-use crate::domain::spark::SparkRecord;
+use crate::domain::spark::{Id, SparkRecord};
 use crate::error::{Error, Result};
 use crate::pool::{names_in, record, stage};
 use crate::{fault, sys};
@@ -111,24 +112,45 @@ impl Sparks {
 
     /// What counted the disk space of sparks that are gone.
     pub(super) fn gc_quotas(&self, collection: &mut Collection) -> Result<()> {
+        let Some(ids) = self.recorded_ids()? else { return Ok(()) };
+        for group in self.pool.groups_but(&ids)? {
+            let item = Item::new("disk quota", "a spark that is gone", &self.pool.paths.top);
+            collection.free(item, || self.pool.remove_group(group));
+        }
+        Ok(())
+    }
+
+    /// Claims on addresses of sparks that are gone: a command that makes or deletes a spark was killed.
+    pub(super) fn gc_addresses(&self, collection: &mut Collection) -> Result<()> {
+        let nets = self.nets();
+        // Listed first: a spark that is made meanwhile has its record before the records are read. If it has none yet, it claims
+        // its number again when it starts.
+        let claims = nets.claims();
+        let Some(ids) = self.recorded_ids()? else { return Ok(()) };
+        for claim in claims.iter().filter(|claim| !ids.contains(&claim.id)) {
+            let item = Item::new("address", "a spark that is gone", &claim.path);
+            collection.free(item, || {
+                nets.release_number(&claim.project, &claim.id, claim.number);
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+
+    /// The ids of all sparks, in the trash and half-made too. None if a record cannot be read: then nobody can tell whose what is.
+    fn recorded_ids(&self) -> Result<Option<HashSet<Id>>> {
         let paths = &self.pool.paths;
         let mut dirs = entries(&paths.trash())?;
         dirs.extend(entries(&paths.staging())?);
         dirs.extend(self.all_sparks()?.iter().map(|spark| self.dir(spark)));
-        let mut ids = Vec::new();
+        let mut ids = HashSet::new();
         for dir in dirs {
             match record::read::<SparkRecord>(&dir.join("spark.json")) {
-                Ok(Some(record)) => ids.push(record.id),
-                Ok(None) => {}
-                // Whose group that is, nobody can tell now.
-                Err(_) => return Ok(()),
+                Ok(found) => ids.extend(found.map(|record| record.id)),
+                Err(_) => return Ok(None),
             }
         }
-        for group in self.pool.groups_but(&ids)? {
-            let item = Item::new("disk quota", "a spark that is gone", &paths.top);
-            collection.free(item, || self.pool.remove_group(group));
-        }
-        Ok(())
+        Ok(Some(ids))
     }
 
     /// Files that a command was killed over while it wrote them.
@@ -140,6 +162,7 @@ impl Sparks {
         dirs.extend(names_in(&paths.bases())?.iter().map(|base| paths.base(base)));
         dirs.extend(entries(&place.secrets())?);
         dirs.push(self.nets().dir_of_members());
+        dirs.extend(self.nets().dirs_of_claims());
         for dir in dirs {
             for path in entries(&dir)?.into_iter().filter(|path| sys::file::is_abandoned(path)) {
                 let item = Item::new("half-written file", "a command that was killed", &path);

@@ -91,6 +91,7 @@ const COLLECTORS: &[Collector] = &[
     Sparks::gc_index,
     Sparks::gc_quotas,
     Sparks::gc_networks,
+    Sparks::gc_addresses,
     Sparks::gc_ids,
     Sparks::gc_unwritten,
     Sparks::gc_images,

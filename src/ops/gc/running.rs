@@ -9,6 +9,7 @@ use super::super::spark::SparkId;
 use super::{Collection, Item, entries};
 use crate::domain::spark::Id;
 use crate::error::{Error, Result};
+use crate::net::Lack;
 use crate::pool::index::Identity;
 use crate::pool::names_in;
 use crate::runtime::{ids, live};
@@ -153,7 +154,7 @@ impl Sparks {
     /// Networks of sparks that ended by themselves, and rules that somebody has flushed.
     pub(super) fn gc_networks(&self, collection: &mut Collection) -> Result<()> {
         let nets = self.pool.place.run.join("net");
-        for id in self.left_networks(usize::MAX) {
+        for id in self.ended_networks() {
             let item = Item::new("network of a spark that ended", &id, &nets);
             collection.free(item, || self.drop_network(&id));
         }
@@ -162,7 +163,11 @@ impl Sparks {
             self.nets().sweep()?;
         }
         self.gc_old_bridges(collection, &nets)?;
-        for (what, whose) in self.nets().lacks_rules(mend)? {
+        for (what, whose) in self.nets().unowned(mend)? {
+            collection.free(Item::new(what, whose, &nets), || Ok(()));
+        }
+        let lacks = if mend { self.mend_networks()? } else { self.nets().lacks()? };
+        for (what, whose) in lacks.into_iter().map(Lack::item) {
             collection.free(Item::new(what, whose, &nets), || Ok(()));
         }
         Ok(())
