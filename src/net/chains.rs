@@ -58,6 +58,11 @@ pub(super) fn dropping() -> Result<Vec<Dropping>> {
     Ok(found)
 }
 
+/// The rules of firewalld, if it runs.
+pub fn rules_of_firewalld() -> Option<String> {
+    nft::call(&["list", "table", "inet", "firewalld"], "").ok()
+}
+
 /// Whether a rule ends the way of every packet, as `reject` or `drop` at the end of a chain.
 fn is_for_all(rule: &Value) -> bool {
     let ends = |e: &Value| {

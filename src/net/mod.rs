@@ -35,6 +35,7 @@ mod router;
 mod rules;
 mod sysctl;
 
+pub use chains::rules_of_firewalld;
 pub use mending::Lack;
 use names::Names;
 pub use router::Router;

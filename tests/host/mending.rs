@@ -49,6 +49,25 @@ fn info_and_doctor_tell_what_running_sparks_lack_and_gc_mends_it() {
     assert!(host.spark(&["--json", "info", "later"]).json()["network"].is_null());
 }
 
+/// With the path of this program in the place of the one that is installed.
+#[test]
+fn the_unit_that_follows_firewalls_is_what_systemd_takes() {
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/systemd/spark-network@.service");
+    let text = std::fs::read_to_string(shipped).unwrap();
+    assert_eq!(text.matches("=/usr/local/bin/spark gc\n").count(), 2, "at a start and at a reload");
+    let dir = tempfile::tempdir().unwrap();
+    let unit = dir.path().join("spark-network@.service");
+    let verify = |text: &str| {
+        std::fs::write(&unit, text).unwrap();
+        let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output();
+        let verified = verified.expect("these tests need systemd-analyze: `apt-get install systemd`");
+        String::from_utf8_lossy(&verified.stderr).into_owned()
+    };
+    let here = text.replace("/usr/local/bin/spark", env!("CARGO_BIN_EXE_spark"));
+    assert_eq!(verify(&here), "");
+    assert_ne!(verify(&here.replace("Type=oneshot", "Type=never")), "", "the control");
+}
+
 /// As newer versions of firewalld have them: only the process that has made such a table may change it.
 #[test]
 fn a_table_that_has_an_owner_keeps_no_spark_from_starting() {

@@ -1,7 +1,5 @@
 //! Networks of sparks that run: what they have lost, and what of the host is in their way.
 
-use std::process::Command;
-
 use super::super::network;
 use super::{Check, Probe};
 use crate::net::Nets;
@@ -18,7 +16,7 @@ const POLICY: &str = "firewall-cmd --permanent --new-zone=sparks && \
 
 pub(super) fn checks(probe: &Probe) -> Vec<Check> {
     let nets = Nets::of(&probe.place.run);
-    vec![whole(&nets), current(probe, &nets), firewalld(probe)]
+    vec![whole(&nets), current(probe, &nets), firewalld()]
 }
 
 /// Whether running sparks have all that their networks need.
@@ -57,15 +55,8 @@ fn reference(probe: &Probe, id: &str) -> String {
 }
 
 /// firewalld refuses what no policy of its own lets pass, before rules of others count.
-fn firewalld(probe: &Probe) -> Check {
-    let rules = probe.program("nft").and_then(|nft| {
-        Command::new(nft)
-            .args(["list", "table", "inet", "firewalld"])
-            .output()
-            .ok()
-            .filter(|out| out.status.success())
-    });
-    judged(rules.map(|rules| String::from_utf8_lossy(&rules.stdout).into_owned()).as_deref())
+fn firewalld() -> Check {
+    judged(crate::net::rules_of_firewalld().as_deref())
 }
 
 /// Judges the rules of firewalld, if there are any.
