@@ -253,8 +253,10 @@ fails_closed() {
     check 'firewalld starts' start_firewalld
     stays_closed 'firewalld started'
     check 'firewalld started: spark gc' spark gc
+    check 'firewalld started: doctor prints the policy that is missing' prints_policy
     check 'firewalld started: what its zones refuse stays refused' equals '' open_to one/a $beyond4 80 $beyond6 80
     check 'firewalld gets a policy for sparks, and is reloaded' firewalld_policy
+    check 'firewalld reloaded: doctor has no policy to print' sh -c '! spark doctor | grep new-policy'
     stays_closed 'firewalld reloaded'
     mended 'firewalld reloaded'
     check 'firewalld is restarted' systemctl restart firewalld
@@ -264,6 +266,7 @@ fails_closed() {
     check 'firewalld is stopped' systemctl stop firewalld
     stays_closed 'firewalld stopped'
     nft flush ruleset
+    unit_follows
 
     printf '%s\n' net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0 >/etc/sysctl.d/99-no-router.conf
     check 'the settings of the kernel are read anew' sysctl --system
@@ -283,6 +286,25 @@ fails_closed() {
     systemctl stop systemd-networkd systemd-networkd.socket
     rm /run/systemd/network/nd0.network
     ip link del nd0
+}
+
+prints_policy() { spark doctor | grep -q -e '--new-policy=sparks-out'; }
+# From within the spark's network: a command of ours would mend it.
+leaves_unseen() {
+    [ "$(nsenter -t "$(spark info one/a --json | jq -er .pid)" -n busybox nc -w 20 $beyond4 80 </dev/null)" = beyond ]
+}
+unit_follows() {
+    install -m 644 -t /etc/systemd/system /share/spark-network@.service
+    systemctl daemon-reload
+    check 'a unit follows nftables and firewalld' systemctl enable spark-network@nftables spark-network@firewalld
+    check 'nftables is restarted, with the unit' systemctl restart nftables
+    check 'its rules are those that drop' sh -c 'nft list chain inet filter forward | grep -q "policy drop"'
+    check 'the unit has mended what a restart of nftables took away' soon leaves_unseen
+    check 'nftables is reloaded, with the unit' systemctl reload nftables
+    check 'the unit has mended what a reload of nftables took away' soon leaves_unseen
+    systemctl -q disable spark-network@nftables spark-network@firewalld
+    nft flush ruleset
+    check 'what the unit left is mended' spark gc
 }
 
 reaches_its_project_and_beyond() { # SPARK OTHER

@@ -43,7 +43,7 @@ if [ "${1:-}" = --guest ]; then
     guest=${2:?}
     shift 2
 fi
-cp "$here"/{checks,guest-secrets}.sh "$share/"
+cp "$here"/{checks,guest-secrets}.sh "$here"/../../packaging/systemd/*.service "$share/"
 
 # In the background, so that a signal is handled at once and passed on.
 "$here/boot.sh" "$here/$guest" "$share" "$@" &
