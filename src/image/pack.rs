@@ -349,7 +349,7 @@ impl<'a, W: Write> Packing<'a, W> {
                 let head = Head { kind: b'1', name: path, link: &first, ..head };
                 return self.packer.head(&head).map_err(Error::sys("write an archive"));
             }
-            self.links.note(id, path.to_owned(), (), stat.st_nlink as u64);
+            self.links.note(id, path.to_owned(), (), stat.st_nlink as _);
         }
         let file = tree::open_file(at.0, at.1).map_err(self.io("open", path))?;
         let xattrs = self.xattrs(&file, path)?;

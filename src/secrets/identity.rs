@@ -119,6 +119,7 @@ fn write(path: &Path, content: &[u8], replace: bool) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let mut file = tempfile::Builder::new().prefix(".identity-").tempfile_in(dir)?;
+    let _guard = sys::unfinished::Unfinished::path(file.path())?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
     match if replace { file.persist(path) } else { file.persist_noclobber(path) } {

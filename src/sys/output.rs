@@ -27,7 +27,7 @@ enum Kind {
     /// A file that has no name yet: nothing is left of it, however this process ends.
     Unnamed(File, PathBuf),
     /// A file that has another name yet, on a filesystem that has none without a name.
-    Named(NamedTempFile, Unfinished, PathBuf),
+    Named(NamedTempFile, Box<Unfinished>, PathBuf),
 }
 
 impl Output {
@@ -63,7 +63,7 @@ impl Output {
 
     fn named(dir: &Path, path: &Path) -> io::Result<Output> {
         let new = new_file_in(dir)?;
-        let guard = Unfinished::path(new.path())?;
+        let guard = Box::new(Unfinished::path(new.path())?);
         Ok(Output(Kind::Named(new, guard, path.to_owned())))
     }
 

@@ -356,7 +356,7 @@ impl<'a> Copier<'a> {
         // Alone, it has no other name that is copied too.
         if stat.st_nlink > 1 && !self.path.is_empty() {
             let path = [top.name, b"/", &self.path].concat();
-            self.links.note(file, path, copy, stat.st_nlink as u64);
+            self.links.note(file, path, copy, stat.st_nlink as _);
             self.summary.separate = self.links.separate;
         }
         Ok(())
