@@ -43,11 +43,11 @@ fn a_spark_with_many_packet_sockets_is_stopped_when_the_kernel_has_closed_them()
     bare(&machine, "web", &["--no-start"]);
     std::fs::copy(compiled("taker"), root(&machine, "web").join("bin/taker")).unwrap();
     machine.spark(&["resume", "web"]).ok();
-    let (mut child, count, error) = taking(inside(&machine, "web", "packets", "400"));
-    assert_eq!((count, &*error), (400, "0"));
+    let (mut child, count, error) = taking(inside(&machine, "web", "packets", "600"));
+    assert_eq!((count, &*error), (600, "0"));
     let mut stop = machine.command(&["stop", "web", "-t", "0"]);
-    // Less than closing takes, and more than one socket does.
-    crate::common::Output::of("stop", stop.env("SPARK_HASTE", "30")).ok();
+    // Less than closing takes, even while others change networks, which makes it faster.
+    crate::common::Output::of("stop", stop.env("SPARK_HASTE", "40")).ok();
     child.wait().unwrap();
     assert_eq!(machine.spark(&["info", "web", "--json"]).json()["state"], "stopped");
 }
