@@ -25,17 +25,24 @@ impl Id {
         &self.0
     }
 
-    /// 48 of its random bits: as good as unique among the sparks of one pool.
-    pub fn number(&self) -> u64 {
-        let value: u128 = self.0.parse::<ulid::Ulid>().map(u128::from).unwrap_or_default();
-        (value & 0xffff_ffff_ffff) as u64
+    fn value(&self) -> u128 {
+        // An `Id` is only ever made of a valid ULID.
+        self.0.parse::<ulid::Ulid>().map(u128::from).unwrap_or_default()
     }
 
-    /// The same 128 bits as 32 hexadecimal digits, as `/etc/machine-id` wants them.
+    /// Its 128 bits.
+    pub fn bytes(&self) -> [u8; 16] {
+        self.value().to_be_bytes()
+    }
+
+    /// 48 of its random bits: as good as unique among the sparks of one pool.
+    pub fn number(&self) -> u64 {
+        (self.value() & 0xffff_ffff_ffff) as u64
+    }
+
+    /// Its 128 bits as 32 hexadecimal digits, as `/etc/machine-id` wants them.
     pub fn machine_id(&self) -> String {
-        // An `Id` is only ever made of a valid ULID.
-        let value: u128 = self.0.parse::<ulid::Ulid>().map(u128::from).unwrap_or_default();
-        format!("{value:032x}")
+        format!("{:032x}", self.value())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What all installations of a host share, in `/run/spark-nets`: whose uplinks there are, and what of the host's own settings
 //! was changed for them. It is put back with the last uplink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -10,7 +10,7 @@ use std::path::Path;
 use super::chains::{self, Chain};
 use super::rules::{self, Family};
 use super::{PREFIX, link, nft, sysctl};
-use crate::domain::subnet::{Cidr, PREFIX4, Subnet};
+use crate::domain::subnet::{self, BLOCK, Cidr, Subnet, Transit};
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -76,42 +76,99 @@ fn save(state: &State) -> Result<()> {
     sys::file::replace_volatile(&path, &text).map_err(Error::io("write", path))
 }
 
-/// Chooses a project's networks: those that it had, unless something else of the host has them now. The caller holds the
-/// lock until the routes to them are there.
-pub(super) fn choose(had: Option<Subnet>, seed: &[u8], used: &[Subnet]) -> Result<Subnet> {
-    let taken: Vec<Cidr> = routes4().into_iter().chain(resolvers()).collect();
-    let free = |net: &Cidr| !taken.iter().any(|t| t.overlaps(net));
-    if let Some(had) = had.filter(|had| free(&had.net4())) {
-        return Ok(had);
-    }
-    let hash = super::hash(seed);
-    let v6 = had.map_or_else(
-        || {
-            let mut bytes = [0; 16];
-            bytes[0] = 0xfd;
-            bytes[1..8].copy_from_slice(&hash[..7]);
-            Ipv6Addr::from(bytes)
-        },
-        |had| had.v6,
-    );
-    let start = u32::from_be_bytes([hash[8], hash[9], hash[10], hash[11]]);
-    for (first, bits) in POOLS {
-        let count = 1 << (PREFIX4 - bits);
-        for n in 0..count {
-            let index = (start % count + n) % count;
-            let v4 = Ipv4Addr::from(u32::from(first) + (index << (32 - PREFIX4)));
-            let subnet = Subnet { v4, v6 };
-            if free(&subnet.net4()) && used.iter().all(|u| u.v4 != v4) {
-                return Ok(subnet);
-            }
+/// Chooses what a project's subnet lacks up to a block: the first of its blocks that have routes of ours, `routed`, stay. Of
+/// the others, those stay that nothing else of the host has come to have. `seed` is the project's own, and `used` are blocks of
+/// other projects. The caller holds the lock until the routes are there.
+pub(super) fn choose(
+    subnet: &mut Subnet,
+    routed: usize,
+    last: usize,
+    seed: &[u8],
+    used: impl Fn() -> HashSet<Ipv4Addr>,
+) -> Result<()> {
+    let taken = taken4();
+    let mut others = None;
+    for index in routed..subnet.blocks.len().max(last + 1) {
+        if subnet.blocks.get(index).is_some_and(|had| is_free(&subnet::block_at(*had), &taken)) {
+            continue;
+        }
+        let others = others.get_or_insert_with(&used);
+        let is_nobodys = |block: &Ipv4Addr| !others.contains(block) && !subnet.blocks.contains(block);
+        let chosen = block(&[seed, &index.to_be_bytes()].concat(), &taken, is_nobodys)?;
+        match subnet.blocks.get_mut(index) {
+            Some(had) => *had = chosen,
+            None => subnet.blocks.push(chosen),
         }
     }
-    Err(Error::Network {
-        what: "every network for a project is taken by this host's routes".into(),
+    if routed == 0 {
+        subnet.v6 = network6((!subnet.v6.is_unspecified()).then_some(subnet.v6), seed)?;
+    }
+    Ok(())
+}
+
+/// Chooses the networks of an uplink.
+pub(super) fn choose_transit(seed: &[u8], used: &HashSet<Ipv4Addr>) -> Result<Transit> {
+    let v4 = block(seed, &taken4(), |block| !used.contains(block))?;
+    Ok(Transit { v4, v6: network6(None, seed)? })
+}
+
+fn is_free(net: &Cidr, taken: &[Cidr]) -> bool {
+    !taken.iter().any(|other| other.overlaps(net))
+}
+
+/// A block that nothing of the host has, and of which `is_nobodys` says so too.
+fn block(seed: &[u8], taken: &[Cidr], is_nobodys: impl Fn(&Ipv4Addr) -> bool) -> Result<Ipv4Addr> {
+    let hash = super::hash(seed);
+    let start = u32::from_be_bytes([hash[8], hash[9], hash[10], hash[11]]);
+    let all = POOLS.iter().flat_map(|(first, bits)| {
+        let count = 1 << (BLOCK - bits);
+        (0..count).map(move |n| {
+            Ipv4Addr::from(u32::from(*first) + ((start.wrapping_add(n) % count) << (32 - BLOCK)))
+        })
+    });
+    let mut free = all.filter(|v4| is_nobodys(v4) && is_free(&subnet::block_at(*v4), taken));
+    free.next().ok_or_else(|| no_network("every network for a project is taken by this host's routes"))
+}
+
+/// A network of IPv6 of a project: the one that it had, unless something else of the host has that now.
+fn network6(had: Option<Ipv6Addr>, seed: &[u8]) -> Result<Ipv6Addr> {
+    let taken = routes6();
+    let others = (0u8..16).map(|n| {
+        let hash = super::hash(&[seed, &[n]].concat());
+        let mut bytes = [0; 16];
+        bytes[0] = 0xfd;
+        bytes[1..8].copy_from_slice(&hash[..7]);
+        Ipv6Addr::from(bytes)
+    });
+    let mut free = had.into_iter().chain(others).filter(|v6| is_free(&subnet::net6(*v6), &taken));
+    free.next()
+        .ok_or_else(|| no_network("every network of IPv6 for a project is taken by this host's routes"))
+}
+
+fn no_network(what: &str) -> Error {
+    Error::Network {
+        what: what.into(),
         hint: Some(
             "look at `ip route`; a spark with `--network host` or `none` needs no network of its own".into(),
         ),
-    })
+    }
+}
+
+/// What of IPv4 the host has a use for itself.
+fn taken4() -> Vec<Cidr> {
+    routes4().into_iter().chain(resolvers()).collect()
+}
+
+/// Where the routes of IPv6 lead, but those to everything and to most of it: a network of ours is told from others there.
+fn routes6() -> Vec<Cidr> {
+    let text = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    let parsed = text.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let address = u128::from_str_radix(fields.next()?, 16).ok()?;
+        let prefix = u8::from_str_radix(fields.next()?, 16).ok()?;
+        Some(Cidr { address: IpAddr::V6(address.into()), prefix })
+    });
+    parsed.filter(|net| net.prefix > 16).collect()
 }
 
 /// Where the routes of IPv4 lead, but the default one.

@@ -107,7 +107,7 @@ impl Nets {
             }
             if fix {
                 if let (Some(router), Some(subnet)) = (router, &subnet) {
-                    router.remove_project(subnet)?;
+                    router.remove_networks(subnet)?;
                 }
                 self.forget_project(&project)?;
             }

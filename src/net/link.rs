@@ -15,7 +15,7 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope, R
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{GATEWAY4, GATEWAY6, Member, rules, sysctl};
-use crate::domain::subnet::{Cidr, PREFIX4, Subnet};
+use crate::domain::subnet::{Cidr, Transit};
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -23,9 +23,6 @@ use crate::sys;
 const INSIDE: &str = "eth0";
 /// The router's end of the uplink.
 pub(super) const UPLINK: &str = "up";
-/// Bits of the network between the two ends of the uplink: the host is 1, sparks are 2, and 3 with `--allow-host`.
-pub(super) const TRANSIT4: u8 = 29;
-pub(super) const TRANSIT6: u8 = 126;
 
 /// Runs requests, one after the other, in the network namespace that this thread is in.
 pub(super) fn netlink<T>(
@@ -122,9 +119,9 @@ fn route(to: &Cidr, kind: RouteType, device: Option<u32>) -> RouteMessage {
 }
 
 /// The networks of both families that the kernel speaks.
-fn families(nets: [Cidr; 2]) -> impl Iterator<Item = Cidr> {
+fn families(nets: &[Cidr]) -> impl Iterator<Item = &Cidr> {
     let ipv6 = sysctl::has_ipv6();
-    nets.into_iter().filter(move |net| ipv6 || net.address.is_ipv4())
+    nets.iter().filter(move |net| ipv6 || net.address.is_ipv4())
 }
 
 /// A spark's pair of devices has one address of Ethernet.
@@ -150,16 +147,16 @@ pub(super) fn make_uplink(name: &str, mac: [u8; 6], host: BorrowedFd<'_>, mtu: u
 }
 
 /// Sets up the router's end of the uplink, and what sparks have for a gateway.
-pub(super) fn set_up_router(transit: &Subnet) -> Result<()> {
+pub(super) fn set_up_router(transit: &Transit) -> Result<()> {
     let (up, lo) = (index(UPLINK)?, index("lo")?);
     let ipv6 = sysctl::has_ipv6();
     netlink("set up the uplink of sparks", async |handle| {
         handle.link().change(LinkUnspec::new_with_index(lo).up().build()).execute().await?;
         address(handle, lo, GATEWAY4.into(), 32).await?;
         for n in [2, 3] {
-            address(handle, up, transit.v4(n).into(), TRANSIT4).await?;
+            address(handle, up, transit.v4(n).into(), Transit::PREFIX4).await?;
             if ipv6 {
-                address(handle, up, transit.v6(n).into(), TRANSIT6).await?;
+                address(handle, up, transit.v6(n).into(), Transit::PREFIX6).await?;
             }
         }
         handle.link().change(LinkUnspec::new_with_index(up).up().build()).execute().await?;
@@ -174,35 +171,29 @@ pub(super) fn set_up_router(transit: &Subnet) -> Result<()> {
 }
 
 /// Sets up the host's end of the uplink.
-pub(super) fn set_up_host(name: &str, transit: &Subnet) -> Result<()> {
+pub(super) fn set_up_host(name: &str, transit: &Transit) -> Result<()> {
     sysctl::of_uplink(name)?;
     let index = index(name)?;
     netlink("set up the uplink of sparks", async |handle| {
-        address(handle, index, transit.v4(1).into(), TRANSIT4).await?;
+        address(handle, index, transit.v4(1).into(), Transit::PREFIX4).await?;
         if sysctl::has_ipv6() {
-            address(handle, index, transit.v6(1).into(), TRANSIT6).await?;
+            address(handle, index, transit.v6(1).into(), Transit::PREFIX6).await?;
         }
         handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await?;
-        let nets = [transit.net4(), transit.net6()].map(|net| transit_of(&net));
-        for net in families(nets) {
-            let way = route(&net, RouteType::Unicast, Some(index));
+        for net in families(&transit.nets()) {
+            let way = route(net, RouteType::Unicast, Some(index));
             handle.route().add(rules::in_own_table(way)).replace().execute().await?;
         }
         Ok(())
     })
 }
 
-/// Of a network that was chosen for the uplink, what the uplink has.
-pub(super) fn transit_of(net: &Cidr) -> Cidr {
-    Cidr { address: net.address, prefix: if net.address.is_ipv4() { TRANSIT4 } else { TRANSIT6 } }
-}
-
 /// Has the host find a project's sparks beyond the uplink.
-pub(super) fn find_project(uplink: &str, subnet: &Subnet, from: &Subnet) -> Result<()> {
+pub(super) fn find_networks(uplink: &str, nets: &[Cidr], from: &Transit) -> Result<()> {
     let index = index(uplink)?;
     netlink("make the route to a project", async |handle| {
-        for net in families([subnet.net4(), subnet.net6()]) {
-            let mut way = route(&net, RouteType::Unicast, Some(index));
+        for net in families(nets) {
+            let mut way = route(net, RouteType::Unicast, Some(index));
             handle.route().add(rules::in_own_table(way.clone())).replace().execute().await?;
             if net.address.is_ipv4() {
                 let source = rtnetlink::packet_route::route::RouteAddress::Inet(from.v4(1));
@@ -227,33 +218,35 @@ pub(super) fn leads_to(device: &str, ip: Ipv4Addr) -> Result<bool> {
 }
 
 /// In the router's namespace: what is for a spark of a project that does not run goes nowhere.
-pub(super) fn bound_project(subnet: &Subnet) -> Result<()> {
+pub(super) fn bound_networks(nets: &[Cidr]) -> Result<()> {
     netlink("make the route to a project", async |handle| {
-        for net in families([subnet.net4(), subnet.net6()]) {
-            handle.route().add(route(&net, RouteType::Prohibit, None)).replace().execute().await?;
+        for net in families(nets) {
+            handle.route().add(route(net, RouteType::Prohibit, None)).replace().execute().await?;
         }
         Ok(())
     })
 }
 
 /// Takes the routes to a project away, in this thread's namespace. Those that are not there are as well.
-pub(super) fn forget_project(subnet: &Subnet, device: Option<&str>) -> Result<()> {
+pub(super) fn forget_networks(nets: &[Cidr], device: Option<&str>) -> Result<()> {
     let device = match device.map(sys::net::index_of) {
         Some(Err(_)) => return Ok(()),
         found => found.and_then(std::result::Result::ok),
     };
     let kind = if device.is_some() { RouteType::Unicast } else { RouteType::Prohibit };
-    for net in families([subnet.net4(), subnet.net6()]) {
-        let way = route(&net, kind, device);
-        let own = device.map(|_| rules::in_own_table(way.clone()));
-        for way in own.into_iter().chain([way]) {
-            let removed = netlink("remove the route to a project", async |handle| {
-                handle.route().del(way).execute().await
-            });
-            unless_gone(removed, libc::ESRCH)?;
+    netlink("remove the route to a project", async |handle| {
+        for net in families(nets) {
+            let way = route(net, kind, device);
+            let own = device.map(|_| rules::in_own_table(way.clone()));
+            for way in own.into_iter().chain([way]) {
+                match handle.route().del(way).execute().await {
+                    Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -libc::ESRCH => {}
+                    removed => removed?,
+                }
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// The names of what is attached to a bridge of this thread's namespace.
@@ -267,19 +260,14 @@ pub(super) fn ports_of(bridge: &str) -> Result<Vec<String>> {
     Ok(names.collect())
 }
 
-/// What is not there, by the kernel's word for it, is as well as removed.
-fn unless_gone(removed: Result<()>, gone: i32) -> Result<()> {
-    match removed {
-        Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(gone) => Ok(()),
-        other => other,
-    }
-}
-
 /// Removes a device of this thread's namespace. One that is not there is as well.
 pub(super) fn remove(name: &str) -> Result<()> {
     let Ok(index) = sys::net::index_of(name) else { return Ok(()) };
     let removed = netlink("remove a network device", async |handle| handle.link().del(index).execute().await);
-    unless_gone(removed, libc::ENODEV)
+    match removed {
+        Err(Error::Sys { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        other => other,
+    }
 }
 
 /// Makes a spark's pair of devices, from within the router's namespace: the other end is in the namespace `inside`. It is
@@ -296,8 +284,8 @@ pub(super) fn plug(member: &Member, inside: BorrowedFd<'_>) -> Result<u32> {
 pub(super) fn open(member: &Member, device: u32) -> Result<()> {
     netlink("set up a network device for the spark", async |handle| {
         handle.link().change(LinkUnspec::new_with_index(device).up().build()).execute().await?;
-        for net in families([Cidr::from(IpAddr::from(member.v4())), Cidr::from(IpAddr::from(member.v6()))]) {
-            handle.route().add(route(&net, RouteType::Unicast, Some(device))).replace().execute().await?;
+        for net in families(&[Cidr::from(IpAddr::V4(member.v4)), Cidr::from(IpAddr::V6(member.v6))]) {
+            handle.route().add(route(net, RouteType::Unicast, Some(device))).replace().execute().await?;
         }
         Ok(())
     })
@@ -307,7 +295,7 @@ pub(super) fn open(member: &Member, device: u32) -> Result<()> {
 pub(super) fn set_up_inside(member: &Member) -> Result<()> {
     let index = index(INSIDE)?;
     let ipv6 = sysctl::has_ipv6();
-    let (v4, v6) = (member.v4(), member.v6());
+    let (v4, v6) = (member.v4, member.v6);
     sysctl::inside(INSIDE);
     netlink("set up the network device of the spark", async |handle| {
         address(handle, index, v4.into(), 32).await?;
@@ -335,5 +323,3 @@ pub(super) fn clear_inside() -> Result<()> {
 
 /// The first of the addresses that are local to a place (RFC 4193), 7 bits of which are theirs.
 const LOCAL6: Ipv6Addr = Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0);
-
-const _: () = assert!(PREFIX4 < TRANSIT4, "the network of the uplink is within one that was chosen for it");

@@ -4,9 +4,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::router::Router;
-use super::{Member, Nets, host, ids_in, nft};
+use super::{Member, Nets, Used, host, ids_in, nft};
 use crate::domain::spark::Id;
-use crate::domain::subnet::Subnet;
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -101,7 +100,7 @@ impl Nets {
     pub fn mend_all(
         &self,
         program: Option<&Path>,
-        used: impl Fn() -> Vec<Subnet>,
+        used: Used<'_>,
         inside: impl Fn(&Id) -> Option<OwnedFd>,
     ) -> Result<Vec<Lack>> {
         if self.any_member().is_none() {
@@ -144,8 +143,10 @@ impl Nets {
         sys::file::replace_volatile(&seen, now.as_bytes()).map_err(Error::io("write", &seen))
     }
 
+    /// A spark that has addresses: another has not come as far, or its command was killed before.
     fn any_member(&self) -> Option<Member> {
-        ids_in(&self.dir_of_members()).find_map(|id| self.member(&id))
+        let placed = |id: Id| self.member(&id).filter(|member| !member.v4.is_unspecified());
+        ids_in(&self.dir_of_members()).find_map(placed)
     }
 
     /// Whether nobody has changed a rule of the packet filter since somebody looked.

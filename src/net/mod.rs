@@ -23,6 +23,7 @@ mod barrier;
 mod bridges;
 mod chains;
 mod closed;
+mod ended;
 mod host;
 mod leftovers;
 mod link;
@@ -38,6 +39,7 @@ mod sysctl;
 pub use chains::rules_of_firewalld;
 pub use mending::Lack;
 use names::Names;
+pub use projects::{Place, Used};
 pub use router::Router;
 
 /// What the names of the host's ends of all uplinks begin with, whoever's they are: the rules of one installation keep away
@@ -52,13 +54,15 @@ const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Member {
     pub id: Id,
+    /// What tells its project from all others: two may have one name.
+    pub project_id: Id,
     pub project: Name,
     pub name: Name,
     /// Its host name inside.
     pub hostname: Option<String>,
-    pub subnet: Subnet,
-    /// Its number in the subnet.
-    pub number: u16,
+    /// Its addresses. Unspecified before the networks of its project are chosen.
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
     pub ports: Vec<Published>,
     /// What it may reach beyond its project; everything if none.
     pub egress: Option<Vec<(Cidr, Option<u16>)>>,
@@ -72,14 +76,6 @@ pub struct Member {
 }
 
 impl Member {
-    pub fn v4(&self) -> Ipv4Addr {
-        self.subnet.v4(self.number)
-    }
-
-    pub fn v6(&self) -> Ipv6Addr {
-        self.subnet.v6(self.number)
-    }
-
     /// The router's end of its pair of devices.
     fn device(&self) -> String {
         device_of(&self.id)
@@ -165,29 +161,6 @@ impl Nets {
         ids_in(&self.dir_of_members()).collect()
     }
 
-    /// Those whose device is gone: they ended by themselves, or are about to begin. At most so many are looked at, some others
-    /// each time: every command looks, and none is to take longer where many run.
-    pub fn without_device(&self, most: usize) -> Vec<Id> {
-        let mut ids: Vec<Id> = ids_in(&self.dir_of_members()).collect();
-        if ids.is_empty() {
-            return ids;
-        }
-        let Some(router) = self.router() else { return ids };
-        if ids.len() > most {
-            let first = std::process::id() as usize % ids.len();
-            ids.rotate_left(first);
-            ids.truncate(most);
-        }
-        let look = || {
-            ids.retain(|id| !link::exists(&device_of(id)));
-            Ok(ids)
-        };
-        router.inside(look).unwrap_or_else(|e| {
-            tracing::warn!("{e}");
-            Vec::new()
-        })
-    }
-
     fn lock(&self) -> Result<OwnedFd> {
         let members = self.dir_of_members();
         sys::file::make_dirs(&self.run, 0o711).map_err(Error::io("create", &self.run))?;
@@ -211,42 +184,41 @@ impl Nets {
         ports::claims().into_iter().map(|(port, _)| port).collect()
     }
 
-    /// Makes room for a spark: the router, its project, its ports. `had` is the subnet that the project had, and `used` are those
-    /// of other projects. `inside` finds the network namespace of a spark that runs: sparks are connected anew where the
-    /// router was lost. Nothing of the spark runs yet.
+    /// Makes room for a spark: the router, its project, its ports. Returns the subnet that its project has. `inside` finds the
+    /// network namespace of a spark that runs: sparks are connected anew where the router was lost. Nothing of the spark runs
+    /// yet.
     pub fn reserve(
         &self,
         mut member: Member,
-        had: Option<Subnet>,
-        used: impl Fn() -> Vec<Subnet>,
+        place: &Place,
+        used: Used<'_>,
         inside: impl Fn(&Id) -> Option<OwnedFd>,
-    ) -> Result<(Member, Router)> {
+    ) -> Result<(Member, Router, Subnet)> {
         let _lock = self.lock()?;
         // Before anything is made: so somebody knows whose it is.
         self.save(&member)?;
         fault::point("net-join.reserved")?;
-        let router = self.router_for(&used, inside)?;
-        member.subnet = self.project_for(&member, had, &used, &router)?;
+        let router = self.router_for(used, inside)?;
+        let subnet = self.project_for(&member, place, used, &router)?;
+        let lacks = || Error::Network { what: "its project has no address for it".into(), hint: None };
+        member.v4 = subnet.v4(place.number).ok_or_else(lacks)?;
+        member.v6 = subnet.v6(place.number);
         member.has_route6 = host::has_route6();
         member.mtu = host::mtu();
         if member.ports.is_empty() {
             self.save(&member)?;
-            return Ok((member, router));
+            return Ok((member, router, subnet));
         }
         let _host = host::lock()?;
         ports::refuse_taken(&member.ports, &self.member_path(&member.id))?;
         // Before the claims: without it they count for nothing.
         self.save(&member)?;
         ports::claim(&member.ports, &self.member_path(&member.id))?;
-        Ok((member, router))
+        Ok((member, router, subnet))
     }
 
     /// The router. Where it was lost, it is made anew, and the members that run are connected to it.
-    fn router_for(
-        &self,
-        used: impl Fn() -> Vec<Subnet>,
-        inside: impl Fn(&Id) -> Option<OwnedFd>,
-    ) -> Result<Router> {
+    fn router_for(&self, used: Used<'_>, inside: impl Fn(&Id) -> Option<OwnedFd>) -> Result<Router> {
         if let Some(router) = self.router() {
             return Ok(router);
         }
@@ -257,7 +229,7 @@ impl Nets {
         host::acquire(&router.uplink)?;
         fault::point("net-join.router-forwards")?;
         for subnet in self.projects() {
-            router.add_project(&subnet)?;
+            router.add_networks(&subnet.nets_from(0))?;
         }
         for member in &members {
             // One that ended, or is about to begin, is somebody else's.
@@ -320,7 +292,7 @@ impl Nets {
 
     fn take_out(&self, member: &Member, path: &Path) -> Result<()> {
         let last = ids_in(&self.dir_of_members()).all(|other| other == member.id);
-        self.names().leave(&member.id, member.v4())?;
+        self.names().leave(&member.id, member.v4)?;
         self.disconnect(member, last)?;
         if last || !member.ports.is_empty() {
             let _host = host::lock()?;
@@ -336,7 +308,7 @@ impl Nets {
 
     /// Takes a spark's devices and rules away, and what nobody needs any more.
     fn disconnect(&self, member: &Member, last: bool) -> Result<()> {
-        let last_of_project = self.leave_project(member)?;
+        let left = self.leave_project(member)?;
         fault::point("net-leave.left-project")?;
         if last {
             nft::run(&nft::remove(&self.table))?;
@@ -351,12 +323,12 @@ impl Nets {
                 let others: Vec<Member> = self.members().into_iter().filter(|m| m.id != member.id).collect();
                 nft::rebuild(&self.table, &router, &others)?;
             }
-            if last_of_project {
-                router.remove_project(&member.subnet)?;
+            if let Some(subnet) = &left {
+                router.remove_networks(subnet)?;
                 fault::point("net-leave.project-removed")?;
             }
         }
-        if last_of_project { self.forget_project(&member.project) } else { Ok(()) }
+        if left.is_some() { self.forget_project(&member.project_id) } else { Ok(()) }
     }
 
     /// Gives a spark another name in its project.
@@ -366,7 +338,7 @@ impl Nets {
         }
         let _lock = self.lock()?;
         let Some(mut member) = self.member(id) else { return Ok(()) };
-        self.names().rename(id, member.v4(), name)?;
+        self.names().rename(id, member.v4, name)?;
         member.name = name.clone();
         self.save(&member)
     }

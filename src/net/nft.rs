@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use super::Member;
 use super::router::Router;
 use crate::domain::port::Published;
-use crate::domain::subnet::Subnet;
+use crate::domain::subnet::Transit;
 use crate::error::{Error, Result};
 
 const HOST: &str = include_str!("host.nft");
@@ -80,12 +80,12 @@ pub(super) fn rebuild(table: &str, router: &Router, members: &[Member]) -> Resul
 }
 
 /// The table of the router's namespace.
-pub(super) fn of_router(transit: &Subnet) -> String {
+pub(super) fn of_router(transit: &Transit) -> String {
     "add table inet spark\ndelete table inet spark\n".to_owned()
         + &with_addresses(ROUTER, transit).replace("FLOWS", &FLOWS.to_string())
 }
 
-fn with_addresses(chains: &str, transit: &Subnet) -> String {
+fn with_addresses(chains: &str, transit: &Transit) -> String {
     chains
         .replace("PLAIN4", &transit.v4(2).to_string())
         .replace("TRUSTED4", &transit.v4(3).to_string())
@@ -126,8 +126,8 @@ fn ports_of(member: &Member) -> Vec<Element> {
 
 fn published(member: &Member, port: &Published) -> Vec<Element> {
     let (protocol, host, inside) = (port.protocol, port.host, port.spark);
-    let to4 = format!("{} . {inside}", member.v4());
-    let to6 = format!("{} . {inside}", member.v6());
+    let to4 = format!("{} . {inside}", member.v4);
+    let to6 = format!("{} . {inside}", member.v6);
     let any4 = ("any4", format!("{protocol} . {host} : {to4}"));
     let any6 = ("any6", format!("{protocol} . {host} : {to6}"));
     match port.ip {

@@ -3,15 +3,16 @@
 //! Only what is written down in `router.json`, last of all, is whole. Whatever else is found was made by a command that was
 //! killed, or somebody has taken something away: then all is made anew.
 
+use std::collections::HashSet;
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::barrier::{self, Barrier, Closed};
 use super::{GATEWAY4, Member, Nets, host, link, names, nft, sysctl};
-use crate::domain::subnet::Subnet;
+use crate::domain::subnet::{Cidr, Subnet, Transit};
 use crate::error::{Error, Result};
 use crate::{fault, sys};
 
@@ -20,8 +21,8 @@ use crate::{fault, sys};
 struct Record {
     /// The number of the host's end of the uplink.
     uplink: u32,
-    /// The network between the two ends, of which four addresses are used.
-    transit: Subnet,
+    /// The networks between the two ends.
+    transit: Transit,
     /// The programs at devices, by their contents: another version of this program has others.
     barrier: String,
     /// The mount namespace in which its files are seen.
@@ -34,7 +35,7 @@ struct Record {
 pub struct Router {
     namespace: Arc<OwnedFd>,
     pub(super) barrier: Barrier,
-    pub(super) transit: Subnet,
+    pub(super) transit: Transit,
     /// The host's end of the uplink.
     pub(super) uplink: String,
 }
@@ -88,17 +89,17 @@ impl Nets {
     }
 
     /// Makes a router where there is none that is whole. The caller holds the lock of networks and of the host.
-    pub(super) fn make_router(&self, used: &[Subnet]) -> Result<Router> {
+    pub(super) fn make_router(&self, used: &HashSet<Ipv4Addr>) -> Result<Router> {
         let paths = Paths::of(&self.dir);
         self.remove_router()?;
         let uplink = self.uplink();
-        let transit = host::choose(None, uplink.as_bytes(), used)?;
+        let transit = host::choose_transit(uplink.as_bytes(), used)?;
         File::create(&paths.namespace).map_err(Error::io("create", &paths.namespace))?;
         let namespace = sys::netns::make(&paths.namespace).map_err(Error::io("make", &paths.namespace))?;
         fault::point("net-join.router-namespace")?;
         let programs = Barrier::at(paths.barrier);
         programs.make(&transit, IpAddr::V4(GATEWAY4))?;
-        for net in [transit.net4(), transit.net6()].map(|net| link::transit_of(&net)) {
+        for net in transit.nets() {
             programs.close(&net, Closed::ForMost)?;
         }
         programs.let_leave_by(&host::cards()?)?;
@@ -167,11 +168,11 @@ impl Router {
         let may_ask = |egress: &Vec<_>| names::Servers::of_host().may_be_asked_by(egress);
         names::Record {
             id: member.id.clone(),
-            project: member.subnet.v4.to_string(),
+            project: member.project_id.to_string(),
             project_name: member.project.clone(),
             name: member.name.clone(),
-            v4: member.v4(),
-            v6: sysctl::has_ipv6().then(|| member.v6()),
+            v4: member.v4,
+            v6: sysctl::has_ipv6().then_some(member.v6),
             asks_beyond: member.egress.as_ref().is_none_or(may_ask),
             host,
         }
@@ -182,32 +183,32 @@ impl Router {
         sys::netns::within(&*self.namespace, work).map_err(Error::sys("enter the router of sparks"))?
     }
 
-    /// Lets the host and the router know a project.
-    pub(super) fn add_project(&self, subnet: &Subnet) -> Result<()> {
-        for net in [subnet.net4(), subnet.net6()] {
-            self.barrier.close(&net, Closed::ForAll)?;
-        }
-        self.inside(|| link::bound_project(subnet))?;
-        link::find_project(&self.uplink, subnet, &self.transit)
+    /// Lets the host and the router know networks of a project.
+    pub(super) fn add_networks(&self, nets: &[Cidr]) -> Result<()> {
+        nets.iter().try_for_each(|net| self.barrier.close(net, Closed::ForAll))?;
+        self.inside(|| link::bound_networks(nets))?;
+        link::find_networks(&self.uplink, nets, &self.transit)
     }
 
-    /// Has them forget it.
-    pub(super) fn remove_project(&self, subnet: &Subnet) -> Result<()> {
-        link::forget_project(subnet, Some(&self.uplink))?;
-        self.inside(|| link::forget_project(subnet, None))?;
-        [subnet.net4(), subnet.net6()].iter().try_for_each(|net| self.barrier.open(net))
+    /// Has them forget all of a project.
+    pub(super) fn remove_networks(&self, subnet: &Subnet) -> Result<()> {
+        let nets = subnet.nets_from(0);
+        link::forget_networks(&nets, Some(&self.uplink))?;
+        self.inside(|| link::forget_networks(&nets, None))?;
+        nets.iter().try_for_each(|net| self.barrier.open(net))
     }
 
     /// Whether the host has lost the way to sparks: an uplink that was down has no routes, and settings that somebody had read
     /// anew are those of a host without sparks. Routes go all at once, so that one spark's tells.
     pub(super) fn is_severed(&self, member: &Member) -> bool {
-        !sysctl::is_uplink(&self.uplink) || !link::leads_to(&self.uplink, member.v4()).unwrap_or(false)
+        !sysctl::is_uplink(&self.uplink) || !link::leads_to(&self.uplink, member.v4).unwrap_or(false)
     }
 
     /// Makes the way anew. The caller holds the lock of the host.
     pub(super) fn reconnect(&self, projects: &[Subnet]) -> Result<()> {
         link::set_up_host(&self.uplink, &self.transit)?;
-        projects.iter().try_for_each(|subnet| link::find_project(&self.uplink, subnet, &self.transit))?;
+        let nets: Vec<Cidr> = projects.iter().flat_map(|subnet| subnet.nets_from(0)).collect();
+        link::find_networks(&self.uplink, &nets, &self.transit)?;
         host::acquire(&self.uplink)
     }
 

@@ -82,7 +82,10 @@ pub(super) fn take_loopback(name: &str, take: bool) -> Result<()> {
 
 /// In the namespace of a spark: no address but the one that it is given, no router but the host.
 pub(super) fn inside(name: &str) {
-    for (key, value) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_redirects", "0")] {
+    // The host may have it off for new devices.
+    let settings =
+        [("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_redirects", "0")];
+    for (key, value) in settings {
         let _ = set("ipv6", name, key, value);
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn section(spark: &SparkId, options: &SparkOptions, member: Option<&M
     let mut names = vec![hostname, spark.name.to_string(), full];
     names.dedup();
     others.extend(member.names.iter().cloned());
-    Section { own: vec![member.v4().into(), member.v6().into()], names, others }
+    Section { own: vec![member.v4.into(), member.v6.into()], names, others }
 }
 
 /// Writes the section of a spark's file. If that fails, the spark does without: its neighbours do not need it.

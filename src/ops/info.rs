@@ -125,8 +125,8 @@ impl Sparks {
             Some(_) => Ended::Idle,
         });
         let network = self.nets().member(&record.id).filter(|_| live.is_some()).map(|m| Addresses {
-            ipv4: m.v4(),
-            ipv6: m.v6(),
+            ipv4: m.v4,
+            ipv6: m.v6,
             problem: self.problem_of_networks(),
         });
         Ok(Info {

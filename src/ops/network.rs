@@ -1,8 +1,9 @@
 //! Networks of sparks: an address for life, a place in the project's network while it runs, published ports.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::ToSocketAddrs;
+use std::net::{Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
@@ -10,16 +11,15 @@ use super::origin::Found;
 use super::spark::SparkId;
 use super::{Observer, Sparks};
 use crate::bundle::spec;
-use crate::domain::FORMAT;
 use crate::domain::egress::{Egress, Host};
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::options::Network;
 use crate::domain::place::SparkPaths;
 use crate::domain::port::Published;
 use crate::domain::spark::{Id, SparkRecord};
-use crate::domain::subnet::{NetworkRecord, Subnet};
+use crate::domain::subnet::NetworkRecord;
 use crate::error::{Error, Result};
-use crate::net::{Lack, Member, Nets, Router, names};
+use crate::net::{Lack, Member, Nets, Place, Router, names};
 use crate::pool::{names_in, record};
 use crate::runtime::launch::Wiring;
 use crate::runtime::live;
@@ -27,7 +27,7 @@ use crate::sys;
 use crate::sys::flock::Mode;
 
 /// How many sparks a command that is about something else looks at: `spark gc` looks at all.
-const LOOKS: usize = 64;
+const LOOKS: usize = 32;
 
 /// The network of a spark that starts: what this process does about it, and what its helper does.
 pub(super) struct Wire {
@@ -121,18 +121,44 @@ impl Sparks {
         }
     }
 
+    /// What is known of the network of a project, and what tells it from all others. A damaged record is made anew: the
+    /// addresses may be others then.
+    fn network_of(&self, project: &Name) -> Result<(Id, Option<NetworkRecord>)> {
+        let path = self.pool.paths.network(project);
+        let known = record::read::<NetworkRecord>(&path).unwrap_or_default();
+        if let Some(id) = known.as_ref().and_then(|known| known.id.clone()) {
+            return Ok((id, known));
+        }
+        if let Ok(Some(project)) = self.project_record(project) {
+            return Ok((project.id, known));
+        }
+        // The project's record is damaged, so that this one has to say it.
+        let id = Id::generate();
+        let new = known.unwrap_or_default();
+        let new = NetworkRecord { id: Some(id.clone()), ..new };
+        record::replace(&path, &new)?;
+        Ok((id, Some(new)))
+    }
+
     /// Gives a new spark the number that it keeps, if it is to have a network.
     pub(super) fn give_address(&self, project: &Name, record: &mut SparkRecord) -> Result<()> {
         if record.options.network == Network::Project {
-            let known = || self.numbers_of(project);
-            record.address = Some(self.nets().claim_number(project, &record.id, record.address, known)?);
+            let (network, _) = self.network_of(project)?;
+            record.address = Some(self.claim_number(project, &network, record)?);
         }
         Ok(())
     }
 
+    /// The number that a spark has, if nobody else has that, else another one.
+    fn claim_number(&self, project: &Name, network: &Id, record: &SparkRecord) -> Result<u16> {
+        self.nets().claim_number(network, &record.id, record.address, || self.numbers_of(project))
+    }
+
     pub(super) fn give_address_back(&self, spark: &SparkId, record: &SparkRecord) {
-        if let Some(number) = record.address {
-            self.nets().release_number(&spark.project, &record.id, number);
+        if let Some(number) = record.address
+            && let Ok((network, _)) = self.network_of(&spark.project)
+        {
+            self.nets().release_number(&network, &record.id, number);
         }
     }
 
@@ -148,37 +174,20 @@ impl Sparks {
             return Ok(None);
         }
         let nets = self.nets();
-        let mut given = record.clone();
-        self.give_address(&spark.project, &mut given)?;
-        if given.address != record.address {
+        let (network, known) = self.network_of(&spark.project)?;
+        let number = self.claim_number(&spark.project, &network, record)?;
+        if record.address != Some(number) {
+            let given = SparkRecord { address: Some(number), ..record.clone() };
             record::replace(&SparkPaths(&self.dir(spark)).record(), &given)?;
         }
-        let path = self.pool.paths.network(&spark.project);
-        // A damaged one is made anew: the addresses may be others then.
-        let known = record::read::<NetworkRecord>(&path).unwrap_or_default();
-        let egress = given.options.egress.clone().or_else(|| known.as_ref().and_then(|k| k.egress.clone()));
-        let (egress, names) = resolved(egress)?;
-        let had = known.as_ref().map(|known| known.subnet);
-        let member = Member {
-            id: given.id.clone(),
-            project: spark.project.clone(),
-            name: spark.name.clone(),
-            hostname: Some(spec::hostname(&given.options, &spark.name)),
-            subnet: had.unwrap_or(Subnet { v4: [0; 4].into(), v6: [0; 16].into() }),
-            number: given.address.unwrap_or_default(),
-            ports: given.options.ports,
-            egress,
-            names,
-            allow_host: given.options.allow_host,
-            has_route6: false,
-            mtu: 0,
-        };
-        let used = || self.subnets(Some(&spark.project));
-        let (member, router) = nets.reserve(member, had, used, |id| self.network_of(id))?;
-        if had != Some(member.subnet) {
-            let (egress, rest) = known.map(|k| (k.egress, k.rest)).unwrap_or_default();
-            let new = NetworkRecord { version: FORMAT, subnet: member.subnet, egress, rest };
-            record::replace(&path, &new)?;
+        let known = known.unwrap_or_default();
+        let member = self.member(spark, record, &network, &known)?;
+        let used = || self.blocks(Some(&spark.project));
+        let place = Place { number, had: known.subnet.clone() };
+        let (member, router, subnet) = nets.reserve(member, &place, &used, |id| self.namespace_of(id))?;
+        if known.subnet != subnet || known.id.is_none() {
+            let new = NetworkRecord { id: Some(network), subnet, ..known };
+            record::replace(&self.pool.paths.network(&spark.project), &new)?;
         }
         let (wait, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|e| Error::sys("make a pipe")(e.into()))?;
@@ -193,7 +202,7 @@ impl Sparks {
     }
 
     /// The network namespace of a spark that runs.
-    fn network_of(&self, id: &Id) -> Option<std::os::fd::OwnedFd> {
+    fn namespace_of(&self, id: &Id) -> Option<std::os::fd::OwnedFd> {
         let live = live::read(&self.pool.place.bundle(id))?;
         let namespace = sys::netns::of(live.init.pid).ok()?;
         // It may have ended, and its number be another's.
@@ -203,16 +212,43 @@ impl Sparks {
     /// Makes anew what the networks of running sparks lack. Returns what that was.
     pub(super) fn mend_networks(&self) -> Result<Vec<Lack>> {
         let program = self.context.program.as_deref();
-        self.nets().mend_all(program, || self.subnets(None), |id| self.network_of(id))
+        self.nets().mend_all(program, &|| self.blocks(None), |id| self.namespace_of(id))
     }
 
-    /// The subnets of all projects but one.
-    fn subnets(&self, but: Option<&Name>) -> Vec<Subnet> {
+    /// A spark as a member of its project's network, before it has addresses.
+    fn member(
+        &self,
+        spark: &SparkId,
+        record: &SparkRecord,
+        network: &Id,
+        known: &NetworkRecord,
+    ) -> Result<Member> {
+        let options = &record.options;
+        let (egress, names) = resolved(options.egress.clone().or_else(|| known.egress.clone()))?;
+        Ok(Member {
+            id: record.id.clone(),
+            project_id: network.clone(),
+            project: spark.project.clone(),
+            name: spark.name.clone(),
+            hostname: Some(spec::hostname(options, &spark.name)),
+            v4: Ipv4Addr::UNSPECIFIED,
+            v6: Ipv6Addr::UNSPECIFIED,
+            ports: options.ports.clone(),
+            egress,
+            names,
+            allow_host: options.allow_host,
+            has_route6: false,
+            mtu: 0,
+        })
+    }
+
+    /// The blocks of all projects but one.
+    fn blocks(&self, but: Option<&Name>) -> HashSet<Ipv4Addr> {
         let projects = names_in(&self.pool.paths.projects()).unwrap_or_default();
         let others = projects.iter().filter(|p| Some(*p) != but).map(|p| self.pool.paths.network(p));
         others
             .filter_map(|path| record::read::<NetworkRecord>(&path).ok().flatten())
-            .map(|r| r.subnet)
+            .flat_map(|record| record.subnet.blocks)
             .collect()
     }
 

@@ -182,27 +182,46 @@ pub fn receive_from(peer: impl AsFd) -> io::Result<OwnedFd> {
     received.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The largest packet that a network device of this thread's namespace sends, in bytes.
-pub fn mtu_of(name: &str) -> io::Result<u32> {
-    let answer = ask(name, libc::SIOCGIFMTU)?;
-    // SAFETY: the kernel has written this field of the union.
-    Ok(unsafe { answer.ifr_ifru.ifru_mtu }.unsigned_abs())
+/// The network devices of the namespace that this thread was in when this was made.
+#[derive(Debug)]
+pub struct Devices(OwnedFd);
+
+impl Devices {
+    /// Those of the namespace that this thread is in.
+    ///
+    /// # Errors
+    /// Those of socket(2).
+    pub fn here() -> io::Result<Devices> {
+        let flags = SocketFlags::CLOEXEC;
+        Ok(Devices(rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?))
+    }
+
+    /// Whether there is no device of this name.
+    #[must_use]
+    pub fn lacks(&self, name: &str) -> bool {
+        self.ask(name, libc::SIOCGIFINDEX).is_err_and(|e| e.raw_os_error() == Some(libc::ENODEV))
+    }
+
+    /// Asks about a device: one of the requests of netdevice(7) that only read.
+    fn ask(&self, name: &str, what: libc::Ioctl) -> io::Result<libc::ifreq> {
+        // SAFETY: `ifreq` is plain data, for which zeros are a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+            *to = from as libc::c_char;
+        }
+        // SAFETY: netdevice(7): the descriptor is a socket, and the kernel writes into one `ifreq`, which outlives the call.
+        match unsafe { libc::ioctl(self.0.as_raw_fd(), what, &mut request) } {
+            0 => Ok(request),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
 }
 
-/// Asks about a network device: one of the requests of netdevice(7) that only read.
-fn ask(name: &str, what: libc::Ioctl) -> io::Result<libc::ifreq> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: `ifreq` is plain data, for which zeros are a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
-        *to = from as libc::c_char;
-    }
-    // SAFETY: netdevice(7): the descriptor is a socket, and the kernel writes into one `ifreq`, which outlives the call.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), what, &mut request) } {
-        0 => Ok(request),
-        _ => Err(io::Error::last_os_error()),
-    }
+/// The largest packet that a network device of this thread's namespace sends, in bytes.
+pub fn mtu_of(name: &str) -> io::Result<u32> {
+    let answer = Devices::here()?.ask(name, libc::SIOCGIFMTU)?;
+    // SAFETY: the kernel has written this field of the union.
+    Ok(unsafe { answer.ifr_ifru.ifru_mtu }.unsigned_abs())
 }
 
 /// The number of a network device of this thread's namespace.

@@ -47,19 +47,20 @@ struct segment {
 #define TCP_RST 4
 #define TCP_ACK 16
 
-// An address of either family; one of IPv4 is ::ffff:a.b.c.d.
+// An address of either family; one of IPv4 is ::ffff:a.b.c.d. The id of a project is as long.
 struct address {
     __u32 word[4];
 };
 
 struct spark {
-    struct address v4, v6;
-    __u32 project, flags;
+    struct address v4, v6, project;
+    __u32 flags;
 };
 
 // Whose an address is.
 struct place {
-    __u32 project, device;
+    struct address project;
+    __u32 device;
 };
 
 // A reachable network, for one spark, with a port or without.
@@ -386,7 +387,7 @@ int from_spark(struct __sk_buff *skb) {
     struct place *place = bpf_map_lookup_elem(&places, &p.flow.to);
     if (place) {
         skb->mark = BETWEEN;
-        return place->project == s->project ? TC_ACT_OK : refuse(skb, &p);
+        return same(&place->project, &s->project) ? TC_ACT_OK : refuse(skb, &p);
     }
     if (same(&p.flow.to, &all->gateway)) {
         int asks = p.flow.protocol == IPPROTO_UDP || p.flow.protocol == IPPROTO_TCP;

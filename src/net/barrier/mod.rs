@@ -11,7 +11,7 @@ use aya::programs::SchedClassifier;
 use aya::programs::tc::{self, NlOptions, TcAttachOptions, TcAttachType};
 
 use super::Member;
-use crate::domain::subnet::{Cidr, Subnet};
+use crate::domain::subnet::{Cidr, Transit};
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -40,8 +40,8 @@ fn bits(net: &Cidr) -> u32 {
 }
 
 /// `struct spark`, `struct place`, `struct reach` without its length, `struct settings`: as the programs have them in memory.
-type Spark = [u8; 40];
-type Place = [u8; 8];
+type Spark = [u8; 52];
+type Place = [u8; 20];
 type Reach = [u8; 24];
 type Settings = [u8; 80];
 
@@ -103,7 +103,7 @@ impl Barrier {
     }
 
     /// Gives all programs to the kernel, with maps that are as good as empty.
-    pub(super) fn make(&self, transit: &Subnet, gateway: IpAddr) -> Result<()> {
+    pub(super) fn make(&self, transit: &Transit, gateway: IpAddr) -> Result<()> {
         self.remove()?;
         std::fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
         sys::mount::bpf(&self.dir).map_err(Error::io("mount", &self.dir))?;
@@ -167,7 +167,7 @@ impl Barrier {
 
     /// Lets a spark in, by the number of its device in the router's namespace.
     pub(super) fn admit(&self, member: &Member, device: u32) -> Result<()> {
-        let project = member.subnet.key();
+        let project = member.project_id.bytes();
         if let Some(allowed) = &member.egress {
             let mut map = LpmTrie::<_, Reach, u32>::try_from(self.map("egress")?).map_err(wrong)?;
             for rule in allowed {
@@ -176,18 +176,18 @@ impl Barrier {
         }
         let flag = |on, flag| if on { flag } else { 0 };
         let flags = flag(member.allow_host, ALLOW_HOST) | flag(member.egress.is_some(), LIMITED);
-        let at = [member.v4().into(), member.v6().into()].map(address);
-        let spark: Spark = packed(&[&at[0], &at[1], &project.to_ne_bytes(), &flags.to_ne_bytes()]);
+        let at = [member.v4.into(), member.v6.into()].map(address);
+        let spark: Spark = packed(&[&at[0], &at[1], &project, &flags.to_ne_bytes()]);
         self.hash::<u32, Spark>("sparks")?.insert(device, spark, 0).map_err(wrong)?;
         let mut places: HashMap<_, Address, Place> = self.hash("places")?;
-        let place: Place = packed(&[&project.to_ne_bytes(), &device.to_ne_bytes()]);
+        let place: Place = packed(&[&project, &device.to_ne_bytes()]);
         at.iter().try_for_each(|at| places.insert(at, place, 0).map_err(wrong))
     }
 
     /// Takes a spark out.
     pub(super) fn dismiss(&self, member: &Member) -> Result<()> {
         let mut places: HashMap<_, Address, Place> = self.hash("places")?;
-        let at = [member.v4().into(), member.v6().into()].map(address);
+        let at = [member.v4.into(), member.v6.into()].map(address);
         let Ok(place) = places.get(&at[0], 0) else { return Ok(()) };
         let device = device_of(place);
         let mut sparks: HashMap<_, u32, Spark> = self.hash("sparks")?;

@@ -268,7 +268,7 @@ impl Sparks {
     }
 
     /// A project's record. `None` if there is no such project.
-    fn project_record(&self, name: &Name) -> Result<Option<ProjectRecord>> {
+    pub(super) fn project_record(&self, name: &Name) -> Result<Option<ProjectRecord>> {
         let dir = self.pool.paths.project(name);
         let path = dir.join("project.json");
         match record::read(&path)? {
