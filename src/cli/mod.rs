@@ -212,6 +212,7 @@ impl Ctx {
             templates: TEMPLATES.into(),
             secrets: secret_settings()?,
             program: Some("/proc/self/exe".into()),
+            warn: |text| output::eprint(output::escape(text)),
         };
         let (json, verbose) = (global.json, global.verbose > 0);
         let (own_files, all_files) = Default::default();

@@ -1,6 +1,7 @@
 //! What a user may choose about a spark when making it. Stored in its record.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -8,7 +9,7 @@ use super::egress::Egress;
 use super::host_entry::{self, HostEntry};
 use super::image::FromImage;
 use super::limits::Limits;
-use super::port::Published;
+use super::port::{self, Published};
 use super::secret::{Key, Secret, Secrets};
 use super::shared::{PathOrder, Shared};
 use super::spark::Labels;
@@ -31,6 +32,9 @@ pub struct SparkOptions {
     /// Ports of the host that lead to it. Not inherited.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Published>,
+    /// Those of them that were chosen because they were free, and not named: if one is taken at a start, another is chosen.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub chosen_ports: Vec<Published>,
     /// What it may reach beyond its project; what the project says if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub egress: Option<Egress>,
@@ -146,6 +150,8 @@ pub struct Changes {
     pub data: Option<Data>,
     pub network: Option<Network>,
     pub ports: Vec<Published>,
+    /// Those of them that were chosen, and not named.
+    pub chosen_ports: Vec<Published>,
     pub egress: Option<Egress>,
     pub allow_host: bool,
     pub add_host: Vec<HostEntry>,
@@ -202,6 +208,7 @@ impl Changes {
             volumes: defaults.volumes,
             labels: defaults.labels,
             ports: defaults.ports,
+            chosen_ports: defaults.chosen_ports,
             secrets: defaults.secrets,
         }
     }
@@ -212,7 +219,13 @@ impl Changes {
         if bundle == Some(HARDENED) && self.shared.is_some() {
             return Err("a hardened spark has no shared directories: leave out `--shared`".into());
         }
-        Ok(())
+        let network = self.network.unwrap_or(old.network);
+        match port::ranges(&self.ports).first() {
+            Some(port) if network != Network::Project => Err(format!(
+                "port `{port}` cannot be published with `--network {network}`: only sparks in their project's network have published ports"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The options of a spark that is made with these from one that had `old`. A host name is not inherited, since two
@@ -228,6 +241,7 @@ impl Changes {
         SparkOptions {
             network: self.network.unwrap_or(old.network),
             ports: self.ports,
+            chosen_ports: self.chosen_ports,
             egress: self.egress.or(old.egress),
             allow_host: self.allow_host || old.allow_host,
             add_host: host_entry::over(self.add_host, old.add_host),
@@ -257,6 +271,16 @@ pub enum Network {
     Host,
     /// Only a loopback device.
     None,
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Network::Project => "project",
+            Network::Host => "host",
+            Network::None => "none",
+        })
+    }
 }
 
 impl FromStr for Network {

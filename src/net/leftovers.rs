@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
+use super::claims::Claims;
 use super::router::Router;
-use super::{Nets, device_of, host, ids_in, link, nft, ports};
+use super::{Nets, device_of, host, ids_in, link, nft};
 use crate::domain::spark::Id;
 use crate::error::{Error, Result};
 use crate::sys;
@@ -33,14 +34,14 @@ impl Nets {
         let found = self.find_unowned(gone, true)?;
         if let Some(id) = gone {
             let _host = host::lock()?;
-            ports::claim(&[], &self.member_path(id))?;
+            Claims::read().replace(&[], &self.member_path(id))?;
         }
         if (gone.is_some() || !found.is_empty())
             && let Some(router) = self.router()
         {
             // Its published ports were known from its file alone.
             let others: Vec<_> = self.members().into_iter().filter(|m| Some(&m.id) != gone).collect();
-            nft::rebuild(&self.table, &router, &others)?;
+            self.rebuild(&router, &others)?;
             self.take_loopback(&router)?;
         }
         Ok(found)

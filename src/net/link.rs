@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use futures_util::TryStreamExt as _;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -215,6 +215,32 @@ pub(super) fn leads_to(device: &str, ip: Ipv4Addr) -> Result<bool> {
             found => Ok(found?.is_some_and(|way| way.attributes.contains(&by))),
         }
     })
+}
+
+/// What the host does with packets to an address; none if it has no way there.
+pub(super) fn kind_of(ip: IpAddr) -> Result<Option<RouteType>> {
+    let ask = match ip {
+        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
+        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
+    };
+    netlink("ask for the route to an address", async |handle| {
+        match handle.route().get(ask).execute().try_next().await {
+            Err(rtnetlink::Error::NetlinkError(_)) => Ok(None),
+            found => Ok(found?.map(|way| way.header.kind)),
+        }
+    })
+}
+
+/// All addresses of this thread's namespace.
+pub(super) fn addresses() -> Result<Vec<IpAddr>> {
+    let all: Vec<_> = netlink("list the addresses of the host", async |handle| {
+        handle.address().get().execute().try_collect().await
+    })?;
+    let of = |attribute: AddressAttribute| match attribute {
+        AddressAttribute::Local(ip) | AddressAttribute::Address(ip) => Some(ip),
+        _ => None,
+    };
+    Ok(all.into_iter().flat_map(|message: AddressMessage| message.attributes).filter_map(of).collect())
 }
 
 /// In the router's namespace: what is for a spark of a project that does not run goes nowhere.

@@ -128,7 +128,7 @@ impl Nets {
         let missing = self.missing_rules(router)?;
         if missing.contains(&Lack::Rules) {
             if !nft::there(&self.table) {
-                nft::rebuild(&self.table, router, &self.members())?;
+                self.rebuild(router, &self.members())?;
             }
             if !router.inside(|| Ok(nft::there("spark")))? {
                 router.inside(|| nft::run(&nft::of_router(&router.transit)))?;

@@ -22,23 +22,29 @@ mod address;
 mod barrier;
 mod bridges;
 mod chains;
+mod claims;
 mod closed;
 mod ended;
+mod flows;
 mod host;
 mod leftovers;
 mod link;
+mod listeners;
 mod mending;
 pub mod names;
 mod nft;
 mod ports;
 mod projects;
+mod publish;
 mod router;
 mod rules;
 mod sysctl;
 
 pub use chains::rules_of_firewalld;
+use claims::Claims;
 pub use mending::Lack;
 use names::Names;
+pub use ports::Settled;
 pub use projects::{Place, Used};
 pub use router::Router;
 
@@ -64,6 +70,9 @@ pub struct Member {
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
     pub ports: Vec<Published>,
+    /// Those of its ports that were chosen because they were free.
+    #[serde(default)]
+    pub chosen: Vec<Published>,
     /// What it may reach beyond its project; everything if none.
     pub egress: Option<Vec<(Cidr, Option<u16>)>>,
     /// Names that its rules allow, and what they meant when it started.
@@ -76,6 +85,10 @@ pub struct Member {
 }
 
 impl Member {
+    fn addresses(&self) -> [IpAddr; 2] {
+        [self.v4.into(), self.v6.into()]
+    }
+
     /// The router's end of its pair of devices.
     fn device(&self) -> String {
         device_of(&self.id)
@@ -139,7 +152,7 @@ impl Nets {
     pub fn sweep(&self) -> Result<()> {
         // Taking it sweeps.
         let _host = host::lock()?;
-        ports::sweep();
+        Claims::read().sweep();
         Ok(())
     }
 
@@ -174,16 +187,6 @@ impl Nets {
         sys::file::replace_volatile(&path, &text).map_err(Error::io("write", path))
     }
 
-    /// Refuses ports of the host that somebody has, but the spark with this id.
-    pub fn refuse_taken(&self, ports: &[Published], id: &Id) -> Result<()> {
-        if ports.is_empty() { Ok(()) } else { ports::refuse_taken(ports, &self.member_path(id)) }
-    }
-
-    /// The ports of the host that sparks have, whatever installation they are of.
-    pub fn claimed() -> Vec<Published> {
-        ports::claims().into_iter().map(|(port, _)| port).collect()
-    }
-
     /// Makes room for a spark: the router, its project, its ports. Returns the subnet that its project has. `inside` finds the
     /// network namespace of a spark that runs: sparks are connected anew where the router was lost. Nothing of the spark runs
     /// yet.
@@ -195,8 +198,8 @@ impl Nets {
         inside: impl Fn(&Id) -> Option<OwnedFd>,
     ) -> Result<(Member, Router, Subnet)> {
         let _lock = self.lock()?;
-        // Before anything is made: so somebody knows whose it is.
-        self.save(&member)?;
+        // Before anything is made: so somebody knows whose it is. Its ports are not claimed yet.
+        self.save(&Member { ports: Vec::new(), ..member.clone() })?;
         fault::point("net-join.reserved")?;
         let router = self.router_for(used, inside)?;
         let subnet = self.project_for(&member, place, used, &router)?;
@@ -206,14 +209,10 @@ impl Nets {
         member.has_route6 = host::has_route6();
         member.mtu = host::mtu();
         if member.ports.is_empty() {
-            self.save(&member)?;
-            return Ok((member, router, subnet));
+            self.save(&member)?
+        } else {
+            self.claim_ports(&mut member)?
         }
-        let _host = host::lock()?;
-        ports::refuse_taken(&member.ports, &self.member_path(&member.id))?;
-        // Before the claims: without it they count for nothing.
-        self.save(&member)?;
-        ports::claim(&member.ports, &self.member_path(&member.id))?;
         Ok((member, router, subnet))
     }
 
@@ -225,7 +224,7 @@ impl Nets {
         let _host = host::lock()?;
         let router = self.make_router(&used())?;
         let members = self.members();
-        nft::rebuild(&self.table, &router, &members)?;
+        self.rebuild(&router, &members)?;
         host::acquire(&router.uplink)?;
         fault::point("net-join.router-forwards")?;
         for subnet in self.projects() {
@@ -248,10 +247,7 @@ impl Nets {
         let _lock = self.lock()?;
         self.mend(router)?;
         if !member.ports.is_empty() {
-            if nft::run(&nft::change(&self.table, member, &[], &member.ports)).is_err() {
-                // A crash left some.
-                nft::rebuild(&self.table, router, &self.members())?;
-            }
+            self.lead(router, member, &[])?;
             self.take_loopback(router)?;
         }
         fault::point("net-join.published")?;
@@ -264,13 +260,6 @@ impl Nets {
     /// The names of sparks.
     pub fn names(&self) -> Names {
         Names::of(&self.dir)
-    }
-
-    /// Packets of 127.0.0.1 go by the uplink while somebody publishes a port there, and not longer.
-    fn take_loopback(&self, router: &Router) -> Result<()> {
-        let is_there = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
-        let mut own = ports::claims().into_iter().filter(|(_, file)| file.starts_with(&self.dir));
-        sysctl::take_loopback(&router.uplink, own.any(|(port, _)| port.ip.is_none_or(is_there)))
     }
 
     /// Takes a spark out of everything, its project with the last one, and the router with the last of all. One that is in
@@ -295,11 +284,13 @@ impl Nets {
         self.names().leave(&member.id, member.v4)?;
         self.disconnect(member, last)?;
         if last || !member.ports.is_empty() {
-            let _host = host::lock()?;
-            ports::claim(&[], path)?;
+            let shared = host::lock()?;
+            Claims::read().replace(&[], path)?;
             if last {
                 host::release(&self.uplink())?;
-            } else if let Some(router) = self.router() {
+            }
+            drop(shared);
+            if let Some(router) = self.router() {
                 self.take_loopback(&router)?;
             }
         }
@@ -312,16 +303,14 @@ impl Nets {
         fault::point("net-leave.left-project")?;
         if last {
             nft::run(&nft::remove(&self.table))?;
+            flows::forget(&member.ports, &member.addresses());
             fault::point("net-leave.unfiltered")?;
             self.remove_router()?;
         } else if let Some(router) = self.router() {
             router.unplug(member)?;
-            if !member.ports.is_empty()
-                && nft::run(&nft::change(&self.table, member, &member.ports, &[])).is_err()
-            {
-                // Some of it is out already.
-                let others: Vec<Member> = self.members().into_iter().filter(|m| m.id != member.id).collect();
-                nft::rebuild(&self.table, &router, &others)?;
+            if !member.ports.is_empty() {
+                let without = Member { ports: Vec::new(), ..member.clone() };
+                self.lead(&router, &without, &member.ports)?;
             }
             if let Some(subnet) = &left {
                 router.remove_networks(subnet)?;
@@ -341,28 +330,6 @@ impl Nets {
         self.names().rename(id, member.v4, name)?;
         member.name = name.clone();
         self.save(&member)
-    }
-
-    /// Gives a running spark other ports. False if it has no network now.
-    pub fn publish(&self, id: &Id, ports: &[Published]) -> Result<bool> {
-        if !self.member_path(id).exists() {
-            return Ok(false);
-        }
-        let _lock = self.lock()?;
-        let Some(old) = self.member(id) else { return Ok(false) };
-        let new = Member { ports: ports.to_vec(), ..old.clone() };
-        let _host = host::lock()?;
-        let path = self.member_path(id);
-        ports::refuse_taken(&new.ports, &path)?;
-        ports::claim(&new.ports, &path)?;
-        self.save(&new)?;
-        fault::point("port.claimed")?;
-        let Some(router) = self.router() else { return Ok(true) };
-        if nft::run(&nft::change(&self.table, &new, &old.ports, &new.ports)).is_err() {
-            nft::rebuild(&self.table, &router, &self.members())?;
-        }
-        self.take_loopback(&router)?;
-        Ok(true)
     }
 
     /// Takes everybody out, whatever runs still: for a host that this installation goes away from.

@@ -3,6 +3,7 @@
 //! They translate addresses and publish ports, and keep nobody apart: see `barrier`. Their chains never change. Only
 //! published ports are elements of maps, each change of which is a transaction.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
 use std::process::{Command, Stdio};
@@ -73,9 +74,7 @@ pub(super) fn rebuild(table: &str, router: &Router, members: &[Member]) -> Resul
     script.push_str(
         &with_addresses(HOST, &router.transit).replace("TABLE", table).replace("UPLINK", &router.uplink),
     );
-    for member in members {
-        script.push_str(&script_of("add", table, &ports_of(member)));
-    }
+    script.push_str(&script_of("add", table, members.iter().flat_map(ports_of)));
     run(&script)
 }
 
@@ -100,22 +99,25 @@ pub(super) fn remove(table: &str) -> String {
 
 /// From one member to the same with other ports.
 pub(super) fn change(table: &str, member: &Member, from: &[Published], to: &[Published]) -> String {
-    let mut script = String::new();
-    for (verb, these, others) in [("delete", from, to), ("add", to, from)] {
-        let ports: Vec<Element> =
-            these.iter().filter(|p| !others.contains(p)).flat_map(|p| published(member, p)).collect();
-        script.push_str(&script_of(verb, table, &ports));
-    }
-    script
+    let [had, has] = [from, to].map(|ports| ports.iter().collect::<HashSet<_>>());
+    let of = |ports: &[Published], others: &HashSet<&Published>| -> Vec<Element> {
+        ports.iter().filter(|port| !others.contains(port)).flat_map(|port| published(member, port)).collect()
+    };
+    script_of("delete", table, of(from, &has)) + &script_of("add", table, of(to, &had))
 }
 
 /// An element: the map, and its text.
 type Element = (&'static str, String);
 
-fn script_of(verb: &str, table: &str, elements: &[Element]) -> String {
-    let mut script = String::new();
+/// One command for each map, which is much quicker than one for each element.
+fn script_of(verb: &str, table: &str, elements: impl IntoIterator<Item = Element>) -> String {
+    let mut maps: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (map, text) in elements {
-        let _ = writeln!(script, "{verb} element inet {table} {map} {{ {text} }}");
+        maps.entry(map).or_default().push(text);
+    }
+    let mut script = String::new();
+    for (map, texts) in maps {
+        let _ = writeln!(script, "{verb} element inet {table} {map} {{ {} }}", texts.join(", "));
     }
     script
 }

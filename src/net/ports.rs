@@ -1,166 +1,180 @@
-//! Who has a port of the host: a spark of any installation, or a process.
+//! Which ports of the host a spark may publish: those that it has, and that nobody else has.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::path::Path;
 
-use super::host;
-use crate::domain::port::{Protocol, Published};
+use rtnetlink::packet_route::route::RouteType;
+
+use super::claims::Claims;
+use super::link;
+use super::listeners::Listeners;
+use crate::domain::port::{MOST, Protocol, Published, overlap};
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// Refuses ports that somebody has, whoever that is, but the member of this file.
+/// Ports that nobody else has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settled {
+    pub ports: Vec<Published>,
+    /// Those of them that were chosen because they were free.
+    pub chosen: Vec<Published>,
+}
+
+/// Who has ports, by protocol and number.
+struct Taken<'a> {
+    sparks: HashMap<(Protocol, u16), Vec<(Option<IpAddr>, &'a Path)>>,
+    host: &'a Listeners,
+}
+
+impl<'a> Taken<'a> {
+    fn spark_with(&self, port: &Published) -> Option<&'a Path> {
+        let at = self.sparks.get(&(port.protocol, port.host))?;
+        at.iter().find(|(ip, _)| overlap(*ip, port.ip)).map(|(_, member)| *member)
+    }
+
+    fn holder(&self, port: &Published) -> Option<String> {
+        self.spark_with(port).map(spark_of).or_else(|| self.host.holder(port))
+    }
+
+    fn is_free(&self, port: &Published) -> bool {
+        self.spark_with(port).is_none() && self.host.is_free(port)
+    }
+
+    fn add(&mut self, port: &Published, member: &'a Path) {
+        self.sparks.entry((port.protocol, port.host)).or_default().push((port.ip, member));
+    }
+}
+
+/// Chooses a port of the host for each that has none yet, and another for each of the `chosen` that somebody has. Refuses
+/// those that cannot be published. What the member of the file `own` has counts as free.
 ///
 /// # Errors
-/// `network`, naming who has it.
-pub(super) fn refuse_taken(ports: &[Published], own: &Path) -> Result<()> {
-    for (n, port) in ports.iter().enumerate() {
-        if let Some(twice) = ports[..n].iter().find(|other| other.clashes(port)) {
-            return Err(Error::usage(format!("`{port}` and `{twice}` want one port of the host")));
+/// `network`, naming who has a port or what is wrong with it; `usage` for ports that exclude one another.
+pub(super) fn settle(
+    ports: &[Published],
+    chosen: &[Published],
+    claims: &Claims,
+    host: &Listeners,
+    own: &Path,
+) -> Result<Settled> {
+    refuse_many(ports)?;
+    refuse_addresses(ports)?;
+    let mut taken = Taken { sparks: HashMap::new(), host };
+    for (port, member) in claims.held().filter(|(_, member)| *member != own) {
+        taken.add(port, member);
+    }
+    let chosen: HashSet<&Published> = chosen.iter().collect();
+    let is_named = |port: &&Published| !port.is_open() && !chosen.contains(port);
+    for port in ports.iter().filter(is_named) {
+        match taken.holder(port) {
+            None => taken.add(port, own),
+            Some(_) if taken.spark_with(port) == Some(own) => return Err(twice(port)),
+            Some(who) => return Err(refused(port, &who)),
         }
     }
-    let claims = claims();
+    let mut free = Free::new()?;
+    let mut settled = Settled::default();
     for port in ports {
-        let holder = claims
-            .iter()
-            .find(|(claimed, file)| claimed.clashes(port) && file != own)
-            .map(|(_, file)| spark_of(file));
-        if let Some(who) = holder.or_else(|| listener(port)) {
-            return Err(Error::Network {
-                what: format!("port {} of the host is taken by {who}", port.host_side()),
-                hint: Some("publish another one".into()),
-            });
+        if is_named(&port) {
+            settled.ports.push(port.clone());
+            continue;
         }
+        let keeps = !port.is_open() && taken.holder(port).is_none();
+        let port = if keeps { port.clone() } else { free.instead_of(port, &taken)? };
+        taken.add(&port, own);
+        settled.chosen.push(port.clone());
+        settled.ports.push(port);
+    }
+    Ok(settled)
+}
+
+fn twice(port: &Published) -> Error {
+    Error::Usage {
+        message: format!("port {} of the host is named twice: a port leads to one place", port.host_side()),
+        hint: Some("leave one of the two out".into()),
+    }
+}
+
+fn refused(port: &Published, who: &str) -> Error {
+    Error::Network {
+        what: format!("port {} of the host is taken by {who}", port.host_side()),
+        hint: Some(format!("publish another port, or `-p {}` for one that is free", port.spark)),
+    }
+}
+
+fn refuse_many(ports: &[Published]) -> Result<()> {
+    if ports.len() <= MOST {
+        return Ok(());
+    }
+    Err(Error::Usage {
+        message: format!("a spark publishes at most {MOST} ports, and these are {}", ports.len()),
+        hint: Some("inside, a proxy can serve many names at one port".into()),
+    })
+}
+
+/// Refuses addresses that packets to this host do not have.
+fn refuse_addresses(ports: &[Published]) -> Result<()> {
+    let is_some = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_loopback();
+    let mut ips: Vec<IpAddr> = ports.iter().filter_map(|port| port.ip).filter(is_some).collect();
+    ips.sort();
+    ips.dedup();
+    for ip in ips {
+        let is_broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+        let why = match link::kind_of(ip)? {
+            _ if ip.is_multicast() => "is a multicast address".to_owned(),
+            _ if is_broadcast => "is a broadcast address".to_owned(),
+            Some(RouteType::Local) => continue,
+            Some(RouteType::Broadcast) => "is a broadcast address".to_owned(),
+            _ => "is not an address of this host".to_owned(),
+        };
+        return Err(Error::Network {
+            what: format!("nothing can be published on {ip}: it {why}"),
+            hint: Some(
+                "see the host's addresses with `ip address`; without an address, a port is published on all"
+                    .into(),
+            ),
+        });
     }
     Ok(())
 }
 
-/// Claims ports, and gives up those that the member had and has no longer. The caller holds the host's lock.
-pub(super) fn claim(ports: &[Published], own: &Path) -> Result<()> {
-    let dir = host::ports();
-    std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-    give_up(|had, file| !file.exists() || (file == own && !ports.contains(had)));
-    for port in ports {
-        let path = dir.join(name(port));
-        // At once whole: whoever reads it takes one that names no file for left over.
-        sys::file::replace_volatile(&path, own.as_os_str().as_encoded_bytes())
-            .map_err(Error::io("claim", path))?;
+/// Looks for free ports where the kernel takes those of sockets that name none.
+struct Free {
+    first: u16,
+    count: u32,
+    next: u32,
+}
+
+impl Free {
+    fn new() -> Result<Free> {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+        let mut words = text.split_ascii_whitespace().filter_map(|word| word.parse::<u16>().ok());
+        let (first, last) = (words.next().unwrap_or(32768), words.next().unwrap_or(60999));
+        let start = sys::sockets::random::<4>().map_err(Error::sys("choose a port of the host"))?;
+        let count = u32::from(last.saturating_sub(first)) + 1;
+        Ok(Free { first, count, next: u32::from_ne_bytes(start) % count })
     }
-    Ok(())
-}
 
-/// Gives up claims whose spark is gone. The caller holds the host's lock.
-pub(super) fn sweep() {
-    give_up(|_, file| !file.exists());
-}
-
-fn give_up(which: impl Fn(&Published, &Path) -> bool) {
-    for (had, _) in written().iter().filter(|(had, file)| which(had, file)) {
-        let _ = std::fs::remove_file(host::ports().join(name(had)));
+    fn instead_of(&mut self, port: &Published, taken: &Taken<'_>) -> Result<Published> {
+        for _ in 0..self.count {
+            let host = (u32::from(self.first) + self.next) as u16;
+            self.next = (self.next + 1) % self.count;
+            let candidate = Published { host, ..port.clone() };
+            if taken.is_free(&candidate) {
+                return Ok(candidate);
+            }
+        }
+        Err(Error::Network {
+            what: format!("no port of the host is free for {}/{}", port.spark, port.protocol),
+            hint: Some("name one: `-p HOST:SPARK`".into()),
+        })
     }
-}
-
-/// A port as a file's name.
-fn name(port: &Published) -> String {
-    port.to_string().replace('/', ",")
-}
-
-/// All claims whose spark is there.
-pub(super) fn claims() -> Vec<(Published, PathBuf)> {
-    written().into_iter().filter(|(_, file)| file.exists()).collect()
-}
-
-/// All claims. One whose spark is gone is removed by who holds the host's lock, and by nobody else: another command may be
-/// making both.
-fn written() -> Vec<(Published, PathBuf)> {
-    use std::os::unix::ffi::OsStringExt;
-    let entries = std::fs::read_dir(host::ports()).into_iter().flatten().flatten();
-    let parsed = entries.filter_map(|entry| {
-        let text = entry.file_name().to_str()?.replace(',', "/");
-        let port = Published::try_from(text).ok()?;
-        Some((port, PathBuf::from(std::ffi::OsString::from_vec(std::fs::read(entry.path()).ok()?))))
-    });
-    parsed.collect()
 }
 
 fn spark_of(file: &Path) -> String {
     match super::read_member(file) {
         Some(member) => format!("spark `{}` of project `{}`", member.name, member.project),
         None => "another spark".into(),
-    }
-}
-
-/// The process of the host that listens on a port.
-fn listener(port: &Published) -> Option<String> {
-    let files = match port.protocol {
-        Protocol::Tcp => ["tcp", "tcp6"],
-        Protocol::Udp => ["udp", "udp6"],
-    };
-    for file in files {
-        let text = std::fs::read_to_string(Path::new("/proc/net").join(file)).unwrap_or_default();
-        for line in text.lines().skip(1) {
-            let Some((ip, number, inode)) = listening(line, port.protocol) else { continue };
-            let meets = port.ip.is_none_or(|own| own == ip || ip.is_unspecified() || own.is_unspecified());
-            if number == port.host && meets {
-                return Some(process_with(&inode).unwrap_or_else(|| "a process of the host".into()));
-            }
-        }
-    }
-    None
-}
-
-/// The address, port and inode of a line of `/proc/net/tcp` or `udp`, if it listens there.
-fn listening(line: &str, protocol: Protocol) -> Option<(IpAddr, u16, String)> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let (local, state, inode) = (fields.get(1)?, *fields.get(3)?, *fields.get(9)?);
-    // TCP_LISTEN, or a UDP socket without a peer.
-    if state
-        != (match protocol {
-            Protocol::Tcp => "0A",
-            Protocol::Udp => "07",
-        })
-    {
-        return None;
-    }
-    let (address, port) = local.split_once(':')?;
-    let words: Vec<u32> = (0..address.len() / 8)
-        .map(|n| u32::from_str_radix(&address[n * 8..n * 8 + 8], 16).map(u32::from_be))
-        .collect::<Result<_, _>>()
-        .ok()?;
-    let ip = match words.as_slice() {
-        [v4] => IpAddr::V4(Ipv4Addr::from(*v4)),
-        [a, b, c, d] => {
-            let v6 =
-                (u128::from(*a) << 96) | (u128::from(*b) << 64) | (u128::from(*c) << 32) | u128::from(*d);
-            Ipv6Addr::from(v6).to_canonical()
-        }
-        _ => return None,
-    };
-    Some((ip, u16::from_str_radix(port, 16).ok()?, inode.to_owned()))
-}
-
-fn process_with(inode: &str) -> Option<String> {
-    let socket = PathBuf::from(format!("socket:[{inode}]"));
-    let pids = std::fs::read_dir("/proc").ok()?.flatten();
-    for pid in pids.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()) {
-        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        if fds.into_iter().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == socket)) {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            return Some(format!("process {pid}, `{}`", name.trim().escape_default()));
-        }
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_of_a_listening_socket_is_read() {
-        let tcp = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1";
-        assert_eq!(listening(tcp, Protocol::Tcp), Some(("127.0.0.1".parse().unwrap(), 8080, "4242".into())));
-        assert_eq!(listening(&tcp.replace(" 0A ", " 01 "), Protocol::Tcp), None);
-        let any6 = "0: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 7 1";
-        assert_eq!(listening(any6, Protocol::Tcp), Some(("::".parse().unwrap(), 80, "7".into())));
     }
 }

@@ -12,6 +12,7 @@ use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::options::{Changes, SparkOptions};
 use crate::domain::place::SparkPaths;
+use crate::domain::port::Published;
 use crate::domain::spark::{Id, Origin, SparkRecord};
 use crate::error::{Error, Result};
 use crate::pool::btrfs;
@@ -78,9 +79,13 @@ impl Sparks {
             return Err(taken(&spark));
         }
         let mut changes = resolved(request.changes)?;
-        self.nets().refuse_taken(&changes.ports, &id)?;
+        self.settle_ports(&mut changes, &id)?;
         let mut found = self.find_source(&request.source, observer)?;
         self.check_new(&mut changes, &found)?;
+        if changes.ports.iter().any(Published::is_open) {
+            // For what the image exposes.
+            self.settle_ports(&mut changes, &id)?;
+        }
         // Two repositories of one name that begin at once: one of them gets another project than it looked like.
         spark.project = self.ensure_project_of(
             &request.name.clone().unwrap_or(SparkRef { project: None, name: spark.name.clone() }),
@@ -96,11 +101,12 @@ impl Sparks {
         self.create_from(&spark, &New { record: &record, cloning, start: request.start, given }, &found)?;
         found.tell_copies(&record, observer);
         found.tell_ports(&record, observer);
+        self.tell_published(&spark, request.start, observer);
         Ok(spark)
     }
 
-    /// Checks the options of new sparks against what they start from and what this host can do, and chooses the ports of the
-    /// host that lead to exposed ones. Makes nothing.
+    /// Checks the options of new sparks against what they start from and what this host can do, and adds a port of the host,
+    /// which is to be chosen, for each that the image exposes, if that is wanted. Makes nothing.
     ///
     /// # Errors
     /// `usage`, or `not_supported` for what this host cannot do.
@@ -220,7 +226,7 @@ impl Sparks {
             return Err(taken(&spark));
         }
         let mut changes = resolved(request.changes.clone())?;
-        self.nets().refuse_taken(&changes.ports, &id)?;
+        self.settle_ports(&mut changes.clone(), &id)?;
         self.refuse_host_entries(&spark, &changes.add_host)?;
         // Not the base that `create` would make first: a plan makes nothing.
         let found = self.look_up(&request.source)?;

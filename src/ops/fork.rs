@@ -52,7 +52,8 @@ impl Sparks {
         }
         let mut changes = resolved(request.changes)?;
         refuse_ports_of_many(&changes, names.len())?;
-        self.nets().refuse_taken(&changes.ports, &Id::generate())?;
+        // What is wrong with them, before anything is made. Each fork has others.
+        self.settle_ports(&mut changes.clone(), &Id::generate())?;
         let mut found = self.find_source(&Source::Spark(request.source), observer)?;
         self.check_new(&mut changes, &found)?;
         let project = self.ensure_project_of(&request.name)?;
@@ -82,7 +83,10 @@ impl Sparks {
         let mut forks: Vec<Forked> = Vec::with_capacity(sparks.len());
         for mut spark in sparks {
             spark.project = project.clone();
-            let mut record = record_of(Id::generate(), &found, changes.clone(), false);
+            let id = Id::generate();
+            let mut own = changes.clone();
+            self.settle_ports(&mut own, &id)?;
+            let mut record = record_of(id, &found, own, false);
             self.name_copies(&spark, &mut record, &found)?;
             self.give_address(&spark.project, &mut record)?;
             let given = given.clone();
@@ -94,6 +98,7 @@ impl Sparks {
             }
             if made.is_ok() {
                 found.tell_copies(&record, observer);
+                self.tell_published(&spark, request.start, observer);
             }
             forks.push(Forked { spark, made });
             observer.advance(forks.len() as u64);
@@ -114,14 +119,13 @@ impl Sparks {
 
 /// Ports that only one of several could have.
 fn refuse_ports_of_many(changes: &Changes, forks: usize) -> Result<()> {
-    let wants_ports = !changes.ports.is_empty() || changes.publish_exposed;
-    if !wants_ports || forks < 2 {
-        return Ok(());
+    match changes.ports.iter().find(|port| !port.is_open()) {
+        Some(port) if forks > 1 => Err(Error::Usage {
+            message: format!("{forks} forks cannot have one port of the host"),
+            hint: Some(format!("with `-p {}`, each of them gets a free one", port.spark)),
+        }),
+        _ => Ok(()),
     }
-    Err(Error::Usage {
-        message: format!("{forks} forks cannot have one port of the host"),
-        hint: Some("publish one of each when they are there: `spark port open NAME HOST:SPARK`".into()),
-    })
 }
 
 fn names(request: &Request) -> Result<Vec<Name>> {

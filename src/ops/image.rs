@@ -1,21 +1,16 @@
 //! What a new spark gets of its image besides options: the directories that it declares, and ports of the host for those
 //! that it exposes.
 
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use super::Sparks;
 use super::origin::Found;
 use crate::domain::options::{Changes, Network, SparkOptions};
-use crate::domain::port::{Protocol, Published};
+use crate::domain::port::Published;
 use crate::error::{Error, Result};
-use crate::net::Nets;
 use crate::runtime::users;
 use crate::sys;
-
-/// How often a port of the host is looked for: the kernel does not know those that are published.
-const ATTEMPTS: u32 = 100;
 
 /// Makes the directories in a staged root that the image wants to be there: where it runs, and its volumes. One that is
 /// there stays as it is; a new one is the user's that the image runs as.
@@ -41,7 +36,7 @@ pub(super) fn make_dirs(options: &SparkOptions, root: &Path) -> Result<()> {
 }
 
 impl Sparks {
-    /// Adds a free port of the host's loopback device for each that the image exposes, if that is wanted.
+    /// Adds a port of the host's loopback device, which is to be chosen, for each that the image exposes, if that is wanted.
     pub(super) fn publish_exposed(&self, changes: &mut Changes, found: &Found) -> Result<()> {
         if !changes.publish_exposed {
             return Ok(());
@@ -55,51 +50,12 @@ impl Sparks {
         if exposed.is_empty() {
             return Err(refused("its image exposes no port"));
         }
-        let claimed = Nets::claimed();
-        // Held until all are chosen, so that each is another one.
-        let mut held = Vec::new();
         for (protocol, spark) in exposed {
             if changes.ports.iter().all(|had| (had.protocol, had.spark) != (protocol, spark)) {
-                let port = free_port(protocol, spark, &claimed, &mut held)?;
-                changes.ports.push(port);
+                let ip = Some(Ipv4Addr::LOCALHOST.into());
+                changes.ports.push(Published { protocol, host: 0, spark, ip });
             }
         }
         Ok(())
     }
-}
-
-/// A port of the host's loopback device that leads to one of a spark, and that neither a process nor a spark has.
-fn free_port(
-    protocol: Protocol,
-    spark: u16,
-    claimed: &[Published],
-    held: &mut Vec<OwnedFd>,
-) -> Result<Published> {
-    for _ in 0..ATTEMPTS {
-        let (host, socket) = any_port(protocol).map_err(Error::sys("find a free port of the host"))?;
-        let port = Published { protocol, host, spark, ip: Some(Ipv4Addr::LOCALHOST.into()) };
-        held.push(socket);
-        if !claimed.iter().any(|had| had.clashes(&port)) {
-            return Ok(port);
-        }
-    }
-    Err(Error::Network {
-        what: format!("no free port of the host was found for {spark}/{protocol}"),
-        hint: Some("name one: `-p HOST:SPARK`".into()),
-    })
-}
-
-/// A port on the loopback device that no process of the host has.
-fn any_port(protocol: Protocol) -> std::io::Result<(u16, OwnedFd)> {
-    let any = (Ipv4Addr::LOCALHOST, 0);
-    Ok(match protocol {
-        Protocol::Tcp => {
-            let socket = TcpListener::bind(any)?;
-            (socket.local_addr()?.port(), socket.into())
-        }
-        Protocol::Udp => {
-            let socket = UdpSocket::bind(any)?;
-            (socket.local_addr()?.port(), socket.into())
-        }
-    })
 }

@@ -37,6 +37,7 @@ pub mod oci;
 mod origin;
 pub mod pause;
 pub mod pool;
+mod ports;
 pub mod project;
 pub mod pull;
 pub mod race;
@@ -74,6 +75,8 @@ pub struct Context {
     /// The `spark` program of this version. It is executed to read archives, images and streams, which fails without it, and
     /// to watch the room of a growing pool: without it commands look, and nothing does between them.
     pub program: Option<PathBuf>,
+    /// Receives what the user should know of an operation that has no observer, such as the start of a spark that `exec` needs.
+    pub warn: fn(&str),
 }
 
 /// Hears of long work: a face may show it.

@@ -7,15 +7,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
-use super::origin::Found;
+use super::Sparks;
+use super::ports::chosen_anew;
 use super::spark::SparkId;
-use super::{Observer, Sparks};
 use crate::bundle::spec;
 use crate::domain::egress::{Egress, Host};
-use crate::domain::name::{Name, SparkRef};
-use crate::domain::options::Network;
+use crate::domain::name::Name;
+use crate::domain::options::{Network, SparkOptions};
 use crate::domain::place::SparkPaths;
-use crate::domain::port::Published;
 use crate::domain::spark::{Id, SparkRecord};
 use crate::domain::subnet::NetworkRecord;
 use crate::error::{Error, Result};
@@ -24,7 +23,6 @@ use crate::pool::{names_in, record};
 use crate::runtime::launch::Wiring;
 use crate::runtime::live;
 use crate::sys;
-use crate::sys::flock::Mode;
 
 /// How many sparks a command that is about something else looks at: `spark gc` looks at all.
 const LOOKS: usize = 32;
@@ -185,6 +183,14 @@ impl Sparks {
         let used = || self.blocks(Some(&spark.project));
         let place = Place { number, had: known.subnet.clone() };
         let (member, router, subnet) = nets.reserve(member, &place, &used, |id| self.namespace_of(id))?;
+        let options = &record.options;
+        if member.ports != options.ports {
+            (self.context.warn)(&chosen_anew(record, &member));
+            let (ports, chosen_ports) = (member.ports.clone(), member.chosen.clone());
+            let options = SparkOptions { ports, chosen_ports, ..options.clone() };
+            let given = SparkRecord { address: Some(number), options, ..record.clone() };
+            record::replace(&SparkPaths(&self.dir(spark)).record(), &given)?;
+        }
         if known.subnet != subnet || known.id.is_none() {
             let new = NetworkRecord { id: Some(network), subnet, ..known };
             record::replace(&self.pool.paths.network(&spark.project), &new)?;
@@ -234,6 +240,7 @@ impl Sparks {
             v4: Ipv4Addr::UNSPECIFIED,
             v6: Ipv6Addr::UNSPECIFIED,
             ports: options.ports.clone(),
+            chosen: options.chosen_ports.clone(),
             egress,
             names,
             allow_host: options.allow_host,
@@ -290,100 +297,6 @@ impl Sparks {
                 live::read(&self.pool.place.bundle(id)).is_none().then_some(Some(lock))
             }
             Err(_) => None,
-        }
-    }
-
-    /// The published ports of a spark.
-    pub fn ports(&self, spark: &SparkRef) -> Result<Vec<Published>> {
-        Ok(self.record(&self.resolve(spark)?)?.options.ports)
-    }
-
-    /// The published ports of all sparks of the project, by name.
-    pub fn all_ports(&self) -> Result<Vec<(Name, Published)>> {
-        let mut all = Vec::new();
-        for spark in self.sparks_of(&self.project()?)? {
-            match self.record(&spark) {
-                Ok(record) => all.extend(record.options.ports.into_iter().map(|p| (spark.name.clone(), p))),
-                // It has none that anybody could know of.
-                Err(e) => tracing::warn!("no ports of {}: {e}", spark.name),
-            }
-        }
-        Ok(all)
-    }
-
-    /// Publishes more ports of a spark, at once if it runs.
-    ///
-    /// # Errors
-    /// `network` if one is taken, naming who has it: then none is published.
-    pub fn open_ports(&self, spark: &SparkRef, ports: &[Published]) -> Result<()> {
-        self.change_ports(spark, |had| {
-            had.retain(|port| !ports.contains(port));
-            had.extend_from_slice(ports);
-            Ok(())
-        })
-    }
-
-    /// Takes ports of a spark back. Connections that are open stay open.
-    pub fn close_ports(&self, spark: &SparkRef, ports: &[Published]) -> Result<()> {
-        self.change_ports(spark, |had| {
-            if let Some(missing) = ports.iter().find(|port| !had.contains(port)) {
-                return Err(Error::Network {
-                    what: format!("`{spark}` does not publish {missing}"),
-                    hint: Some(format!("see what it publishes with `spark port {spark}`")),
-                });
-            }
-            had.retain(|port| !ports.contains(port));
-            Ok(())
-        })
-    }
-
-    fn change_ports(
-        &self,
-        spark: &SparkRef,
-        change: impl FnOnce(&mut Vec<Published>) -> Result<()>,
-    ) -> Result<()> {
-        let mut opened = self.open_spark(&self.resolve(spark)?, Mode::Exclusive)?;
-        if opened.record.options.network != Network::Project {
-            return Err(Error::WrongState {
-                action: "publish ports of",
-                kind: "spark",
-                name: spark.to_string(),
-                state: "not in its project's network".into(),
-                hint: "make it with `--network project`".into(),
-            });
-        }
-        let before = opened.record.options.ports.clone();
-        change(&mut opened.record.options.ports)?;
-        let (id, ports) = (&opened.record.id, &opened.record.options.ports);
-        self.nets().refuse_taken(ports, id)?;
-        let path = SparkPaths(&opened.dir).record();
-        record::replace(&path, &opened.record)?;
-        crate::fault::point("port.recorded")?;
-        self.nets().publish(id, ports).map(drop).map_err(|first| {
-            opened.record.options.ports = before;
-            match record::replace(&path, &opened.record) {
-                Ok(()) => first,
-                Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
-            }
-        })
-    }
-}
-
-impl Found {
-    /// Says which ports a new spark does not get.
-    pub(super) fn tell_ports(&self, record: &SparkRecord, observer: &dyn Observer) {
-        let lost: Vec<String> = self
-            .options
-            .ports
-            .iter()
-            .filter(|port| !record.options.ports.contains(port))
-            .map(ToString::to_string)
-            .collect();
-        if !lost.is_empty() && !record.ephemeral {
-            observer.notice(&format!(
-                "not published for the new spark, but still for its origin: {}",
-                lost.join(", ")
-            ));
         }
     }
 }

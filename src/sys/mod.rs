@@ -13,6 +13,7 @@ pub mod bpf;
 pub mod btrfs;
 pub mod caller;
 pub mod confine;
+pub mod conntrack;
 pub mod copy;
 pub mod deadline;
 pub mod exec;

@@ -1,6 +1,7 @@
 //! The packet filter, through netlink: only what has to be asked often.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -14,12 +15,7 @@ pub fn generation() -> io::Result<u32> {
     const REQUEST: u16 = 1;
     /// Of the answer: its own head, the packet filter's, and that of the first attribute, which is the number.
     const HEADS: usize = 16 + 4 + 4;
-    let socket = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        Some(rustix::net::netlink::NETFILTER),
-    )?;
+    let socket = netfilter()?;
     let mut message = [0_u8; 20];
     message[..4].copy_from_slice(&20_u32.to_ne_bytes());
     message[4..6].copy_from_slice(&GET_GENERATION.to_ne_bytes());
@@ -33,4 +29,14 @@ pub fn generation() -> io::Result<u32> {
     }
     let number = &answer[HEADS..HEADS + 4];
     Ok(u32::from_be_bytes([number[0], number[1], number[2], number[3]]))
+}
+
+/// A socket that speaks to the kernel's netfilter, in this thread's network namespace.
+pub(super) fn netfilter() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(rustix::net::netlink::NETFILTER),
+    )?)
 }

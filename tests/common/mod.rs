@@ -116,6 +116,7 @@ impl Machine {
             templates: self.dir.path().join("templates"),
             secrets: Default::default(),
             program: Some(env!("CARGO_BIN_EXE_spark").into()),
+            warn: |_| {},
         };
         Sparks::open(context).unwrap().expect("the machine has a pool")
     }

@@ -59,6 +59,7 @@ mod options;
 mod passphrase;
 mod places;
 mod pool;
+mod ports;
 mod postgres;
 mod processes;
 mod project;

@@ -204,66 +204,6 @@ fn what_a_spark_does_with_its_own_device_gets_it_nowhere() {
 }
 
 #[test]
-fn ports_lead_to_a_spark_and_follow_it_through_stop_and_resume() {
-    let host = Host::new();
-    host.talker(
-        "web",
-        &["-p", "8080:80", "-p", "127.0.0.1:8090:80", "-p", "8053:80/udp", "-p", "9000-9002:80-82"],
-    );
-    let reached = |host: &Host| {
-        for at in [format!("{HOST4} 8080"), format!("{HOST6} 8080"), format!("{HOST4} 9000")] {
-            assert_eq!(host.heard_by("i", &at), "web", "{at}");
-        }
-        for at in ["127.0.0.1 8080", "127.0.0.1 8090", &format!("{HOST4} 8080")] {
-            assert_eq!(host.heard_by("h", at), "web", "{at}");
-        }
-        assert_eq!(host.heard_by("i", &format!("{HOST4} 8090")), "");
-        assert_eq!(host.heard_by("i", &format!("{HOST4} 9001")), "", "nobody listens there");
-    };
-    reached(&host);
-    let pid = host.spark(&["--json", "info", "web"]).json()["pid"].to_string();
-    let mut echo = Command::new("nsenter");
-    echo.args(["-t", &pid, "-n", "socat", "UDP4-RECVFROM:80,fork", "EXEC:cat"]);
-    host.background(echo);
-    let send = || {
-        let mut send = inside(&host.netns("i"));
-        send.args(["sh", "-c", &format!("echo datagram | socat -t 2 - UDP4:{HOST4}:8053")]);
-        Output::of("socat", &mut send).stdout()
-    };
-    assert!(wait_for(|| send() == "datagram\n"), "UDP");
-    // Another project gets nowhere through the host's address, and nobody takes a port twice.
-    host.spark(&["create", "two/a"]).ok();
-    assert_eq!(host.hears_at("two/a", &format!("{HOST4} 8080")), "-");
-    let told = host.spark(&["--json", "create", "other", "-p", "127.0.0.1:8080:80"]).fails_with("network");
-    assert!(told.contains("spark `web`"), "{told}");
-    let told = host.spark(&["--json", "create", "other", "-p", "7000:80"]).fails_with("network");
-    assert!(told.contains("busybox") || told.contains("process"), "{told}");
-    assert_eq!(host.spark(&["--json", "list", "-q"]).json(), serde_json::json!(["web"]));
-
-    host.spark(&["stop", "web"]).ok();
-    assert_eq!(host.heard_by("i", &format!("{HOST4} 8080")), "");
-    host.spark(&["create", "other", "-p", "8080:80"]).ok();
-    let told = host.spark(&["--json", "resume", "web"]).fails_with("network");
-    assert!(told.contains("spark `other`"), "{told}");
-    host.spark(&["port", "close", "other", "8080:80"]).ok();
-    host.spark(&["resume", "web"]).ok();
-    host.talk("web");
-    reached(&host);
-
-    host.spark(&["port", "open", "web", "8070:80"]).ok();
-    assert_eq!(host.heard_by("i", &format!("{HOST4} 8070")), "web");
-    host.spark(&["port", "close", "web", "8080:80"]).ok();
-    assert_eq!(host.heard_by("i", &format!("{HOST4} 8080")), "");
-    let forked = host.spark(&["fork", "web", "copy"]);
-    assert!(forked.stderr().contains("8070:80"), "{}", forked.stderr());
-    assert_eq!(host.spark(&["--json", "port", "copy"]).json(), serde_json::json!([]));
-    let all = host.spark(&["--json", "port"]).json();
-    let row = serde_json::json!({"name": "web", "host": "8070", "spark": 80, "protocol": "tcp"});
-    assert!(all.as_array().unwrap().contains(&row), "{all}");
-    host.spark(&["port"]).ok();
-}
-
-#[test]
 fn rules_for_what_leaves_let_that_pass_and_nothing_else() {
     let host = Host::new();
     host.talker("web", &[]);

@@ -120,7 +120,8 @@ pub(crate) struct NewArgs {
     /// Network: `project` (that of its project), `host` (the host's own) or `none` (only loopback) [default: project]
     #[arg(long, value_name = "NETWORK")]
     network: Option<Network>,
-    /// Publish a port on the host: [IP:]HOST:SPARK[/udp], or ranges of the same length; may be repeated
+    /// Publish a port on every address of the host, or on one: [[IP:]HOST:]SPARK[/udp], or ranges of the same length; without
+    /// HOST, or with 0, a free one is chosen and printed; may be repeated
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<Ports>,
     /// Publish each port that the image exposes on a free one of 127.0.0.1: `spark port` tells which
@@ -293,6 +294,7 @@ impl NewArgs {
             data: self.data,
             network: self.network,
             ports: self.publish.iter().flat_map(|ports| ports.0.clone()).collect(),
+            chosen_ports: Vec::new(),
             egress: self.egress.iter().cloned().reduce(Egress::and),
             allow_host: self.allow_host,
             add_host: self.add_host.clone(),

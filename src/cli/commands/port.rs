@@ -6,7 +6,7 @@ use crate::cli::Ctx;
 use crate::cli::output::{self, Column, column};
 use crate::cli::report::Status;
 use crate::domain::name::{Name, SparkRef};
-use crate::domain::port::{Ports, Published};
+use crate::domain::port::{Closing, Ports, Published};
 use crate::error::Result;
 
 /// Show and change which ports of the host lead to a spark
@@ -25,50 +25,75 @@ pub(crate) struct PortArgs {
 impl PortArgs {
     /// Whether it changes nothing.
     pub(crate) fn only_reads(&self) -> bool {
-        self.verb.is_none()
+        matches!(self.verb, None | Some(PortVerb::List(_)))
     }
 }
 
 #[derive(Debug, Subcommand)]
 enum PortVerb {
+    /// List published ports
+    List(ListArgs),
     /// Publish ports of a spark
-    Open(ChangeArgs),
+    ///
+    /// Tells the address that each is published on, and which port of the host was chosen where none was named.
+    Open(OpenArgs),
     /// Take published ports back
     ///
-    /// Connections that are open stay open.
-    Close(ChangeArgs),
+    /// TCP connections that are open stay open. Packets of UDP no longer arrive.
+    Close(CloseArgs),
 }
 
 #[derive(Debug, Args)]
-struct ChangeArgs {
+struct ListArgs {
+    /// The spark [default: all of the project]
+    #[arg(value_name = "SPARK")]
+    name: Option<SparkRef>,
+}
+
+#[derive(Debug, Args)]
+struct OpenArgs {
     /// The spark
     #[arg(value_name = "SPARK")]
     name: SparkRef,
-    /// Ports: [IP:]HOST:SPARK[/udp], or ranges of the same length
+    /// Ports: [[IP:]HOST:]SPARK[/udp], or ranges of the same length; without HOST, or with 0, a free one is chosen
     #[arg(required = true, value_name = "PORT")]
     ports: Vec<Ports>,
 }
 
-impl ChangeArgs {
-    fn ports(&self) -> Vec<Published> {
-        self.ports.iter().flat_map(|ports| ports.0.clone()).collect()
-    }
+#[derive(Debug, Args)]
+struct CloseArgs {
+    /// The spark
+    #[arg(value_name = "SPARK")]
+    name: SparkRef,
+    /// Ports of the host: [IP:]HOST[:SPARK][/udp], or ranges
+    #[arg(required = true, value_name = "PORT")]
+    ports: Vec<Closing>,
 }
 
 pub(crate) fn port(ctx: &Ctx, args: PortArgs) -> Result<Status> {
-    match (args.verb, args.name) {
-        (Some(PortVerb::Open(args)), _) => {
-            ctx.having_spark(&args.name)?.open_ports(&args.name, &args.ports())?
+    match args.verb {
+        None => list(ctx, args.name),
+        Some(PortVerb::List(args)) => list(ctx, args.name),
+        Some(PortVerb::Open(args)) => {
+            let ports: Vec<Published> = args.ports.iter().flat_map(|ports| ports.0.clone()).collect();
+            ctx.having_spark(&args.name)?.open_ports(&args.name, &ports, &ctx.progress(false))?;
+            Ok(0)
         }
-        (Some(PortVerb::Close(args)), _) => {
-            ctx.having_spark(&args.name)?.close_ports(&args.name, &args.ports())?
+        Some(PortVerb::Close(args)) => {
+            ctx.having_spark(&args.name)?.close_ports(&args.name, &args.ports)?;
+            Ok(0)
         }
-        (None, Some(name)) => {
-            let ports = ctx.having_spark(&name)?.ports(&name)?;
-            let rows: Vec<Row> = ports.iter().map(|port| Row::of(name.name.clone(), port)).collect();
+    }
+}
+
+fn list(ctx: &Ctx, spark: Option<SparkRef>) -> Result<Status> {
+    match spark {
+        Some(spark) => {
+            let ports = ctx.having_spark(&spark)?.ports(&spark)?;
+            let rows: Vec<Row> = ports.iter().map(|port| Row::of(spark.name.clone(), port)).collect();
             output::print_rows(ctx.json, &COLUMNS, &rows)?;
         }
-        (None, None) => {
+        None => {
             let ports = ctx.open()?.map(|sparks| sparks.all_ports()).transpose()?.unwrap_or_default();
             let rows: Vec<Row> = ports.into_iter().map(|(name, port)| Row::of(name, &port)).collect();
             output::print_rows(ctx.json, &[&[NAME], COLUMNS.as_slice()].concat(), &rows)?;

@@ -19,6 +19,7 @@ use crate::domain::FORMAT;
 use crate::domain::name::{Name, SparkRef};
 use crate::domain::options::{HARDENED, Network, SparkOptions};
 use crate::domain::place::{SnapshotPaths, SparkPaths};
+use crate::domain::port;
 use crate::domain::shared::Shared;
 use crate::domain::snapshot::{Kept, SnapshotRecord};
 use crate::domain::spark::{Id, Origin, SparkRecord};
@@ -344,8 +345,11 @@ fn usable(mut options: SparkOptions, observer: &dyn Observer) -> Result<SparkOpt
             "left out where the clone in {inside} came from: `spark pull` cannot fetch it back"
         ));
     }
-    for port in std::mem::take(&mut options.ports) {
-        observer.notice(&format!("left out the published port {port}: it was of the host it came from"));
+    options.chosen_ports.clear();
+    let ports = port::ranges(&std::mem::take(&mut options.ports));
+    if !ports.is_empty() {
+        let ports = ports.join(", ");
+        observer.notice(&format!("left out what it published ({ports}): ports are of the host it came from"));
     }
     if options.shared == Shared::Rw {
         options.shared = Shared::Default;
