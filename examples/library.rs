@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         templates: "/etc/spark/bundles".into(),
         secrets: Default::default(),
         program: None,
+        warn: |_| {},
     };
     let sparks = Sparks::open_or_init(context, &Silent)?;
 

@@ -212,6 +212,7 @@ const WAITS: [(&str, &[(&str, &str)]); 13] = [
         "net::recv(",
         &[
             ("sys/nft.rs", "the kernel's own answer, which is there at once"),
+            ("sys/conntrack.rs", "the kernel's own answer, which is there at once"),
             ("net/names/upstream.rs", "DONTWAIT"),
             ("net/names/clients.rs", "DONTWAIT"),
         ],

@@ -21,9 +21,12 @@ pub struct Settled {
     pub chosen: Vec<Published>,
 }
 
+/// A spark that has a port, by the file of its member, and the address that it has the port at.
+type Holder<'a> = (Option<IpAddr>, &'a Path);
+
 /// Who has ports, by protocol and number.
 struct Taken<'a> {
-    sparks: HashMap<(Protocol, u16), Vec<(Option<IpAddr>, &'a Path)>>,
+    sparks: HashMap<(Protocol, u16), Vec<Holder<'a>>>,
     host: &'a Listeners,
 }
 
