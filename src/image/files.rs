@@ -50,11 +50,11 @@ pub struct Summary {
     /// Set-id bits and file capabilities that were not let out of a spark.
     pub privileges_dropped: u64,
     /// Names of files with several names that became files of their own.
-    pub separate: u64,
+    pub links_split: u64,
 }
 
-/// What is said of [`Summary::separate`].
-pub(super) const SEPARATE: &str = "names of files that have several names became files of their own: 64 MiB of memory, which \
+/// What is said of [`Summary::links_split`].
+pub(super) const LINKS_SPLIT: &str = "names of files that have several names became files of their own: 64 MiB of memory, which \
                                    is the most for such names, hold no more";
 
 impl Summary {
@@ -68,7 +68,7 @@ impl Summary {
         self.mounts_skipped += other.mounts_skipped;
         self.vanished += other.vanished;
         self.privileges_dropped += other.privileges_dropped;
-        self.separate += other.separate;
+        self.links_split += other.links_split;
     }
 
     /// What is not as it was, in words.
@@ -86,7 +86,7 @@ impl Summary {
                 self.privileges_dropped,
                 "set-id bits or capabilities were dropped: no spark hands those to the host",
             ),
-            (self.separate, SEPARATE),
+            (self.links_split, LINKS_SPLIT),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)

@@ -16,7 +16,7 @@ pub struct Links<T> {
     /// Bytes that may be remembered still.
     left: usize,
     /// Names of files that could not be remembered, so that each becomes a file of its own.
-    pub separate: u64,
+    pub links_split: u64,
 }
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl<T> Default for Links<T> {
 
 impl<T> Links<T> {
     fn with_room(left: usize) -> Links<T> {
-        Links { first: HashMap::new(), left, separate: 0 }
+        Links { first: HashMap::new(), left, links_split: 0 }
     }
 
     /// Forgets all files, and keeps the count of names that could not be remembered.
@@ -60,7 +60,7 @@ impl<T: Copy> Links<T> {
     /// Remembers the first of so many names of a file, if there is room for it.
     pub fn note(&mut self, file: File, path: Vec<u8>, about: T, names: u64) {
         match self.left.checked_sub(cost::<T>(&path)) {
-            None => self.separate += 1,
+            None => self.links_split += 1,
             Some(left) => {
                 self.left = left;
                 if let Some(before) = self.first.insert(file, First { path, about, more: names }) {
@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(links.next_name((1, 1)), Some((b"a".to_vec(), 7)));
         assert_eq!(links.next_name((1, 1)), Some((b"a".to_vec(), 7)));
         assert_eq!(links.next_name((1, 1)), None);
-        assert_eq!((links.left, links.separate), (MOST, 0));
+        assert_eq!((links.left, links.links_split), (MOST, 0));
     }
 
     #[test]
@@ -99,12 +99,12 @@ mod tests {
         for inode in 0..1000 {
             links.note((1, inode), vec![b'x'; 100], (), 2);
         }
-        assert_eq!((links.first.len(), links.left, links.separate), (10, 0, 990));
+        assert_eq!((links.first.len(), links.left, links.links_split), (10, 0, 990));
         // A file that is noted again takes no more room.
         links.next_name((1, 0)).unwrap();
         links.note((1, 1), vec![b'x'; 100], (), 2);
         links.note((1, 2000), vec![b'x'; 100], (), 2);
-        assert_eq!((links.first.len(), links.left, links.separate), (10, 0, 990));
+        assert_eq!((links.first.len(), links.left, links.links_split), (10, 0, 990));
         links.clear();
         assert_eq!((links.first.len(), links.left), (0, 10 * each));
     }

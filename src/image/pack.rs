@@ -50,7 +50,7 @@ pub struct Packed {
     /// Extended attributes beyond those that an import takes.
     pub xattrs_beyond: u64,
     /// Names of files with several names that became files of their own.
-    pub separate: u64,
+    pub links_split: u64,
 }
 
 impl Packed {
@@ -61,7 +61,7 @@ impl Packed {
             (self.markers, "files were left out whose names begin with `.wh.`, which in a layer means a file that is gone"),
             (self.xattrs_dropped, "file capabilities were dropped: they belong to a user namespace of another host"),
             (self.xattrs_beyond, "extended attributes were dropped: an archive has at most 64 of a file, of 64 KiB in all"),
-            (self.separate, super::files::SEPARATE),
+            (self.links_split, super::files::LINKS_SPLIT),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)
@@ -283,7 +283,7 @@ impl<'a, W: Write> Packing<'a, W> {
     }
 
     fn finish(mut self) -> Result<(W, Packed)> {
-        self.packed.separate = self.links.separate;
+        self.packed.links_split = self.links.links_split;
         let out = self.packer.finish().map_err(Error::sys("write an archive"))?;
         Ok((out, self.packed))
     }

@@ -357,7 +357,7 @@ impl<'a> Copier<'a> {
         if stat.st_nlink > 1 && !self.path.is_empty() {
             let path = [top.name, b"/", &self.path].concat();
             self.links.note(file, path, copy, stat.st_nlink as _);
-            self.summary.separate = self.links.separate;
+            self.summary.links_split = self.links.links_split;
         }
         Ok(())
     }
