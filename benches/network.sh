@@ -59,3 +59,9 @@ LINES
 of_one 1
 "$spark" fork -n "$many" resident m >/dev/null
 of_one "$many"
+echo "## the rules of $many made anew"
+# The table has the name of the run directory.
+nft delete table inet "sparks-$(printf %s "$SPARK_RUN" | sha256sum | cut -c 1-10)"
+start=$(date +%s%N)
+"$spark" gc >/dev/null
+echo "$((($(date +%s%N) - start) / 1000000)) ms"

@@ -324,6 +324,8 @@ export SPARK_VM_CACHE=${SPARK_VM_CACHE:-/var/cache/spark-vm}
 export SPARK_TEST_CACHE=${SPARK_TEST_CACHE:-/var/cache/spark-tests}
 # Snapshots of expected output are compared, never written.
 export INSTA_UPDATE=no INSTA_WORKSPACE_ROOT=$checkout CARGO_MANIFEST_DIR=$checkout
+# Tests wait more than they compute: for the kernel, for disks, and for each other.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
 unset SPARK_ROOT SPARK_RUN SPARK_PROJECT SPARK_BASE SPARK_LOG SPARK_CONFIG
 
 run_part build build_test_programs
