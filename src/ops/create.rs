@@ -133,7 +133,7 @@ impl Sparks {
             self.pool.index_ephemeral(&Ephemeral { spark: identity_of(spark, record), owner })?;
         }
         let made = fault::point("create.indexed").and_then(|()| self.make(spark, new, found));
-        if made.is_err() && !self.dir(spark).exists() {
+        if made.is_err() && !self.is_there(spark, &record.id) {
             if record.ephemeral {
                 self.pool.unindex_ephemeral(&record.id)?;
             }
@@ -150,6 +150,11 @@ impl Sparks {
             Ok(_) => Err(first),
             Err(undo) => Err(Error::Undo { first: first.into(), undo: undo.into() }),
         }
+    }
+
+    /// Whether what has a name is this very spark, and not one that somebody made meanwhile.
+    fn is_there(&self, spark: &SparkId, id: &Id) -> bool {
+        self.record(spark).map_or_else(|_| self.dir(spark).exists(), |there| there.id == *id)
     }
 
     fn make(&self, spark: &SparkId, new: &New<'_>, found: &Found) -> Result<()> {

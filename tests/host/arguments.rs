@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use crate::common::Machine;
+use crate::common::{Machine, wait_for};
 use crate::inside::{bare, machine};
 
 /// What no process of the host may show.
@@ -35,7 +35,9 @@ fn started(command: &mut Command) -> Child {
 fn lines_of_the_host(mut child: Child) -> Vec<String> {
     let inside = |pid: &u32| read(*pid, "uid_map") != read(1, "uid_map");
     let (in_spark, of_host): (Vec<u32>, Vec<u32>) = tree(child.id()).into_iter().partition(inside);
-    assert!(in_spark.iter().any(|pid| read(*pid, "environ").contains(VALUE)), "the value has arrived");
+    // A process that executes a program has no environment for a moment.
+    let has_arrived = || in_spark.iter().any(|pid| read(*pid, "environ").contains(VALUE));
+    assert!(wait_for(has_arrived), "the value has arrived");
     for pid in &of_host {
         for file in ["cmdline", "environ"] {
             assert!(!read(*pid, file).contains(VALUE), "{file} of {pid}: {}", read(*pid, file));

@@ -76,5 +76,6 @@ fn an_entry_that_is_being_brought_back_is_not_freed() {
     // Nobody has to ask for it then either.
     assert!(machine.place().next_expiry().exists());
     machine.spark(&["gc"]).ok();
-    assert_eq!(trash(&machine).len(), 0);
+    // The one that a command has started in the background may have been first.
+    assert!(wait_for(|| trash(&machine).is_empty()));
 }
