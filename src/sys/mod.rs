@@ -32,6 +32,7 @@ pub mod loopdev;
 pub mod mount;
 pub mod net;
 pub mod netns;
+pub mod new_file;
 pub mod nft;
 pub mod output;
 pub mod process;

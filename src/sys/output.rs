@@ -3,18 +3,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD};
-use rustix::io::Errno;
-use tempfile::NamedTempFile;
-
-use super::held::{ENDING, Held};
 use super::inherited::umask;
-use super::tree;
-use super::unfinished::Unfinished;
+use super::new_file::NewFile;
 
 /// A place to write one file to.
 #[derive(Debug)]
@@ -24,10 +20,8 @@ pub struct Output(Kind);
 enum Kind {
     /// An open descriptor, a device or a fifo: what is written is there at once.
     Stream(File),
-    /// A file that has no name yet: nothing is left of it, however this process ends.
-    Unnamed(File, PathBuf),
-    /// A file that has another name yet, on a filesystem that has none without a name.
-    Named(NamedTempFile, Box<Unfinished>, PathBuf),
+    /// A file that has not got its name yet, and the name.
+    New(NewFile<Arc<OwnedFd>>, Vec<u8>),
 }
 
 impl Output {
@@ -52,26 +46,19 @@ impl Output {
             _ => 0o666 & !umask(),
         };
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let unnamed = tree::create_unnamed(super::file::open_dir(dir)?)?;
-        let output = match unnamed {
-            Some(file) => Output(Kind::Unnamed(file, path.to_owned())),
-            None => Output::named(dir, path)?,
-        };
+        // Empty behind a slash, which is no file's name.
+        let name = path.as_os_str().as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let new = NewFile::create(Arc::new(super::file::open_dir(dir)?))?;
+        let output = Output(Kind::New(new, name.to_vec()));
         output.file().set_permissions(PermissionsExt::from_mode(mode))?;
         Ok(output)
-    }
-
-    fn named(dir: &Path, path: &Path) -> io::Result<Output> {
-        let new = new_file_in(dir)?;
-        let guard = Box::new(Unfinished::path(new.path())?);
-        Ok(Output(Kind::Named(new, guard, path.to_owned())))
     }
 
     /// The file to write to.
     pub fn file(&self) -> &File {
         match &self.0 {
-            Kind::Stream(file) | Kind::Unnamed(file, _) => file,
-            Kind::Named(new, ..) => new.as_file(),
+            Kind::Stream(file) => file,
+            Kind::New(new, _) => &new.file,
         }
     }
 
@@ -79,32 +66,12 @@ impl Output {
     pub fn finish(self) -> io::Result<()> {
         match self.0 {
             Kind::Stream(_) => Ok(()),
-            Kind::Unnamed(file, path) => {
-                file.sync_all()?;
-                name(&file, &path)
-            }
-            Kind::Named(new, _guard, path) => {
-                new.as_file().sync_all()?;
-                new.persist(path).map(drop).map_err(|e| e.error)
+            Kind::New(new, name) => {
+                new.file.sync_all()?;
+                new.place(&name)
             }
         }
     }
-}
-
-/// Gives a file without a name its name, in the place of what has it.
-fn name(file: &File, path: &Path) -> io::Result<()> {
-    // By its descriptor alone only root could, and this may be done with the caller's rights.
-    let of_file = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let link = |path: &Path| rustix::fs::linkat(CWD, of_file.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW);
-    match link(path) {
-        Err(Errno::EXIST) => {}
-        linked => return Ok(linked?),
-    }
-    // A link replaces nothing, a rename does. Signals wait, so that the name in between does not stay.
-    let _held = Held::new(&ENDING)?;
-    let between = path.with_file_name(format!(".spark-{}-{}", std::process::id(), file.as_raw_fd()));
-    link(&between)?;
-    std::fs::rename(&between, path).inspect_err(|_| drop(std::fs::remove_file(&between)))
 }
 
 /// The number of the caller's open descriptor that a path names.
@@ -138,23 +105,6 @@ fn open_node(path: &Path) -> io::Result<File> {
     let kind = file.metadata()?.file_type();
     let is_node = kind.is_char_device() || kind.is_block_device() || kind.is_fifo();
     if is_node { Ok(file) } else { Err(io::Error::from_raw_os_error(libc::EBUSY)) }
-}
-
-/// Makes a file in a directory that is gone again unless it is given a name.
-fn new_file_in(dir: &Path) -> io::Result<NamedTempFile> {
-    // What the system said is in the words of `tempfile` alone, but for its kind.
-    NamedTempFile::new_in(dir).map_err(|e| {
-        let errno = match e.kind() {
-            io::ErrorKind::PermissionDenied => libc::EACCES,
-            io::ErrorKind::NotFound => libc::ENOENT,
-            io::ErrorKind::NotADirectory => libc::ENOTDIR,
-            io::ErrorKind::StorageFull => libc::ENOSPC,
-            io::ErrorKind::QuotaExceeded => libc::EDQUOT,
-            io::ErrorKind::ReadOnlyFilesystem => libc::EROFS,
-            _ => return e,
-        };
-        io::Error::from_raw_os_error(errno)
-    })
 }
 
 #[cfg(test)]
@@ -196,14 +146,18 @@ mod tests {
     fn on_a_filesystem_without_files_that_have_no_name_a_file_has_another_one_until_it_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
+        let named = |dir: &Path| {
+            let new = NewFile::create_named(Arc::new(crate::sys::file::open_dir(dir).unwrap())).unwrap();
+            Output(Kind::New(new, "out".into()))
+        };
         for (n, content) in ["one", "two"].into_iter().enumerate() {
-            let output = Output::named(dir.path(), &path).unwrap();
+            let output = named(dir.path());
             output.file().write_all(content.as_bytes()).unwrap();
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), n + 1);
             output.finish().unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
         }
-        drop(Output::named(dir.path(), &path).unwrap());
+        drop(named(dir.path()));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

@@ -142,7 +142,16 @@ pub fn create_unnamed(dir: impl AsFd) -> io::Result<Option<File>> {
 
 /// Gives an open file a name that is not taken.
 pub fn name_file(file: &File, dir: impl AsFd, name: &[u8]) -> io::Result<()> {
-    Ok(rustix::fs::linkat(file, "", dir, OsStr::from_bytes(name), AtFlags::EMPTY_PATH)?)
+    let name = OsStr::from_bytes(name);
+    match rustix::fs::linkat(file, "", &dir, name, AtFlags::EMPTY_PATH) {
+        // Only root may, on kernels before 6.10. Whoever acts with the rights of the caller goes through /proc, which root does
+        // not have where a spark's mounts are all that it sees.
+        Err(Errno::NOENT) => {
+            let of_file = format!("/proc/self/fd/{}", file.as_raw_fd());
+            Ok(rustix::fs::linkat(rustix::fs::CWD, of_file, dir, name, AtFlags::SYMLINK_FOLLOW)?)
+        }
+        linked => Ok(linked?),
+    }
 }
 
 /// Opens `name` in `dir` as what it is, a link itself: to inspect and change it, and not what comes to have its name.

@@ -65,7 +65,7 @@ pub(crate) fn location(path: impl AsRef<OsStr>) -> Location {
 }
 
 pub(crate) fn no_temporary_names(top: &Path) {
-    let found = Command::new("find").arg(top).args(["-name", ".spark-cp-*"]).output().unwrap();
+    let found = Command::new("find").arg(top).args(["-name", ".spark-new-*"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");
 }
 

@@ -16,7 +16,7 @@ use rustix::fs::{Dir, Stat};
 use super::Owner;
 use super::meta::Meta;
 use super::node::{self, At, Node};
-use super::place::{self, NewFile};
+use super::place;
 use super::view::{Files, What};
 use crate::error::{Error, Result};
 use crate::fault;
@@ -25,6 +25,7 @@ use crate::image::{Limits, Summary};
 use crate::ops::Observer;
 use crate::sys::copy::{self, Flush};
 use crate::sys::inherited;
+use crate::sys::new_file::{self, NewFile};
 use crate::sys::tree::{self, Mtime};
 
 /// A copy of one source.
@@ -291,7 +292,7 @@ impl<'a> Copier<'a> {
     /// Describes a file whose content is complete, and gives it its name. Returns which one it is.
     fn finish(
         &mut self,
-        new: NewFile<'_>,
+        new: NewFile<BorrowedFd<'_>>,
         (copied, meta, from): (copy::Copied, &Meta, Option<BorrowedFd<'_>>),
         to: At<'_>,
     ) -> Result<(u64, u64)> {
@@ -322,8 +323,8 @@ impl<'a> Copier<'a> {
         make: &dyn Fn(BorrowedFd<'_>, &[u8]) -> io::Result<()>,
     ) -> Result<(u64, u64)> {
         let meta = self.meta(stat);
-        let made = place::place(to, |dir, name| {
-            make(dir, name)?;
+        let made = new_file::place(to.dir, to.name, |dir, name| {
+            make(*dir, name)?;
             let node = tree::open_node(dir, name)?;
             let made = rustix::fs::fstat(&node)?;
             // What somebody inside has put there instead is not what owner and mode are meant for.
@@ -372,7 +373,7 @@ impl<'a> Copier<'a> {
         if !same {
             return Ok(false);
         }
-        let linked = place::place(to, |to, as_name| tree::link(&dir, name, to, as_name));
+        let linked = new_file::place(to.dir, to.name, |to, as_name| tree::link(&dir, name, to, as_name));
         linked.map(|()| true).map_err(|e| self.placing(e))
     }
 
