@@ -1,5 +1,6 @@
 //! Published ports: `[[IP:]HOST:]SPARK[/udp]`.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -60,6 +61,12 @@ pub fn overlap(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
         }
         _ => true,
     }
+}
+
+/// Those of some ports that are not among others.
+pub fn without(ports: &[Published], others: &[Published]) -> Vec<Published> {
+    let others: HashSet<&Published> = others.iter().collect();
+    ports.iter().filter(|port| !others.contains(port)).cloned().collect()
 }
 
 /// Ports in the words of `-p`, with those that follow one another as ranges.

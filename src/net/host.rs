@@ -161,14 +161,19 @@ fn taken4() -> Vec<Cidr> {
 
 /// Where the routes of IPv6 lead, but those to everything and to most of it: a network of ours is told from others there.
 fn routes6() -> Vec<Cidr> {
+    ways6().into_iter().map(|(net, _)| net).filter(|net| net.prefix > 16).collect()
+}
+
+/// The routes of IPv6: where they lead, and by which device.
+fn ways6() -> Vec<(Cidr, String)> {
     let text = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
     let parsed = text.lines().filter_map(|line| {
-        let mut fields = line.split_whitespace();
-        let address = u128::from_str_radix(fields.next()?, 16).ok()?;
-        let prefix = u8::from_str_radix(fields.next()?, 16).ok()?;
-        Some(Cidr { address: IpAddr::V6(address.into()), prefix })
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let address = u128::from_str_radix(fields.first()?, 16).ok()?;
+        let prefix = u8::from_str_radix(fields.get(1)?, 16).ok()?;
+        Some((Cidr { address: IpAddr::V6(address.into()), prefix }, (*fields.get(9)?).to_owned()))
     });
-    parsed.filter(|net| net.prefix > 16).collect()
+    parsed.collect()
 }
 
 /// Where the routes of IPv4 lead, but the default one.
@@ -191,7 +196,7 @@ fn resolvers() -> Vec<Cidr> {
 /// Devices that packets of sparks may leave by: those with a route.
 fn uplinks() -> (Vec<String>, Vec<String>) {
     let all4 = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let all6 = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    let all6 = ways6();
     let devices = |names: Vec<&str>| {
         let mut names: Vec<String> =
             names.into_iter().filter(|n| *n != "lo" && !n.starts_with(PREFIX)).map(str::to_owned).collect();
@@ -201,7 +206,7 @@ fn uplinks() -> (Vec<String>, Vec<String>) {
     };
     (
         devices(all4.lines().skip(1).filter_map(|l| l.split_whitespace().next()).collect()),
-        devices(all6.lines().filter_map(|l| l.split_whitespace().nth(9)).collect()),
+        devices(all6.iter().map(|(_, device)| device.as_str()).collect()),
     )
 }
 
@@ -213,11 +218,7 @@ pub(super) fn cards() -> Result<Vec<u32>> {
 
 /// Whether the host has a way to everywhere by IPv6.
 pub(super) fn has_route6() -> bool {
-    let text = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
-    text.lines().any(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        fields.len() > 9 && fields[1] == "00" && fields[0].bytes().all(|b| b == b'0') && fields[9] != "lo"
-    })
+    ways6().iter().any(|(net, device)| net.prefix == 0 && net.address.is_unspecified() && device != "lo")
 }
 
 /// What every way out takes.

@@ -75,12 +75,7 @@ impl Nets {
             nft::run(&nft::remove(&self.table))?;
             self.remove_router()?;
             let projects = self.dir.join("projects");
-            match std::fs::remove_dir_all(&projects) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove", projects)(e));
-                }
-                _ => {}
-            }
+            sys::file::remove_all(&projects).map_err(Error::io("remove", projects))?;
             self.names().forget_all_but(&HashSet::new(), true)?;
             let _host = host::lock()?;
             host::release(&self.uplink())?;

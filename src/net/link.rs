@@ -71,14 +71,15 @@ pub(super) fn of_kinds(kinds: &[&str]) -> Result<Vec<u32>> {
 
 /// The names and numbers of those whose names begin so.
 pub(super) fn beginning_with(prefix: &str) -> Result<Vec<(String, u32)>> {
-    let named = devices()?.into_iter().filter_map(|device| {
-        let name = device.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.clone()),
-            _ => None,
-        });
-        Some((name?, device.header.index))
-    });
+    let named = devices()?.into_iter().filter_map(|device| Some((name_of(&device)?, device.header.index)));
     Ok(named.filter(|(name, _)| name.starts_with(prefix)).collect())
+}
+
+fn name_of(device: &LinkMessage) -> Option<String> {
+    device.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
 }
 
 pub(super) fn exists(name: &str) -> bool {
@@ -279,11 +280,7 @@ pub(super) fn forget_networks(nets: &[Cidr], device: Option<&str>) -> Result<()>
 pub(super) fn ports_of(bridge: &str) -> Result<Vec<String>> {
     let bridge = LinkAttribute::Controller(index(bridge)?);
     let ports = devices()?.into_iter().filter(|device| device.attributes.contains(&bridge));
-    let names = ports.flat_map(|port| port.attributes).filter_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name),
-        _ => None,
-    });
-    Ok(names.collect())
+    Ok(ports.filter_map(|port| name_of(&port)).collect())
 }
 
 /// Removes a device of this thread's namespace. One that is not there is as well.

@@ -3,7 +3,7 @@
 //! They translate addresses and publish ports, and keep nobody apart: see `barrier`. Their chains never change. Only
 //! published ports are elements of maps, each change of which is a transaction.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
 use std::process::{Command, Stdio};
@@ -97,13 +97,10 @@ pub(super) fn remove(table: &str) -> String {
     format!("add table inet {table}\ndelete table inet {table}\n")
 }
 
-/// From one member to the same with other ports.
-pub(super) fn change(table: &str, member: &Member, from: &[Published], to: &[Published]) -> String {
-    let [had, has] = [from, to].map(|ports| ports.iter().collect::<HashSet<_>>());
-    let of = |ports: &[Published], others: &HashSet<&Published>| -> Vec<Element> {
-        ports.iter().filter(|port| !others.contains(port)).flat_map(|port| published(member, port)).collect()
-    };
-    script_of("delete", table, of(from, &has)) + &script_of("add", table, of(to, &had))
+/// Takes ports of a member back, and publishes others.
+pub(super) fn change(table: &str, member: &Member, gone: &[Published], new: &[Published]) -> String {
+    let of = |ports: &[Published]| ports.iter().flat_map(|port| published(member, port)).collect::<Vec<_>>();
+    script_of("delete", table, of(gone)) + &script_of("add", table, of(new))
 }
 
 /// An element: the map, and its text.

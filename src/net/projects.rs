@@ -129,9 +129,6 @@ impl Nets {
     /// Forgets a project that nobody is in.
     pub(super) fn forget_project(&self, project: &Id) -> Result<()> {
         let dir = self.project_dir(project);
-        match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir)(e)),
-            _ => Ok(()),
-        }
+        sys::file::remove_all(&dir).map_err(Error::io("remove", dir))
     }
 }

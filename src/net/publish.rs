@@ -3,14 +3,13 @@
 //! A claim keeps a port from the sparks of all installations of the host; the rules of our own table lead it. So the host's lock
 //! is held for claims only, and not while the packet filter is changed.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::claims::Claims;
 use super::listeners::Listeners;
 use super::ports::{self, Settled};
 use super::{Member, Nets, Router, flows, host, nft, sysctl};
-use crate::domain::port::Published;
+use crate::domain::port::{self, Published};
 use crate::domain::spark::Id;
 use crate::error::Result;
 use crate::fault;
@@ -60,15 +59,14 @@ impl Nets {
 
     /// Has the packet filter lead the ports of a spark to it, which had others before, in one transaction.
     pub(super) fn lead(&self, router: &Router, member: &Member, had: &[Published]) -> Result<()> {
-        if nft::run(&nft::change(&self.table, member, had, &member.ports)).is_err() {
+        let (gone, new) = (port::without(had, &member.ports), port::without(&member.ports, had));
+        if nft::run(&nft::change(&self.table, member, &gone, &new)).is_err() {
             // A crash left some, or some are out already.
             let mut members = self.members();
             members.iter_mut().filter(|other| other.id == member.id).for_each(|own| own.clone_from(member));
             return self.rebuild(router, &members);
         }
-        let [before, now] = [had, &member.ports].map(|ports| ports.iter().collect::<HashSet<_>>());
-        let changed: Vec<Published> = before.symmetric_difference(&now).copied().cloned().collect();
-        flows::forget(&changed, &member.addresses());
+        flows::forget(&[gone, new].concat(), &member.addresses());
         Ok(())
     }
 

@@ -46,16 +46,14 @@ impl Sparks {
     /// # Errors
     /// `network` if one is taken, naming who has it: then none is published.
     pub fn open_ports(&self, spark: &SparkRef, ports: &[Published], observer: &dyn Observer) -> Result<()> {
-        let before = self.ports(spark)?;
-        let record = self.change_ports(spark, |had| {
+        let (before, record) = self.change_ports(spark, |had| {
             // What is named now is not chosen any more.
             had.chosen.retain(|port| !ports.contains(port));
             had.ports.retain(|port| !ports.contains(port));
             had.ports.extend_from_slice(ports);
             Ok(())
         })?;
-        let new: Vec<Published> =
-            record.options.ports.iter().filter(|p| !before.contains(p)).cloned().collect();
+        let new = port::without(&record.options.ports, &before.options.ports);
         tell(&spark.name, &new, self.live(&record).is_some(), observer);
         Ok(())
     }
@@ -75,11 +73,12 @@ impl Sparks {
         self.change_ports(spark, close).map(drop)
     }
 
+    /// Returns the record before and after.
     fn change_ports(
         &self,
         spark: &SparkRef,
         change: impl FnOnce(&mut Settled) -> Result<()>,
-    ) -> Result<SparkRecord> {
+    ) -> Result<(SparkRecord, SparkRecord)> {
         let mut opened = self.open_spark(&self.resolve(spark)?, Mode::Exclusive)?;
         let network = opened.record.options.network;
         if network != Network::Project {
@@ -115,7 +114,7 @@ impl Sparks {
             Ok(()) => first,
             Err(undo) => Error::Undo { first: first.into(), undo: undo.into() },
         })?;
-        Ok(opened.record)
+        Ok((before, opened.record))
     }
 
     /// Tells where the ports of a new spark lead from.
@@ -141,10 +140,8 @@ fn tell(name: &Name, ports: &[Published], runs: bool, observer: &dyn Observer) {
 
 /// Says which ports a spark that starts has in the place of others.
 pub(super) fn chosen_anew(record: &SparkRecord, member: &Member) -> String {
-    let gone: Vec<Published> =
-        record.options.ports.iter().filter(|port| !member.ports.contains(port)).cloned().collect();
-    let new: Vec<Published> =
-        member.ports.iter().filter(|port| !record.options.ports.contains(port)).cloned().collect();
+    let had = &record.options.ports;
+    let (gone, new) = (port::without(had, &member.ports), port::without(&member.ports, had));
     format!(
         "{}: {} is taken; published instead on {}",
         member.name,
@@ -156,9 +153,7 @@ pub(super) fn chosen_anew(record: &SparkRecord, member: &Member) -> String {
 impl Found {
     /// Says which ports a new spark does not get.
     pub(super) fn tell_ports(&self, record: &SparkRecord, observer: &dyn Observer) {
-        let had = &self.options.ports;
-        let lost: Vec<Published> =
-            had.iter().filter(|port| !record.options.ports.contains(port)).cloned().collect();
+        let lost = port::without(&self.options.ports, &record.options.ports);
         if !lost.is_empty() && !record.ephemeral {
             observer.notice(&format!(
                 "not published for the new spark, but still for its origin: {}",

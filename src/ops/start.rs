@@ -230,9 +230,7 @@ impl Sparks {
 
     /// Removes a bundle and gives its ids back.
     pub(crate) fn clear_bundle(&self, bundle: &Path, first_id: Option<u32>) {
-        if let Err(e) = std::fs::remove_dir_all(bundle)
-            && e.kind() != std::io::ErrorKind::NotFound
-        {
+        if let Err(e) = sys::file::remove_all(bundle) {
             tracing::warn!("cannot remove {}: {e}", bundle.display());
         }
         if let Some(first) = first_id {

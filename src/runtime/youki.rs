@@ -189,10 +189,7 @@ impl Handle {
             // The kernel takes processes out of a cgroup a moment after they end, and tells nobody.
             sys::deadline::pause(Duration::from_millis(2)).map_err(Error::sys("wait for the cgroup"))?;
         }
-        match std::fs::remove_dir_all(self.dir()) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", self.dir())(e)),
-            _ => Ok(()),
-        }
+        sys::file::remove_all(&self.dir()).map_err(Error::io("remove", self.dir()))
     }
 
     /// Removes the cgroups that were made below its own, as far as no process is in them any more.

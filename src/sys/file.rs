@@ -107,6 +107,14 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes a directory with all that is in it. Succeeds if it does not exist.
+pub fn remove_all(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// What files that are being written are called: this, the writer's pid, `-` and a random word.
 const TEMPORARY: &str = ".new-";
 
