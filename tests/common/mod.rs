@@ -187,6 +187,31 @@ pub fn default_signals(command: &mut Command) {
     }
 }
 
+/// A process that is killed, if it still runs, and waited for when this is dropped.
+#[derive(Debug)]
+pub struct Killed(pub std::process::Child);
+
+impl std::ops::Deref for Killed {
+    type Target = std::process::Child;
+
+    fn deref(&self) -> &std::process::Child {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Killed {
+    fn deref_mut(&mut self) -> &mut std::process::Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// For what would ask at the terminal that the tests may have been called at.
 pub fn without_terminal(command: &mut Command) {
     // SAFETY: setsid(2) is safe between fork and exec.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
-use crate::common::{Machine, PATIENCE};
+use crate::common::{Killed, Machine, PATIENCE};
 
 fn machine() -> Machine {
     let machine = Machine::new();
@@ -26,7 +26,7 @@ pub(crate) struct Screen {
     keyboard: File,
     /// The side that programs have: kept, to look at its modes when they have gone.
     terminal: OwnedFd,
-    child: Child,
+    child: Killed,
     /// All that was shown so far.
     shown: String,
     /// Up to where it was read.
@@ -81,7 +81,7 @@ impl Screen {
         Screen {
             keyboard: keyboard.into(),
             terminal: terminal.into(),
-            child,
+            child: Killed(child),
             shown: String::new(),
             read: 0,
             before,
@@ -146,13 +146,6 @@ impl Screen {
         let flags = rustix::fs::fcntl_getfl(&self.terminal).unwrap();
         assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK), "the terminal is left non-blocking");
         (status.code().expect("spark itself was killed"), std::mem::take(&mut self.shown))
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

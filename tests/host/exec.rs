@@ -2,12 +2,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::{Machine, Output, PATIENCE, wait_for};
+use crate::common::{Killed, Machine, Output, PATIENCE, wait_for};
 
 /// A machine with a running spark `web`.
 fn machine() -> Machine {
@@ -35,7 +35,7 @@ pub(crate) fn host(machine: &Machine, line: &str) -> Output {
 
 /// A command under way. Killed with this.
 pub(crate) struct Background {
-    child: Child,
+    child: Killed,
     lines: BufReader<std::process::ChildStdout>,
 }
 
@@ -43,7 +43,8 @@ impl Background {
     /// Starts a command and waits until it says `ready`.
     pub(crate) fn ready(machine: &Machine, args: &[&str]) -> Background {
         let mut child = machine.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut background = Background { lines: BufReader::new(child.stdout.take().unwrap()), child };
+        let mut background =
+            Background { lines: BufReader::new(child.stdout.take().unwrap()), child: Killed(child) };
         assert_eq!(background.line(), "ready", "{args:?}");
         background
     }
@@ -72,13 +73,6 @@ impl Background {
             std::thread::sleep(Duration::from_millis(5));
         }
         status.expect("the command did not end").code().expect("spark itself was killed")
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -101,22 +101,23 @@ fn one_file_is_compared_in_little_memory_whatever_is_in_it_or_at_it() {
     assert!(diff(&["/breaks", "--json"]).json()["diff"].as_str().unwrap().len() > 1 << 20);
 }
 
-/// As many attributes as a file can have, of as many bytes each as btrfs takes: 80 MB in all.
-fn with_attributes(path: &std::path::Path) {
-    let file = File::create(path).unwrap();
+/// A stopped spark with a file that has as many attributes as it can have, of as many bytes each as btrfs takes: 80 MB in all.
+fn with_attributes() -> Machine {
+    let machine = web();
+    machine.spark(&["stop", "web", "-t", "0"]).ok();
+    let file = File::create(root(&machine, "web").join("attributed")).unwrap();
     for n in 0..5000 {
         let name = format!("user.{n:04}");
         rustix::fs::fsetxattr(&file, name.as_str(), &[b'x'; 16_000], rustix::fs::XattrFlags::empty())
             .unwrap();
     }
+    machine
 }
 
 #[test]
 fn a_file_with_many_attributes_is_copied_with_all_of_them_and_exported_with_64_kib_in_little_memory() {
     const MEMORY: u64 = 64 << 20;
-    let machine = web();
-    machine.spark(&["stop", "web", "-t", "0"]).ok();
-    with_attributes(&root(&machine, "web").join("attributed"));
+    let machine = with_attributes();
     machine.spark(&["create", "other", "--no-start"]).ok();
     let cp = ["cp", "web:/attributed", "other:/copy"];
     Output::of("cp", &mut with_memory(&machine, MEMORY, &cp)).ok();
@@ -139,9 +140,7 @@ fn a_file_with_many_attributes_is_copied_with_all_of_them_and_exported_with_64_k
 #[test]
 fn a_spark_of_any_attributes_is_sent_in_little_memory() {
     const MEMORY: u64 = 64 << 20;
-    let machine = web();
-    machine.spark(&["stop", "web", "-t", "0"]).ok();
-    with_attributes(&root(&machine, "web").join("attributed"));
+    let machine = with_attributes();
     let mut send = with_memory(&machine, MEMORY, &["send", "web"]);
     let sent = send.stdout(std::process::Stdio::null()).output().unwrap();
     assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));

@@ -2,9 +2,9 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::common::{Output, wait_for};
+use crate::common::{Killed, Output, wait_for};
 use crate::netns::{BEYOND4, BEYOND6, HOST4, HOST6, Host, inside};
 
 #[test]
@@ -233,7 +233,7 @@ fn a_program_that_binds_a_published_port_later_gets_nothing_of_it_while_the_spar
 
 /// Sends what it is told to, from one port and address to any, and writes down what it hears from where.
 struct Datagrams {
-    child: Child,
+    child: Killed,
     log: PathBuf,
 }
 
@@ -250,7 +250,7 @@ impl Datagrams {
         let log = host.machine.work().join(format!("heard-{name}"));
         let out = std::fs::File::create(&log).unwrap();
         entered.args(["/usr/bin/python3", "-c", TALK, port]).stdin(Stdio::piped()).stdout(out);
-        let talker = Datagrams { child: entered.spawn().unwrap(), log };
+        let talker = Datagrams { child: Killed(entered.spawn().unwrap()), log };
         assert!(wait_for(|| talker.heard("ready")));
         talker
     }
@@ -272,13 +272,6 @@ impl Datagrams {
 
     fn heard(&self, what: &str) -> bool {
         self.text().contains(what)
-    }
-}
-
-impl Drop for Datagrams {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -3,19 +3,19 @@
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use crate::common::{Machine, wait_for};
+use crate::common::{Killed, Machine, wait_for};
 use crate::inside::{USER, machine, spark};
 
 /// A user at a terminal.
 pub(crate) struct Seat {
     pub(crate) master: OwnedFd,
-    pub(crate) child: Child,
+    pub(crate) child: Killed,
     screen: Arc<Mutex<String>>,
 }
 
@@ -56,7 +56,7 @@ impl Seat {
                 shown.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
             }
         });
-        Seat { master, child, screen }
+        Seat { master, child: Killed(child), screen }
     }
 
     pub(crate) fn types(&self, text: &str) {
@@ -70,13 +70,6 @@ impl Seat {
         let screen = std::mem::take(&mut *self.screen.lock().unwrap());
         assert!(there, "`{text}` does not appear: {screen}");
         screen
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -3,13 +3,13 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::common::vault::{Connect, TOKEN};
-use crate::common::{Machine, wait_for};
+use crate::common::{Killed, Machine, wait_for};
 use crate::sources::{CHECK, check};
 
 const NEW_KEY: [&str; 6] = ["-new", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
@@ -75,7 +75,7 @@ fn has_expired(file: &Path) -> bool {
 
 /// TLS before a server that has none.
 struct Tls {
-    child: Child,
+    _child: Killed,
     address: String,
 }
 
@@ -93,14 +93,7 @@ impl Tls {
         let port = port.unwrap_or_else(|| panic!("socat: {line}"));
         // What it says later must not fill the pipe.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-        Tls { child, address: format!("https://127.0.0.1:{port}") }
-    }
-}
-
-impl Drop for Tls {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Tls { _child: Killed(child), address: format!("https://127.0.0.1:{port}") }
     }
 }
 

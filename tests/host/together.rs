@@ -1,16 +1,16 @@
 //! Commands that make one thing at the same time: one makes it, and the others wait and take it.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::common::{Machine, Output, wait_for};
+use crate::common::{Killed, Machine, Output, wait_for};
 
 /// A command in the background, ended with the test.
 pub(crate) struct Running {
-    child: Child,
+    child: Killed,
     errors: BufReader<std::process::ChildStderr>,
     said: String,
 }
@@ -21,7 +21,7 @@ impl Running {
         command.envs(env.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let errors = BufReader::new(child.stderr.take().unwrap());
-        Running { child, errors, said: String::new() }
+        Running { child: Killed(child), errors, said: String::new() }
     }
 
     /// One that stops at a fault point until it is told to go on.
@@ -53,13 +53,6 @@ impl Running {
         let status = self.child.wait().unwrap();
         let stderr = std::mem::take(&mut self.said).into_bytes();
         Output::from("command in the background", std::process::Output { status, stdout, stderr })
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -3,15 +3,15 @@
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
 use super::built::{Tar, busybox, index, layout, sh};
-use crate::common::{Machine, Output, wait_for};
+use crate::common::{Killed, Machine, Output, wait_for};
 
 /// Ends with the test.
-pub(super) struct Server(Child);
+pub(super) struct Server(Killed);
 
 impl Server {
     /// Starts a program that is told which port to listen at. A free port may be somebody else's a moment later, who
@@ -21,7 +21,8 @@ impl Server {
             let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
             let mut command = command(port);
             let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-            let mut server = Server(child.unwrap_or_else(|e| panic!("these tests need {command:?}: {e}")));
+            let mut server =
+                Server(Killed(child.unwrap_or_else(|e| panic!("these tests need {command:?}: {e}"))));
             let pid = server.0.id();
             let mut ended = || server.0.try_wait().unwrap().is_some();
             let ended = std::cell::RefCell::new(&mut ended);
@@ -45,13 +46,6 @@ fn listens(pid: u32, port: u16) -> bool {
         let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         open.into_iter().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == socket))
     })
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// A registry of a test's own.
