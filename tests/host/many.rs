@@ -43,6 +43,8 @@ fn a_command_for_one_spark_costs_the_same_beside_five_and_beside_sixty() {
     let many = count();
     for ((args, few), many) in verbs.iter().zip(few).zip(many) {
         assert!(many * 5 <= few * 6, "{args:?}: {few} system calls beside 5, {many} beside 60");
+        // It is looked whether 32 of the others have ended.
+        assert!(many <= few + 40, "{args:?}: {few} system calls beside 5, {many} beside 60");
     }
 }
 
